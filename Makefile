@@ -1,0 +1,70 @@
+# make demo   the whole pipeline on synthetic speech, with a table at the end
+# make test   style check and tests
+# Both install what is missing into .venv first. A finished step of the demo is not done again:
+# `make clean-demo` starts over.
+PYTHON ?= python3
+BIN := .venv/bin
+EVOXTRAL := $(BIN)/evoxtral
+DEMO := runs/demo
+CONFIGS := configs/demo
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test install tiny-base clean-demo
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "evoxtral needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/pytest
+
+demo: $(DEMO)/comparison.json
+	@cat $(DEMO)/comparison.md
+	@echo "written to $(DEMO)/comparison.json and $(DEMO)/comparison.md"
+
+$(DEMO)/data/complete.json: $(CONFIGS)/synth.yaml | .venv/installed
+	$(EVOXTRAL) data synth $< --overwrite
+
+$(DEMO)/packed/complete.json: $(CONFIGS)/pack.yaml $(DEMO)/data/complete.json
+	$(EVOXTRAL) data check $<
+	$(EVOXTRAL) data pack $< --overwrite
+
+$(DEMO)/sft/complete.json: $(CONFIGS)/sft.yaml $(DEMO)/packed/complete.json
+	$(EVOXTRAL) sft $< --overwrite
+
+$(DEMO)/eval-sft/complete.json: $(CONFIGS)/eval-sft.yaml $(DEMO)/sft/complete.json
+	$(EVOXTRAL) eval $< --overwrite
+
+$(DEMO)/raft/candidates/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.json $(DEMO)/eval-sft/complete.json
+	$(EVOXTRAL) raft generate $< --overwrite
+
+$(DEMO)/raft/scores/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/candidates/complete.json
+	$(EVOXTRAL) raft score $< --overwrite
+
+$(DEMO)/raft/curated/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/scores/complete.json
+	$(EVOXTRAL) raft curate $< --overwrite
+
+$(DEMO)/raft/train/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/curated/complete.json
+	$(EVOXTRAL) raft train $< --overwrite
+
+$(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/train/complete.json
+	$(EVOXTRAL) eval $< --overwrite
+
+$(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
+	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison
+
+clean-demo:
+	rm -rf $(DEMO)
+
+# Trains data/tiny-base again from nothing.
+tiny-base: .venv/installed
+	$(EVOXTRAL) tiny-base configs/tiny-base.yaml --overwrite
+	cd runs/tiny-base && cp README.md run.json metrics.json config.json generation_config.json \
+		model.safetensors preprocessor_config.json tekken.json ../../data/tiny-base/

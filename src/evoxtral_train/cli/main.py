@@ -1,0 +1,95 @@
+"""The commands: each parses, calls one stage and prints its report. No logic here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import running
+from .running import (
+    ConfigArgument,
+    DryRunOption,
+    OverwriteOption,
+    ResumeOption,
+    SetOption,
+    guarded,
+    options_of,
+    run_stage,
+    show,
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Teach Voxtral Realtime to hear how something was said.")
+data = typer.Typer(no_args_is_help=True, help="Make, check and pack a dataset.")
+raft = typer.Typer(no_args_is_help=True, help="Generate, score, curate, train: RAFT from an adapter.")
+app.add_typer(data, name="data")
+app.add_typer(raft, name="raft")
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
+    running.debug = debug
+
+
+def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str) -> None:
+    """Commands of one shape: a config, --set, --resume, --overwrite, --dry-run."""
+
+    @group.command(name, help=help_text)
+    def command(
+        config: ConfigArgument,
+        set_: SetOption = None,
+        resume: ResumeOption = False,
+        overwrite: OverwriteOption = False,
+        dry_run: DryRunOption = False,
+    ) -> None:
+        run_stage(stage, schema, config, set_, options_of(resume, overwrite, dry_run))
+
+
+_add(data, "synth", "synth", "SynthConfig", "Speak tagged scripts with espeak-ng into audio and a manifest.")
+_add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
+_add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
+_add(raft, "generate", "generate", "RaftConfig", "Sample N candidates for every clip.")
+_add(raft, "score", "score", "RaftConfig", "Give every candidate a reward by rule.")
+_add(raft, "curate", "curate", "RaftConfig", "Keep the best candidate of each clip, drop the lowest share.")
+_add(raft, "train", "raft_train", "RaftConfig", "Train the adapter on the curated candidates.")
+_add(raft, "run", "raft_run", "RaftConfig", "All four steps; finished ones are skipped with --resume.")
+_add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
+_add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
+
+
+@data.command("check")
+def check(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Find every row that packing would reject; exit code 1 when there is one."""
+    run_stage("check", "PackConfig", config, set_, None)
+
+
+@app.command("eval-predictions")
+def eval_predictions(
+    file: Annotated[Path, typer.Argument(help="JSONL of {id, reference, prediction}", show_default=False)],
+    bootstrap_samples: Annotated[int, typer.Option(min=1, help="resamples for the intervals")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
+) -> None:
+    """Score a file of predictions without any model; prints the metrics as JSON."""
+    import json
+
+    from ..stages import predictions
+
+    print(json.dumps(guarded(lambda: predictions.run(file, bootstrap_samples, seed)), indent=2, ensure_ascii=False))
+
+
+@app.command("compare")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of `evoxtral eval`", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="write OUTPUT.json and OUTPUT.md")] = None,
+) -> None:
+    """Put the systems of several evaluations into one table."""
+    from ..stages import compare as stage
+
+    show(guarded(lambda: stage.run(runs, output)))
+
+
+@app.command("doctor")
+def doctor() -> None:
+    """Versions, devices, tokens and keys; what will not work, and why."""
+    from ..stages import doctor as stage
+
+    show(guarded(stage.run))

@@ -1,0 +1,81 @@
+"""From a command's arguments to a stage and back to the terminal."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; the shipped ones are in configs/", show_default=False)]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=value: override one key of the config")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="do a finished run again")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")]
+
+ResultT = TypeVar("ResultT")
+
+debug = False
+
+
+def guarded(work: Callable[[], ResultT]) -> ResultT:
+    """Run a stage; an error is one line and an exit code, a traceback only under --debug."""
+    from ..errors import EvoxtralError
+
+    try:
+        return work()
+    except EvoxtralError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        print(f"error: {type(error).__name__}: {first} — run again as `evoxtral --debug …` to see where", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def show(report) -> None:
+    """One summary: the title, the facts in two columns, then the table as it is."""
+    width = max((len(name) for name in report.facts), default=0)
+    print(report.title)
+    for name, value in report.facts.items():
+        print(f"  {name:<{width}}  {value}")
+    if report.table:
+        print(f"\n{report.table}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options) -> None:
+    """Load the config, then import the stage (some take seconds: torch), run it, print its report."""
+    import importlib
+
+    def work():
+        from ..config import schema as schemas
+        from ..config.loader import load_config
+
+        config = load_config(path, getattr(schemas, schema), overrides)
+        module = importlib.import_module(f"..stages.{stage}", __package__)
+        return module.run(config) if options is None else module.run(config, options)
+
+    show(guarded(work))
+
+
+def options_of(resume: bool, overwrite: bool, dry_run: bool):
+    from ..errors import UsageError
+    from ..runs import Options
+
+    if resume and overwrite:
+        guarded(lambda: _raise(UsageError("--resume and --overwrite exclude each other", fix="choose one")))
+    return Options(resume, overwrite, dry_run)
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,0 +1,130 @@
+"""YAML to a frozen config: strict about keys, plain about what is wrong.
+
+Unknown keys at any depth name the nearest known one, duplicate keys are an error, `2e-4` is a
+number, and `--set a.b=c` obeys the same rules as the file. All problems are reported at once.
+"""
+
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with floats as in JSON, and with duplicate keys refused."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(
+                    f"duplicate key {key!r} in lines {seen[key]} and {key_node.start_mark.line + 1}",
+                    where=str(node.start_mark.name),
+                    fix="keep one of the two",
+                )
+            seen[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads `2e-4` as a string; researchers mean a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None = None) -> ConfigT:
+    """Read `path`, apply `--set` overrides in order, validate. Raises ConfigError."""
+    content = read_yaml(path)
+    for override in overrides or []:
+        _apply(content, override)
+    unknown = _unknown_keys(content, schema, ())
+    if unknown:
+        raise ConfigError("; ".join(unknown), where=str(path))
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {_plain(each)}" for each in error.errors()]
+        raise ConfigError("; ".join(problems), where=str(path)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError("no such config file", where=str(path), fix="the shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+    loader = _Loader(text)
+    loader.name = str(path)
+    try:
+        content = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    finally:
+        loader.dispose()
+    if not isinstance(content, dict):
+        raise ConfigError("a config is a mapping of keys to values", where=str(path))
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r} is not of the form a.b=value")
+    for part in parts[:-1]:
+        inner = content.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} holds a value, not further keys")
+        content = inner
+    try:
+        content[parts[-1]] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
+
+
+def _unknown_keys(content: Any, schema: Any, path: tuple[str, ...]) -> list[str]:
+    """One line for each key that the schema lacks, at any depth."""
+    model = _model_of(schema)
+    if isinstance(content, list):
+        return [line for i, item in enumerate(content) for line in _unknown_keys(item, _item_of(schema), (*path, str(i)))]
+    if model is None or not isinstance(content, dict):
+        return []
+    lines = []
+    for key, value in content.items():
+        name = ".".join((*path, str(key)))
+        if key in model.model_fields:
+            lines += _unknown_keys(value, model.model_fields[key].annotation, (*path, str(key)))
+        else:
+            nearest = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)[0]
+            lines.append(f"unknown key {name!r}, did you mean {'.'.join((*path, nearest))!r}?")
+    return lines
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((model for each in typing.get_args(annotation) if (model := _model_of(each))), None)
+    return None
+
+
+def _item_of(annotation: Any) -> Any:
+    arguments = typing.get_args(annotation)
+    return arguments[0] if typing.get_origin(annotation) is list and arguments else None
+
+
+def _plain(error: dict) -> str:
+    if error["type"] == "missing":
+        return "is required and missing"
+    return f"{error['msg']} (got {error['input']!r})"

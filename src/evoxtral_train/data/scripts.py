@@ -1,0 +1,177 @@
+"""Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL.
+
+Splits share no sentence: a sentence belongs to one split for good, chosen by a hash of its
+words, so neither the seed nor the corpus size can leak a held-out sentence into training.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..errors import RowError, UsageError
+from ..text import tags as tag_text
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+_TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
+
+
+@dataclass(frozen=True)
+class Script:
+    id: str
+    text: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Sentence templates and the phrases of their slots, from a YAML file."""
+
+    slots: dict[str, list[str]]
+    sentences: list[str]
+
+    @classmethod
+    def load(cls, path: Path) -> "Grammar":
+        try:
+            content = yaml.safe_load(path.read_text("utf-8"))
+            grammar = cls(slots=content["slots"], sentences=content["sentences"])
+        except FileNotFoundError:
+            raise UsageError("no such grammar", where=str(path), fix="set `grammar` to an existing YAML file") from None
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise UsageError(f"not a grammar: {error}", where=str(path), fix="it needs `slots` and `sentences`") from None
+        for sentence in grammar.sentences:
+            for slot in _SLOT.findall(sentence):
+                if slot not in grammar.slots:
+                    raise UsageError(f"sentence {sentence!r} uses the unknown slot {slot!r}", where=str(path))
+        return grammar
+
+    def sentence(self, rng: np.random.Generator) -> str:
+        template = self.sentences[rng.integers(len(self.sentences))]
+        return _SLOT.sub(lambda slot: self._phrase(slot.group(1), rng), template)
+
+    def _phrase(self, slot: str, rng: np.random.Generator) -> str:
+        phrases = self.slots[slot]
+        return str(phrases[rng.integers(len(phrases))])
+
+    def sentence_of_split(self, split: str, rng: np.random.Generator) -> str:
+        for _ in range(10_000):
+            sentence = self.sentence(rng)
+            if split_of_sentence(sentence) == split:
+                return sentence
+        raise UsageError(f"the grammar makes no sentence for the split {split!r}", fix="give it more sentences or phrases")
+
+
+def split_of_sentence(sentence: str) -> str:
+    """80 / 10 / 10 per cent of all possible sentences, by hash."""
+    digest = hashlib.sha256(sentence.encode("utf-8")).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in _SPLIT_SHARES:
+        position -= share
+        if position < 0:
+            return split
+    return _SPLIT_SHARES[-1][0]
+
+
+def draw_scripts(grammar: Grammar, clips: dict[str, int], untagged_share: float, seed: int) -> list[Script]:
+    """`clips` per split; exactly round(untagged_share × clips) of each split carry no tag."""
+    scripts = []
+    for split, count in clips.items():
+        rng = np.random.default_rng([seed, _seed_of(split)])
+        untagged = set(rng.permutation(count)[: round(untagged_share * count)].tolist())
+        for index in range(count):
+            sentences = [grammar.sentence_of_split(split, rng) for _ in range(1 + int(rng.random() < 0.45))]
+            text = " ".join(sentences) if index in untagged else add_tags(sentences, rng)
+            scripts.append(Script(f"{split}-{index:05d}", text, split))
+    return scripts
+
+
+def add_tags(sentences: list[str], rng: np.random.Generator) -> str:
+    """Put one to three tags where a speaker could act them.
+
+    An emotion, and a delivery, stand before a sentence, at most one of each; a sound stands
+    before or after a sentence or at its comma; a pause stands at a comma or between sentences.
+    """
+    counts, shares = zip(*_TAGS_PER_TAGGED_CLIP, strict=True)
+    wanted = [str(tag) for tag in rng.permutation(tag_text.BASE_TAGS)[: rng.choice(counts, p=shares)]]
+    slots = [{"before": [], "comma": [], "after": [], "emotion": None, "delivery": None} for _ in sentences]
+    for tag in wanted:
+        index = int(rng.integers(len(slots)))
+        if tag in tag_text.EMOTION_TAGS or tag in tag_text.DELIVERY_TAGS:
+            kind = "emotion" if tag in tag_text.EMOTION_TAGS else "delivery"
+            free = [each for each in slots if each["emotion"] is None and each["delivery"] is None]
+            if free:
+                free[rng.integers(len(free))][kind] = tag
+        elif tag == tag_text.PAUSE_TAG:
+            _place_pause(slots, sentences, rng)
+        else:
+            places = ["before", "after", "comma"] if "," in sentences[index] else ["before", "after"]
+            slots[index][places[rng.integers(len(places))]].append(tag)
+    text = " ".join(_write(slot, sentence) for slot, sentence in zip(slots, sentences, strict=True))
+    return text if tag_text.find_tags(text) else f"[{wanted[0]}] {text}"
+
+
+def _place_pause(slots: list[dict], sentences: list[str], rng: np.random.Generator) -> None:
+    places = [(index, "comma") for index, sentence in enumerate(sentences) if "," in sentence]
+    places += [(index, "before") for index in range(1, len(sentences))]
+    if places:
+        index, place = places[rng.integers(len(places))]
+        slots[index][place].insert(0, tag_text.PAUSE_TAG)
+    else:
+        slots[-1]["after"].insert(0, tag_text.PAUSE_TAG)
+        slots[-1]["after"].append("sighs")  # a pause at the very end could not be heard
+
+
+def _write(slot: dict, sentence: str) -> str:
+    leading = slot["before"] + [tag for tag in (slot["emotion"], slot["delivery"]) if tag]
+    if slot["comma"]:
+        head, tail = sentence.split(",", 1)
+        sentence = f"{head}, {tag_text.format_tags(slot['comma'])}{tail}"
+    return " ".join(part for part in (tag_text.format_tags(leading), sentence, tag_text.format_tags(slot["after"])) if part)
+
+
+def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
+    """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`.
+
+    Returns (scripts, rejected rows with file, line, id and reason). Rows without a split are
+    dealt out by the hash of their words, so repeated sentences stay in one split.
+    """
+    if not path.is_file():
+        raise UsageError("no such file of scripts", where=str(path), fix="set `scripts` to a JSONL of {text} rows")
+    scripts, rejected, seen = [], [], set()
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row = {}
+        try:
+            row = _parse_row(line)
+            text = row["text"]
+            pieces = tag_text.parse(text)
+            tag_text.check_known([piece.value for piece in pieces if piece.kind == "tag"], tag_text.BASE_TAGS)
+            identity = str(row.get("id") or f"script-{number:05d}")
+            if identity in seen:
+                raise RowError(f"duplicate id {identity!r}", fix="give each script its own id")
+            seen.add(identity)
+            split = row.get("split") or split_of_sentence(tag_text.strip_tags(text))
+            scripts.append(Script(identity, text, split))
+        except RowError as error:
+            rejected.append({"file": str(path), "line": number, "id": row.get("id"), "reason": str(error)})
+    return scripts, rejected
+
+
+def _parse_row(line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RowError(f"not JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        raise RowError("`text` is missing or empty", fix="write the tagged transcript there")
+    return row
+
+
+def _seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

@@ -1,0 +1,100 @@
+"""LoRA on the language model's attention: make it, load it, know which base it belongs to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from ..config.schema import Lora, Model
+from ..errors import UsageError
+from ..runs import fingerprint_files, read_run, require_complete
+from .realtime import stock
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`base`: fingerprint of the base it was trained on; None when no run recorded one."""
+
+    folder: Path
+    fingerprint: str
+    base: str | None
+
+
+def find_adapter(path: Path) -> Adapter:
+    """An adapter of ours (a run of `sft` or `raft train`) or any PEFT folder.
+
+    Raises UsageError when it does not exist, or when its run is not finished.
+    """
+    if (path / "run.json").is_file():
+        stage = read_run(path)["stage"]
+        hint = "evoxtral raft train configs/raft.yaml" if stage == "raft train" else "evoxtral sft configs/sft.yaml"
+        require_complete(path, stage if stage == "raft train" else "sft", hint)
+        folder, base = path / "adapter", read_run(path)["inputs"]["base"]
+    else:
+        folder, base = path, None
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"no adapter here ({missing[0]} is missing)",
+            where=str(path),
+            fix="point `adapter` at a run of `evoxtral sft`, or at a folder with a PEFT adapter; "
+            "make one with: evoxtral sft configs/sft.yaml",
+        )
+    return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
+
+
+def check_base(adapter: Adapter, base_fingerprint: str, base: str) -> None:
+    """Refuse an adapter that was trained on another base."""
+    if adapter.base is not None and adapter.base != base_fingerprint:
+        raise UsageError(
+            f"this adapter was trained on another base ({adapter.base}) than {base} ({base_fingerprint})",
+            where=str(adapter.folder),
+            fix="set model.base to the adapter's own, or train an adapter on this base",
+        )
+
+
+def add_lora(model, lora: Lora, model_config: Model) -> PeftModel:
+    """A fresh adapter on the modules that match `lora.target_modules`; all else stays frozen."""
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"lora.target_modules: {error}", fix="the default trains q, k, v, o of the language model") from None
+    # Where the base is to be found: the name in the config, not the folder it was resolved to.
+    wrapped.peft_config["default"].base_model_name_or_path = model_config.base
+    wrapped.peft_config["default"].revision = model_config.revision
+    return wrapped
+
+
+def load_adapter(model, adapter: Adapter, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on the base. Raises UsageError when its shapes or modules do not fit."""
+    try:
+        wrapped = PeftModel.from_pretrained(model, adapter.folder, is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"this adapter does not fit the base: {' '.join(str(error).split())[:200]}",
+            where=str(adapter.folder),
+            fix="set model.base to the base that it was trained on",
+        ) from None
+    return wrapped if trainable else wrapped.eval()
+
+
+def checkpoint_language_model(model: PeftModel) -> None:
+    """Gradient checkpointing on the language model alone, after wrapping, non-reentrant.
+
+    Enabled on the whole model it would install a hook that makes the embeddings a leaf which the
+    stock forward then adds to in place, and crash (voxtral-facts, section 3).
+    """
+    language_model = stock(model).model.language_model
+    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model.disable_input_require_grads()
+
+
+def adapter_bytes(model: PeftModel) -> int:
+    """Size of the saved adapter: LoRA weights are kept in float32."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad) * torch.float32.itemsize

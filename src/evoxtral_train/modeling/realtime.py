@@ -1,0 +1,111 @@
+"""Voxtral Realtime: load it, describe it, and run its two halves one after the other.
+
+The stock forward adds the projected audio to the token embeddings and runs the language model
+on the sum. `audio_embeddings` and `language_model_hidden` are those two steps, so that decoding
+can encode a clip once; a test holds them equal to the stock forward.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from ..config.schema import Model
+from ..data.processor import resolve_base
+from ..errors import UsageError
+
+transformers_logging.disable_progress_bar()
+
+_SAMPLE_BYTES = 1 << 20
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UsageError for a device that is not here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used: {reason}", fix="set model.device to auto") from None
+
+
+def load_model(config: Model) -> VoxtralRealtimeForConditionalGeneration:
+    """The stock class with the checkpoint's weights, in evaluation mode, frozen, on its device."""
+    folder = resolve_base(config.base, config.revision)
+    try:
+        model = VoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}",
+            where=str(folder),
+            fix="is this a whole Voxtral Realtime checkpoint (config.json and *.safetensors)?",
+        ) from None
+    return model.requires_grad_(False).eval().to(pick_device(config.device))
+
+
+def describe_model(base: str, revision: str | None) -> tuple[VoxtralRealtimeForConditionalGeneration, str]:
+    """The model's shape on the meta device, without weights, and where the shape comes from.
+
+    Where the checkpoint cannot be had, the class's default config stands in: it is the 4B model's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(base, revision, weights=False))
+        source = "the checkpoint's config"
+    except UsageError:
+        if Path(base).exists() or base.startswith((".", "/")):
+            raise
+        config, source = VoxtralRealtimeConfig(), "the class's default config (the checkpoint is not here)"
+    with torch.device("meta"):
+        return VoxtralRealtimeForConditionalGeneration(config), source
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Changes with the config or the weights. Of each weight file the size and both ends are read,
+    so that 9 GB do not have to be."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def stock(model) -> VoxtralRealtimeForConditionalGeneration:
+    """The stock model inside a PEFT wrapper (its linear layers then carry the adapter), or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def audio_embeddings(model, mel: torch.Tensor) -> torch.Tensor:
+    """mel [B, 128, 8 × T] -> projected audio [B, T, hidden]. Causal: the first t depend on no later frame."""
+    inner = stock(model)
+    return inner.get_audio_features(mel.to(inner.device, inner.dtype), return_dict=True).pooler_output
+
+
+def language_model_hidden(model, ids: torch.Tensor, audio: torch.Tensor, delay_tokens: int, cache=None) -> torch.Tensor:
+    """ids [B, T] and their audio [B, T, hidden] -> last hidden states [B, T, hidden]; `cache` is extended."""
+    inner = stock(model)
+    embeds = inner.get_input_embeddings()(ids) + audio
+    delay = torch.full((1,), delay_tokens, device=embeds.device, dtype=embeds.dtype)
+    outputs = inner.model.language_model(
+        inputs_embeds=embeds,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        t_cond=inner.model.time_embedding(delay)[None],
+    )
+    return outputs.last_hidden_state
+
+
+def sizes(model) -> dict[str, int]:
+    """Parameters: all of them, and those that are trained."""
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(each.numel() for each in parameters),
+        "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
+    }

@@ -1,0 +1,42 @@
+"""Which candidates to train on: the best of each clip, then all but the lowest share of clips."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ..records import Candidate, CuratedRow, DroppedRow, ScoredCandidate
+
+
+def curate(
+    candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate], drop_lowest_share: float
+) -> tuple[list[CuratedRow], list[DroppedRow]]:
+    """Join by (utterance_id, candidate_id), keep the best per clip (ties: the lowest candidate id),
+    then drop the clips with the lowest rewards: floor(clips × (1 − share)) stay, so 808 leave 727
+    (ties: by utterance id). Curated rows come in the order of the candidates.
+
+    Raises ValueError when a candidate has no score, or a score no candidate, or a key comes twice.
+    """
+    by_key = {(each.utterance_id, each.candidate_id): each for each in scores}
+    texts = {(each.utterance_id, each.candidate_id): each.text for each in candidates}
+    if len(by_key) != len(scores) or len(texts) != len(candidates) or by_key.keys() != texts.keys():
+        raise ValueError("candidates and scores do not hold the same (utterance_id, candidate_id) keys, each once")
+    clips: dict[str, list[ScoredCandidate]] = defaultdict(list)
+    for key in texts:
+        clips[key[0]].append(by_key[key])
+    best = {clip: min(rows, key=lambda row: (-row.reward, row.candidate_id)) for clip, rows in clips.items()}
+    stay = int(len(best) * (1 - Fraction(str(drop_lowest_share))))
+    ranked = sorted(best.values(), key=lambda row: (-row.reward, row.utterance_id))
+    kept = {row.utterance_id for row in ranked[:stay]}
+    curated, dropped = [], []
+    for clip, rows in clips.items():
+        for row in rows:
+            text = texts[row.utterance_id, row.candidate_id]
+            if row is not best[clip]:
+                reason = f"candidate {best[clip].candidate_id} of this clip has reward {best[clip].reward:g}"
+                dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason))
+            elif clip not in kept:
+                reason = f"among the lowest {drop_lowest_share:.0%} of clips"
+                dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason))
+            else:
+                curated.append(CuratedRow(clip, row.candidate_id, text, row.reward))
+    return curated, dropped

@@ -1,0 +1,101 @@
+"""`evoxtral eval`: any number of systems on one split, decoded greedily, scored side by side."""
+
+import time
+from pathlib import Path
+
+from ..config.schema import EvalConfig
+from ..data.packing import PackedSplit
+from ..decoding.decoder import decode, requests_of
+from ..decoding.sampling import Sampling
+from ..modeling.adapters import Adapter, find_adapter, load_adapter
+from ..modeling.realtime import load_model
+from ..progress import format_seconds, progress
+from ..records import Prediction
+from ..runs import Options, Run, check_output, fingerprint_text
+from ..scoring.metrics import evaluate
+from ..scoring.tables import per_tag_table, systems_table
+from ..text.tags import keep_first_tags
+from ..tracking import Tracker
+from .inputs import Base, open_adapter, open_base
+from .report import Report
+
+
+def run(config: EvalConfig, options: Options) -> Report:
+    """Writes `predictions/<system>.jsonl`, `metrics.json` and `table.md`.
+
+    Each adapter is decoded once; a system that differs only by its filter reuses the predictions.
+    """
+    split = PackedSplit(config.dataset, config.split)
+    facts = {
+        "clips": f"{len(split)} of split {config.split}",
+        "systems": ", ".join(system.name for system in config.systems),
+        "output": config.output,
+    }
+    asked = config.model_dump(mode="json")
+    paths = list(dict.fromkeys(system.adapter for system in config.systems))
+    if options.dry_run:
+        for path in filter(None, paths):
+            find_adapter(path)
+        if not options.resume:
+            check_output(config.output, "eval", asked, {}, options)
+        return Report("plan: eval", facts)
+    base = open_base(config.model, split)
+    adapters = {path: open_adapter(path, base, config.model) for path in paths if path}
+    inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
+    inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
+    run = Run.open(config.output, "eval", asked, inputs, options)
+    started = time.monotonic()
+    with Tracker(config.tracking, "eval", config.output, config) as tracker:
+        written = _decode_all(config, base, split, paths, adapters)
+        reports = {}
+        for system in config.systems:
+            rows = [
+                Prediction(example.id, example.text, _filtered(written[system.adapter][example.id], system.top_k))
+                for example in split.examples
+            ]
+            run.write_rows(f"predictions/{system.name}.jsonl", rows)
+            reports[system.name] = evaluate(
+                rows, with_words=split.target != "tags", samples=config.bootstrap.samples, seed=config.bootstrap.seed
+            )
+        table = systems_table(reports)
+        run.write_text("table.md", f"{table}\n\n{per_tag_table(reports)}\n")
+        tracker.summary(reports)
+        columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
+        tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
+        tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
+        run.finish({"split": config.split, "systems": reports}, fingerprint_text(table))
+    facts["time"] = format_seconds(time.monotonic() - started)
+    return Report("eval", facts, table=table)
+
+
+def _decode_all(
+    config: EvalConfig, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
+) -> dict[Path | None, dict[str, str]]:
+    """adapter path (None: the base) -> clip id -> text."""
+    requests = requests_of(split, base.clock)
+    model = load_model(config.model)
+    written = {}
+    with progress("decoding", len(paths) * len(split), "clips") as bar:
+        for path in paths:
+            system = load_adapter(model, adapters[path]) if path else model
+            texts = {}
+            batches = decode(
+                system, base.clock, split, requests, candidates=1, sampling=Sampling(),
+                max_new_tokens=config.decode.max_new_tokens, batch_clips=config.decode.batch_clips,
+            )  # fmt: skip
+            for completions in batches:
+                texts |= {each.utterance_id: base.tokenizer.decode(each.token_ids).strip() for each in completions}
+                bar.advance(len(completions), note=str(path or "base"))
+            written[path] = texts
+            if path:
+                model = system.unload()
+    return written
+
+
+def _filtered(text: str, top_k: int | None) -> str:
+    return keep_first_tags(text, top_k) if top_k else text
+
+
+def _headline(report: dict) -> list[float | None]:
+    measures = (report["micro"]["f1"], report["macro"]["f1"], report["card"]["f1"], report["false_tags_per_untagged_clip"])
+    return [measure["value"] for measure in measures]

@@ -1,0 +1,45 @@
+"""What the model stages share: the packed split and the base that it was packed for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.schema import Model
+from ..data.clock import Clock
+from ..data.packing import PackedSplit, text_tokenizer
+from ..data.processor import load_processor, processor_fingerprint, resolve_base
+from ..errors import UsageError
+from ..modeling.adapters import Adapter, check_base, find_adapter
+from ..modeling.realtime import base_fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base checkpoint's folder and what identifies it."""
+
+    folder: Path
+    fingerprint: str
+    processor: object
+    clock: Clock
+
+    @property
+    def tokenizer(self):
+        return text_tokenizer(self.processor)
+
+
+def open_base(model: Model, split: PackedSplit) -> Base:
+    """Raises UsageError when the base cannot be had, or the dataset was packed for another one."""
+    folder = resolve_base(model.base, model.revision)
+    if processor_fingerprint(folder) != split.processor_fingerprint:
+        raise UsageError(
+            f"this dataset was packed with another processor than that of {model.base}",
+            where=str(split.folder),
+            fix="pack it again with `base` set to this model",
+        )
+    processor = load_processor(folder)
+    return Base(folder, base_fingerprint(folder), processor, Clock.of(processor))
+
+
+def open_adapter(path: Path, base: Base, model: Model) -> Adapter:
+    adapter = find_adapter(path)
+    check_base(adapter, base.fingerprint, model.base)
+    return adapter

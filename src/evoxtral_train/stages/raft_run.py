@@ -1,0 +1,28 @@
+"""`evoxtral raft run`: generate, score, curate and train, one after the other."""
+
+from ..config.schema import RaftConfig
+from ..runs import Options, is_complete
+from . import curate, generate, raft_folders, raft_train, score
+from .report import Report
+
+_STEPS = (
+    ("generate", generate, raft_folders.candidates),
+    ("score", score, raft_folders.scores),
+    ("curate", curate, raft_folders.curated),
+    ("train", raft_train, raft_folders.trained),
+)
+
+
+def run(config: RaftConfig, options: Options) -> Report:
+    """With `--resume` the finished steps are skipped; what they were made from is checked by the next."""
+    if options.dry_run:
+        plan = generate.run(config, options)
+        return Report("plan: raft run", plan.facts | {"then": "score, curate, train"})
+    facts = {}
+    for name, stage, folder in _STEPS:
+        if options.resume and is_complete(folder(config)):
+            facts[name] = f"finished before: {folder(config)}"
+            continue
+        report = stage.run(config, options)
+        facts |= {f"{name}: {key}": value for key, value in report.facts.items()}
+    return Report("raft run", facts)

@@ -1,0 +1,66 @@
+"""`evoxtral raft train`: SFT on the curated candidates, from the adapter that wrote them."""
+
+import time
+
+import torch
+
+from ..config.schema import RaftConfig
+from ..data.packing import PackedSplit, encode_target
+from ..errors import EvoxtralError
+from ..modeling.adapters import checkpoint_language_model, load_adapter
+from ..modeling.realtime import load_model
+from ..records import CuratedRow, read_rows
+from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ..tracking import Tracker
+from ..training.dataset import Target, TrainingSet
+from ..training.trainer import optimizer_steps, train_adapter
+from . import raft_folders
+from .inputs import Base, open_adapter, open_base
+from .report import Report
+from .sft import adapter_facts, finish_adapter
+
+
+def run(config: RaftConfig, options: Options) -> Report:
+    """Writes `train/adapter/`. The clips are laid out by the function that laid them out for
+    generation; only the target's text is the candidate's."""
+    source = raft_folders.curated(config)
+    curated_fingerprint = require_complete(source, "raft curate", "evoxtral raft curate configs/raft.yaml")
+    candidates_folder = raft_folders.candidates(config)
+    fingerprint = require_complete(candidates_folder, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    require_same_input(source, "candidates", fingerprint, str(candidates_folder))
+    require_same_config(source, raft_folders.asked(config, "curate"), ("curate",))
+    split = PackedSplit(config.dataset, config.split)
+    require_same_input(candidates_folder, "dataset", split.fingerprint, str(config.dataset))
+    curated = read_rows(source / "curated.jsonl", CuratedRow)
+    if options.dry_run:
+        facts = {"rows": len(curated), "steps": optimizer_steps(len(curated), config.train), "from": config.adapter}
+        if not options.resume:
+            check_output(raft_folders.trained(config), "raft train", raft_folders.asked(config, "train"), {}, options)
+        return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})
+    base = open_base(config.model, split)
+    adapter = open_adapter(config.adapter, base, config.model)
+    require_same_input(candidates_folder, "adapter", adapter.fingerprint, str(config.adapter))
+    inputs = {
+        "dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint,
+        "curated": curated_fingerprint,
+    }  # fmt: skip
+    asked = raft_folders.asked(config, "train")
+    run = Run.open(raft_folders.trained(config), "raft train", asked, inputs, options)
+    started = time.monotonic()
+    torch.manual_seed(config.train.seed)
+    model = load_adapter(load_model(config.model), adapter, trainable=True)
+    if config.train.gradient_checkpointing:
+        checkpoint_language_model(model)
+    train = TrainingSet(split, base.clock, _targets(curated, split, base))
+    with Tracker(config.tracking, "raft train", run.path, config) as tracker:
+        checkpoints = run.path / "checkpoints"
+        measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
+        metrics = finish_adapter(run, model, measures, started, tracker)
+    return Report("raft train", adapter_facts(run.path, metrics))
+
+
+def _targets(curated: list[CuratedRow], split: PackedSplit, base: Base) -> list[Target]:
+    missing = [row.utterance_id for row in curated if row.utterance_id not in split.index_of]
+    if missing:
+        raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
+    return [Target(split.index_of[row.utterance_id], encode_target(base.tokenizer, row.target_text)) for row in curated]

@@ -1,0 +1,77 @@
+"""`evoxtral raft score`: a reward, with every component, for each candidate. Needs no torch."""
+
+from statistics import fmean
+
+from ..config.schema import RaftConfig
+from ..data.packing import PackedSplit
+from ..errors import EvoxtralError
+from ..records import Candidate, ScoredCandidate, read_rows
+from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
+from ..scoring.reward import PROFILES, score
+from ..tracking import Tracker
+from . import raft_folders
+from .report import Report
+
+_TABLE_ROWS = 2000
+
+
+def run(config: RaftConfig, options: Options) -> Report:
+    """Writes `scores/scores.jsonl`. The reference is the clip's whole tagged transcript."""
+    source = raft_folders.candidates(config)
+    fingerprint = require_complete(source, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    split = PackedSplit(config.dataset, config.split)
+    require_same_input(source, "dataset", split.fingerprint, str(config.dataset))
+    require_same_config(source, raft_folders.asked(config, "generate"), ("split", "generate", "adapter"))
+    weights = " + ".join(f"{weight:g} × {name}" for name, weight, _ in PROFILES[config.score.profile])
+    facts = {"profile": f"{config.score.profile}: {weights}", "output": raft_folders.scores(config)}
+    asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
+    candidates = read_rows(source / "candidates.jsonl", Candidate)
+    if options.dry_run:
+        check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
+        return Report("plan: raft score", {"candidates": len(candidates), **facts})
+    run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options)
+    with Tracker(config.tracking, "raft score", run.path, config) as tracker:
+        scored = [_score(each, split, config.score.profile) for each in candidates]
+        run.write_rows("scores.jsonl", scored)
+        metrics = _summary(scored)
+        tracker.summary(metrics)
+        names = list(scored[0].components)
+        tracker.table(
+            "raft/candidates",
+            ["utterance_id", "candidate_id", "reference", "text", "reward", *names],
+            [
+                [each.utterance_id, each.candidate_id, split.examples[split.index_of[each.utterance_id]].text,
+                 candidate.text, each.reward, *(each.components[name] for name in names)]
+                for each, candidate in list(zip(scored, candidates, strict=True))[:_TABLE_ROWS]
+            ],
+        )  # fmt: skip
+        run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
+    facts |= {
+        "candidates": metrics["candidates"],
+        "mean reward": f"{metrics['mean_reward']:.4f}",
+        "mean best of clip": f"{metrics['mean_best_reward']:.4f}",
+        "clips without spread": f"{metrics['clips_without_spread_share']:.0%}",
+    }
+    return Report("raft score", facts)
+
+
+def _score(candidate: Candidate, split: PackedSplit, profile: str) -> ScoredCandidate:
+    index = split.index_of.get(candidate.utterance_id)
+    if index is None:
+        raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
+    reward, components = score(profile, split.examples[index].text, candidate.text)
+    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
+
+
+def _summary(scored: list[ScoredCandidate]) -> dict:
+    clips: dict[str, list[float]] = {}
+    for each in scored:
+        clips.setdefault(each.utterance_id, []).append(each.reward)
+    return {
+        "clips": len(clips),
+        "candidates": len(scored),
+        "mean_reward": fmean(each.reward for each in scored),
+        "mean_best_reward": fmean(max(rewards) for rewards in clips.values()),
+        "clips_without_spread_share": fmean(max(rewards) == min(rewards) for rewards in clips.values()),
+        "components": {name: fmean(each.components[name] for each in scored) for name in scored[0].components},
+    }

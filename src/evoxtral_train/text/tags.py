@@ -1,0 +1,111 @@
+"""Tags inside transcripts: parse, check, strip, filter.
+
+A tagged transcript is plain text with tags in square brackets before what they describe:
+`[sighs] I told you. [whispers] Come closer.` The 15 base tags are those of the
+Evoxtral-Realtime model card.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from ..errors import RowError
+
+EMOTION_TAGS = ("excited", "sad", "angry", "nervous", "calm", "frustrated")
+SOUND_TAGS = ("laughs", "sighs", "gasps", "clears throat", "crying")
+DELIVERY_TAGS = ("whispers", "shouts", "stammers")
+PAUSE_TAG = "pause"
+
+BASE_TAGS = (*EMOTION_TAGS, *SOUND_TAGS, *DELIVERY_TAGS, PAUSE_TAG)
+
+_BRACKET = re.compile(r"[\[\]]")
+_TAG = re.compile(r"\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of plain text, or one tag (without its brackets), in reading order."""
+
+    kind: str  # "text" or "tag"
+    value: str
+
+
+def parse(tagged_text: str) -> list[Piece]:
+    """Split a tagged transcript: "[sighs] Oh." -> [tag "sighs", text "Oh."].
+
+    Raises RowError for an unclosed, unopened, nested or empty bracket.
+    """
+    _check_brackets(tagged_text)
+    pieces: list[Piece] = []
+    end = 0
+    for match in _TAG.finditer(tagged_text):
+        text = " ".join(tagged_text[end : match.start()].split())
+        if text:
+            pieces.append(Piece("text", text))
+        name = canonical(match.group(1))
+        if not name:
+            raise RowError(f"empty tag at character {match.start()}", fix="write a tag's name inside the brackets")
+        pieces.append(Piece("tag", name))
+        end = match.end()
+    text = " ".join(tagged_text[end:].split())
+    if text:
+        pieces.append(Piece("text", text))
+    return pieces
+
+
+def find_tags(text: str) -> list[str]:
+    """Every well-formed tag of a text in order, leniently: made for model output, which may
+    hold broken brackets. "[laughs] a [sig" -> ["laughs"]."""
+    names = (canonical(match.group(1)) for match in _TAG.finditer(text))
+    return [name for name in names if name]
+
+
+def strip_tags(text: str) -> str:
+    """The words alone: "[sighs] I told you." -> "I told you."."""
+    return " ".join(_TAG.sub(" ", text).split())
+
+
+def canonical(name: str) -> str:
+    """Lower case, single spaces: "Clears  Throat" -> "clears throat"."""
+    return " ".join(name.lower().split())
+
+
+def format_tags(tags: list[str]) -> str:
+    """["sighs", "pause"] -> "[sighs] [pause]"; no tags -> ""."""
+    return " ".join(f"[{tag}]" for tag in tags)
+
+
+def keep_first_tags(text: str, top_k: int) -> str:
+    """Drop every tag after the first `top_k` (the model card's `top_k=2` filter); words stay."""
+    seen = 0
+
+    def keep(match: re.Match) -> str:
+        nonlocal seen
+        seen += 1
+        return match.group(0) if seen <= top_k else " "
+
+    return " ".join(_TAG.sub(keep, text).split())
+
+
+def check_known(tags: list[str], taxonomy: tuple[str, ...]) -> None:
+    """Raises RowError naming the first tag outside `taxonomy` and the nearest one inside it."""
+    for tag in tags:
+        if tag not in taxonomy:
+            nearest = difflib.get_close_matches(tag, taxonomy, n=1)
+            hint = f"did you mean [{nearest[0]}]? " if nearest else ""
+            raise RowError(f"unknown tag [{tag}]", fix=f"{hint}known tags: {', '.join(taxonomy)}")
+
+
+def _check_brackets(text: str) -> None:
+    opened_at = None
+    for match in _BRACKET.finditer(text):
+        if match.group() == "[":
+            if opened_at is not None:
+                raise RowError(f"bracket opened inside a bracket at character {match.start()}", fix="close the tag first")
+            opened_at = match.start()
+        elif opened_at is None:
+            raise RowError(f"bracket closed but never opened at character {match.start()}", fix="remove it or open it")
+        else:
+            opened_at = None
+    if opened_at is not None:
+        raise RowError(f"unclosed bracket at character {opened_at}", fix="close the tag with ]")

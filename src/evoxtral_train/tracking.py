@@ -1,0 +1,109 @@
+"""Weights & Biases in every stage; nothing about it can fail a run.
+
+Online with a key, offline without, silent when W&B is broken: every call is guarded, the first
+failure is reported once, and from then on nothing is logged.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from .config.schema import Tracking
+
+
+class Tracker:
+    """One W&B run for one stage. Use as a context manager; the run is closed on the way out."""
+
+    def __init__(self, settings: Tracking, stage: str, folder: Path, config: BaseModel):
+        self._run = None
+        if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+            return
+        self._guard(self._start, settings, stage, folder, config)
+
+    def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Numbers under their names; nested dicts become names with slashes."""
+        if self._run is not None:
+            self._guard(self._run.log, flatten(metrics), step=step)
+
+    def summary(self, metrics: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._guard(self._run.summary.update, flatten(metrics))
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        if self._run is not None:
+            self._guard(self._log_table, name, columns, rows)
+
+    def artifact(self, name: str, kind: str, paths: list[Path]) -> None:
+        """Files of the run's result, small ones only: tables, metrics, adapters."""
+        if self._run is not None:
+            self._guard(self._log_artifact, name, kind, paths)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if self._run is not None:
+            self._guard(self._run.finish, exit_code=0 if error_type is None else 1)
+
+    def _start(self, settings: Tracking, stage: str, folder: Path, config: BaseModel) -> None:
+        import wandb
+
+        mode = settings.mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._run = wandb.init(
+            project=settings.project,
+            name=f"{stage}: {folder}",
+            group=folder.parent.name,
+            job_type=stage,
+            dir=str(folder),
+            mode=mode,
+            config=config.model_dump(mode="json"),
+        )
+
+    def _log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=columns, data=rows)})
+
+    def _log_artifact(self, name: str, kind: str, paths: list[Path]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind)
+        for path in paths:
+            artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def _guard(self, call, *arguments, **named) -> None:
+        try:
+            call(*arguments, **named)
+        except Exception as error:  # noqa: BLE001 - tracking must never fail a run
+            self._run = None
+            print(f"W&B is off for this run: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
+
+
+def has_key() -> bool:
+    """An API key in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return "api.wandb.ai" in netrc.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"micro": {"f1": 0.5}} -> {"micro/f1": 0.5}; None is left out."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,129 @@
+"""The one wiring of `transformers.Trainer`: SFT and SFT-on-curated both use it."""
+
+import math
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ..config.schema import Train
+from ..data.clock import Clock
+from ..progress import Progress
+from ..tracking import Tracker
+from .dataset import Collator, TrainingSet
+
+_CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
+
+
+def optimizer_steps(rows: int, config: Train) -> int:
+    """727 rows at batch 2 × 8, one epoch -> 46: the last, smaller accumulation counts as a step."""
+    batches = math.ceil(rows / config.batch_size)
+    return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
+
+
+def train_adapter(
+    model, clock: Clock, train: TrainingSet, validation: TrainingSet | None, config: Train,
+    folder: Path, resume: bool, tracker: Tracker,
+) -> dict:  # fmt: skip
+    """Train the adapter in place; with a validation set the best checkpoint by its loss is kept.
+
+    Checkpoints go to `folder`; `resume` goes on from the last whole one. Returns the measures.
+    """
+    device = next(model.parameters()).device
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        eval_strategy="steps" if validation else "no",
+        eval_steps=config.evaluate_every_steps,
+        save_strategy="steps",
+        save_steps=config.evaluate_every_steps,
+        save_total_limit=config.keep_checkpoints,
+        load_best_model_at_end=validation is not None,
+        metric_for_best_model="eval_loss" if validation else None,
+        greater_is_better=False if validation else None,
+        prediction_loss_only=True,  # or evaluation gathers N × T × 131,072 logits
+        remove_unused_columns=False,  # or the mel is dropped
+        label_names=["labels"],
+        logging_steps=1,
+        bf16=stock_dtype(model) == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    watcher = _Watcher(tracker, optimizer_steps(len(train), config))
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=Collator(clock),
+        callbacks=[watcher],
+    )
+    trainer.pop_callback(PrinterCallback)
+    checkpoint = last_whole_checkpoint(folder) if resume else None
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        watcher.close()
+    measures = {
+        "steps": trainer.state.global_step,
+        "train_rows": len(train),
+        "train_loss": output.training_loss,
+        "train_s": output.metrics["train_runtime"],
+        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+    }
+    if validation:
+        measures |= {"validation_rows": len(validation), "best_validation_loss": trainer.state.best_metric}
+        measures["best_step"] = trainer.state.best_global_step
+    return measures
+
+
+def stock_dtype(model) -> torch.dtype:
+    """The dtype of the frozen weights (LoRA's own are float32)."""
+    return next(each.dtype for each in model.parameters() if not each.requires_grad)
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint with all its files; one that a kill cut short is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in _CHECKPOINT_FILES)]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Watcher(TrainerCallback):
+    """Progress, tracking, and an evaluation and a checkpoint at the very end."""
+
+    def __init__(self, tracker: Tracker, steps: int):
+        self._tracker, self._bar = tracker, Progress("training", steps, "steps")
+        self._note = ""
+
+    def on_train_begin(self, args, state, control, **_):
+        self._bar.skip(state.global_step)
+
+    def on_step_end(self, args, state, control, **_):
+        self._bar.advance(1, self._note)
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+        return control
+
+    def on_log(self, args, state, control, logs=None, **_):
+        logs = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "loss" in logs:
+            self._note = f"loss {logs['loss']:.3f}"
+        if "eval_loss" in logs:
+            self._note = f"validation loss {logs['eval_loss']:.3f}"
+        self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
+
+    def close(self) -> None:
+        self._bar.close()

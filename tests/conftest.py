@@ -1,0 +1,117 @@
+"""Shared fixtures: the tiny base, a small spoken corpus, and the command line called in process."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("WANDB_API_KEY", None)
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+REPO = Path(__file__).parent.parent
+TINY_BASE = REPO / "data" / "tiny-base"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_repo(monkeypatch):
+    """Shipped configs name files relative to the repository's root."""
+    monkeypatch.chdir(REPO)
+
+
+@pytest.fixture
+def call():
+    """evoxtral with arguments -> the result, with exit_code, stdout and stderr."""
+    from evoxtral_train.cli.main import app
+
+    def call(*arguments) -> object:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from evoxtral_train.data.processor import load_processor
+
+    return load_processor(TINY_BASE)
+
+
+@pytest.fixture(scope="session")
+def clock(processor):
+    from evoxtral_train.data.clock import Clock
+
+    return Clock.of(processor)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The tiny base in float32, frozen. Tests must not change it."""
+    from evoxtral_train.config.schema import Model
+    from evoxtral_train.modeling.realtime import load_model
+
+    return load_model(Model(base=str(TINY_BASE), dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory) -> Path:
+    """A folder with a manifest of 24 spoken clips: 12 to train on, 6 and 6 held out."""
+    from evoxtral_train.config.schema import Clips, SynthConfig, Tracking
+    from evoxtral_train.runs import Options
+    from evoxtral_train.stages import synth
+
+    folder = tmp_path_factory.mktemp("spoken") / "data"
+    synth.run(
+        SynthConfig(
+            output=folder, grammar=REPO / "data/scripts/grammar.yaml", clips=Clips(train=12, validation=6, test=6), seed=3,
+            tracking=Tracking(mode="disabled"),
+        ),
+        Options(),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(spoken, tmp_path_factory) -> dict[str, Path]:
+    """The spoken clips, packed in either layout: {"packed": folder, "deferred": folder}."""
+    from evoxtral_train.config.schema import Layout, PackConfig, Tracking
+    from evoxtral_train.runs import Options
+    from evoxtral_train.stages import pack
+
+    folders = {}
+    for kind in ("packed", "deferred"):
+        folders[kind] = tmp_path_factory.mktemp("packed") / kind
+        config = PackConfig(
+            manifest=spoken / "manifest.jsonl", output=folders[kind], base=str(TINY_BASE), layout=Layout(kind=kind),
+            tracking=Tracking(mode="disabled"),
+        )  # fmt: skip
+        pack.run(config, Options())
+    return folders
+
+
+@pytest.fixture
+def clip_row(tmp_path):
+    """Make one manifest row with its audio: clip_row(id, text, samples=…, rate_hz=…) -> dict."""
+
+    def clip_row(identity: str, text: str = "[sighs] i told you.", samples=None, rate_hz: int = 16_000) -> dict:
+        if samples is None:
+            samples = 0.1 * np.sin(2 * np.pi * 220 * np.arange(2 * rate_hz) / rate_hz)
+        path = tmp_path / f"{identity}.wav"
+        soundfile.write(path, np.asarray(samples, np.float32), rate_hz, subtype="FLOAT")
+        return {"id": identity, "audio": path.name, "text": text, "split": "train"}
+
+    return clip_row
+
+
+@pytest.fixture
+def write_manifest(tmp_path):
+    def write_manifest(rows: list) -> Path:
+        path = tmp_path / "manifest.jsonl"
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+        return path
+
+    return write_manifest

@@ -1,0 +1,131 @@
+import ast
+
+import pytest
+import yaml
+
+from conftest import REPO
+from evoxtral_train.config import schema
+from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.schema import EvalConfig, PackConfig, RaftConfig, SftConfig, SynthConfig, TinyBaseConfig
+from evoxtral_train.errors import ConfigError
+
+SCHEMAS = {
+    "synth": SynthConfig, "pack": PackConfig, "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig,
+    "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig,
+}  # fmt: skip
+SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_configs_are_shipped():
+    assert len(SHIPPED) == 16
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
+def test_every_shipped_config_parses_and_spells_out_every_field(path):
+    config = load_config(path, SCHEMAS[path.stem])
+    written = yaml.safe_load(path.read_text("utf-8"))
+    for name, value in config.model_dump(mode="json").items():
+        assert name in written, f"{path.name} does not show {name}"
+        if isinstance(value, dict) and name != "tracking":
+            assert set(written[name]) == set(value), f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
+def test_every_line_of_a_shipped_config_that_sets_a_number_is_a_number(path):
+    def strings(value):
+        if isinstance(value, dict):
+            return [each for inner in value.values() for each in strings(inner)]
+        return [value] if isinstance(value, str) else []
+
+    for text in strings(load_config(path, SCHEMAS[path.stem]).model_dump(mode="json")):
+        with pytest.raises(ValueError, match="could not convert"):
+            float(text)
+
+
+def test_the_published_recipe():
+    sft = load_config(REPO / "configs/published/sft.yaml", SftConfig)
+    raft = load_config(REPO / "configs/published/raft.yaml", RaftConfig)
+    pack = load_config(REPO / "configs/published/pack.yaml", PackConfig)
+    assert (sft.lora.r, sft.lora.alpha) == (16, 64)
+    assert (pack.layout.kind, pack.target, pack.audio.prepad_samples) == ("packed", "tags", 240_480)
+    generate = raft.generate
+    assert (generate.candidates, generate.temperature, generate.top_p, generate.max_new_tokens) == (4, 0.7, 0.9, 64)
+    train = raft.train
+    assert (train.learning_rate, train.epochs, train.schedule, train.warmup_steps) == (5e-5, 1, "cosine", 20)
+    assert (train.batch_size, train.gradient_accumulation, raft.curate.drop_lowest_share) == (2, 8, 0.1)
+
+
+def test_unknown_keys_at_any_depth_name_the_nearest(tmp_path):
+    text = (REPO / "configs/sft.yaml").read_text("utf-8").replace("learning_rate", "learing_rate").replace("output", "outptu")
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text), SftConfig)
+    assert "unknown key 'outptu', did you mean 'output'?" in str(caught.value)
+    assert "unknown key 'train.learing_rate', did you mean 'train.learning_rate'?" in str(caught.value)
+
+
+def test_unknown_keys_inside_lists(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: c}\nsystems: [{name: base, adaptor: x}]\n"
+    with pytest.raises(ConfigError, match="unknown key 'systems.0.adaptor', did you mean 'systems.0.adapter'"):
+        load_config(write(tmp_path, text), EvalConfig)
+
+
+def test_duplicate_keys_are_refused_with_their_lines(tmp_path):
+    text = "output: a\nmanifest: m\nbase: b\naudio:\n  max_seconds: 3\n  max_seconds: 4\n"
+    with pytest.raises(ConfigError, match="duplicate key 'max_seconds' in lines 5 and 6"):
+        load_config(write(tmp_path, text), PackConfig)
+
+
+def test_numbers_in_scientific_notation(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: c}\ntrain: {epochs: 1, learning_rate: 2e-4, weight_decay: 1E-2}\n"
+    config = load_config(write(tmp_path, text), SftConfig)
+    assert (config.train.learning_rate, config.train.weight_decay) == (0.0002, 0.01)
+
+
+def test_set_obeys_the_same_rules():
+    path = REPO / "configs/sft.yaml"
+    assert load_config(path, SftConfig, ["train.learning_rate=3e-3", "lora.r=8"]).train.learning_rate == 0.003
+    with pytest.raises(ConfigError, match="unknown key 'lora.rr', did you mean 'lora.r'"):
+        load_config(path, SftConfig, ["lora.rr=8"])
+    with pytest.raises(ConfigError, match="not of the form"):
+        load_config(path, SftConfig, ["lora.r"])
+    with pytest.raises(ConfigError, match="holds a value"):
+        load_config(path, SftConfig, ["output.name=8"])
+
+
+def test_all_problems_at_once(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: c, dtype: int8}\ntrain: {epochs: -1}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text), SftConfig)
+    message = str(caught.value)
+    assert "model.dtype" in message
+    assert "train.epochs" in message
+    assert "train.learning_rate: is required and missing" in message
+
+
+@pytest.mark.parametrize(("text", "reason"), [("a: [1", "not YAML"), ("- 1", "a mapping"), ("", "a mapping")])
+def test_what_is_no_config(tmp_path, text, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_config(write(tmp_path, text), SftConfig)
+
+
+def test_missing_config_file(tmp_path):
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(tmp_path / "none.yaml", SftConfig)
+
+
+def test_every_field_is_read_somewhere():
+    """A field that no code outside the schema reads would be a setting that does nothing."""
+    read = set()
+    for path in (REPO / "src").rglob("*.py"):
+        if path.name != "schema.py":
+            tree = ast.parse(path.read_text("utf-8"))
+            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    sections = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema.Section)]
+    unread = {f"{each.__name__}.{name}" for each in sections for name in each.model_fields if name not in read}
+    assert unread <= {"Clips.train", "Clips.validation", "Clips.test"}  # read together, by model_dump

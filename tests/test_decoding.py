@@ -1,0 +1,147 @@
+"""One decoder: greedy as stock `generate`, sampling that depends on the row alone."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from evoxtral_train.config.schema import Lora, Model
+from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.decoding.decoder import Request, decode, requests_of
+from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
+from evoxtral_train.modeling.adapters import add_lora
+from evoxtral_train.modeling.realtime import audio_embeddings, language_model_hidden, load_model
+
+
+@pytest.fixture(scope="module", params=["packed", "deferred"])
+def split(request, packed):
+    return PackedSplit(packed[request.param], "train")
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """The tiny base with an adapter of random weights, far from zero, so that it writes otherwise."""
+    from conftest import TINY_BASE
+
+    config = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
+    torch.manual_seed(0)
+    model = add_lora(load_model(config), Lora(), config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def run(model, clock, split, requests=None, **named):
+    named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_clips": 5, **named}
+    requests = requests if requests is not None else requests_of(split, clock)
+    completions = [each for batch in decode(model, clock, split, requests, **named) for each in batch]
+    return {(each.utterance_id, each.candidate_id): each for each in completions}
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_greedy_equals_stock_generate_token_for_token(model, adapted, clock, split, with_adapter):
+    system = adapted if with_adapter else model
+    found = run(system, clock, split)
+    written = 0
+    for request in requests_of(split, clock):
+        length = min(len(request.prompt) + 24, request.row_tokens)
+        mel = torch.from_numpy(split.mel_of(request.index, length))[None]
+        stock = system.generate(
+            input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=clock.delay_tokens, do_sample=False,
+            max_length=length,
+        )[0, len(request.prompt) :].tolist()  # fmt: skip
+        expected = stock[: stock.index(clock.eos_id)] if clock.eos_id in stock else stock
+        assert found[request.utterance_id, 0].token_ids == expected
+        assert found[request.utterance_id, 0].finish_reason == ("eos" if clock.eos_id in stock else "length")
+        written += len(expected)
+    if with_adapter or split.layout == "packed":  # deferred, the base has nothing left to write but EOS
+        assert written > 50, "a system must write something for this to mean anything"
+
+
+def test_both_halves_are_the_stock_forward(model, adapted, clock, split):
+    for system in (model, adapted):
+        mel = torch.from_numpy(split.mel_of(0, 80))[None]
+        ids = torch.randint(40, 2000, (1, 80), generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            stock = system(input_ids=ids, input_features=mel, num_delay_tokens=clock.delay_tokens).logits
+            hidden = language_model_hidden(system, ids, audio_embeddings(system, mel), clock.delay_tokens)
+            torch.testing.assert_close(system.lm_head(hidden), stock, rtol=0, atol=0)
+
+
+SAMPLED = {"candidates": 3, "sampling": Sampling(0.9, 0.95, 0, seed=4), "max_new_tokens": 12}
+
+
+def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, clock, split):
+    requests = requests_of(split, clock)
+    expected = run(adapted, clock, split, **SAMPLED, batch_clips=5)
+    assert len({tuple(each.token_ids) for each in expected.values()}) > len(requests), "candidates differ"
+    for size in (1, 12):
+        found = run(adapted, clock, split, **SAMPLED, batch_clips=size)
+        assert {key: each.token_ids for key, each in found.items()} == {key: each.token_ids for key, each in expected.items()}
+        for key, each in found.items():
+            assert each.mean_logprob == pytest.approx(expected[key].mean_logprob, abs=1e-4)
+    backwards = run(adapted, clock, split, requests[::-1], **SAMPLED, batch_clips=7)
+    assert {key: each.token_ids for key, each in backwards.items()} == {key: each.token_ids for key, each in expected.items()}
+    fewer = run(adapted, clock, split, **{**SAMPLED, "candidates": 2})
+    assert all(fewer[key].token_ids == expected[key].token_ids for key in fewer)
+    other_seed = run(adapted, clock, split, **{**SAMPLED, "sampling": Sampling(0.9, 0.95, 0, seed=5)})
+    assert any(other_seed[key].token_ids != expected[key].token_ids for key in expected)
+
+
+def test_a_row_ends_at_its_own_clock(adapted, clock, split):
+    [first, second, *_] = requests_of(split, clock)
+    short = Request(first.utterance_id, first.prompt, len(first.prompt) + 3, first.index)
+    found = run(adapted, clock, split, [short, second], max_new_tokens=20)
+    whole = run(adapted, clock, split, [first, second], max_new_tokens=20)
+    assert found[first.utterance_id, 0].token_ids == whole[first.utterance_id, 0].token_ids[:3]
+    assert found[second.utterance_id, 0].token_ids == whole[second.utterance_id, 0].token_ids
+
+
+def test_mean_logprob_is_the_models_own(model, clock, split):
+    request = requests_of(split, clock)[0]
+    found = run(model, clock, split, [request], max_new_tokens=6)[request.utterance_id, 0]
+    written = found.token_ids + ([clock.eos_id] if found.finish_reason == "eos" else [])
+    ids = torch.tensor([request.prompt + written])
+    mel = torch.from_numpy(split.mel_of(request.index, ids.shape[1]))[None]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, input_features=mel, num_delay_tokens=clock.delay_tokens).logits[0].log_softmax(-1)
+    start = len(request.prompt) - 1
+    expected = np.mean([logits[start + i, token].item() for i, token in enumerate(written)])
+    assert found.mean_logprob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(0.7, 0.9, 0), (1.0, 1.0, 0), (1.3, 0.8, 7), (0.5, 1.0, 3), (2.0, 0.99, 0)]
+)
+def test_filters_equal_hugging_faces(temperature, top_p, top_k):
+    """Over many draws exactly the tokens that Hugging Face's warpers leave are drawn, as often as they should be."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, draws = 600, 60_000
+    logits = torch.randn(1, vocabulary, generator=generator) * 3
+    warped = TemperatureLogitsWarper(temperature)(None, logits)
+    warped = TopKLogitsWarper(top_k)(None, warped) if top_k else warped
+    warped = TopPLogitsWarper(top_p)(None, warped) if top_p < 1 else warped
+    probabilities = warped.softmax(-1)[0]
+    keys = torch.tensor([row_key(0, "a", i) for i in range(draws)])
+    drawn = choose(logits.expand(draws, -1), Sampling(temperature, top_p, top_k), keys, position=50)
+    shares = torch.bincount(drawn, minlength=vocabulary) / draws
+    assert (shares[probabilities == 0] == 0).all()
+    likely = probabilities > 0.002
+    spread = (probabilities[likely] * (1 - probabilities[likely]) / draws).sqrt()
+    assert ((shares[likely] - probabilities[likely]).abs() < 5 * spread).all()
+
+
+def test_noise_is_standard_gumbel_and_differs_by_row_position_and_token():
+    keys = torch.tensor([row_key(1, "clip", i) for i in range(300)])
+    noise = gumbel_noise(keys, 40, torch.arange(300).expand(300, -1))
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
+    assert noise.var().item() == pytest.approx(np.pi**2 / 6, abs=0.04)
+    assert len(set(noise[:, 5].tolist())) == 300
+    assert (gumbel_noise(keys, 41, torch.arange(300).expand(300, -1)) != noise).all()
+    assert abs(np.corrcoef(noise[:-1].flatten(), noise[1:].flatten())[0, 1]) < 0.02
+
+
+def test_temperature_zero_is_greedy():
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    assert choose(logits, Sampling(), torch.tensor([1]), 0).tolist() == [1]

@@ -1,0 +1,69 @@
+"""Log-mel on the model's clock: equal to the stock processor where the two should agree."""
+
+import numpy as np
+import pytest
+import torch
+
+from evoxtral_train.data.features import log_mel, pad_mel, restore_silence, trim_silence
+from evoxtral_train.units import PREPAD_SAMPLES, samples_to_tokens
+
+
+def speechlike(samples: int, seed: int = 0) -> np.ndarray:
+    """16-bit noise in bursts: the stock processor passes audio through a 16-bit WAV."""
+    rng = np.random.default_rng(seed)
+    wave = rng.standard_normal(samples) * np.repeat(rng.random(samples // 800 + 1), 800)[:samples] * 0.1
+    return (np.round(wave * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [1, 159, 16_000, 47_123, PREPAD_SAMPLES, 300_001])
+def test_equal_to_the_stock_processor_on_the_pre_padded_clip(processor, clock, samples):
+    clip = speechlike(samples)
+    prepadded = np.pad(clip, (0, max(PREPAD_SAMPLES - samples, 0)))
+    stock = processor(prepadded, return_tensors="np", sampling_rate=16_000)["input_features"][0]
+    ours = log_mel(clip, clock.stock_tokens(samples), processor.feature_extractor, clock)
+    assert ours.shape == stock.shape
+    np.testing.assert_allclose(ours, stock, atol=2e-6)
+
+
+def test_longer_rows_continue_in_silence(processor, clock):
+    clip = speechlike(20_000)
+    short = log_mel(clip, 237, processor.feature_extractor, clock)
+    long = log_mel(clip, 300, processor.feature_extractor, clock)
+    np.testing.assert_array_equal(long[:, : 237 * 8], short)
+    assert (long[:, 237 * 8 :] == np.float32(-0.625)).all()
+
+
+def test_240480_samples_straight_through_are_1503_frames_and_the_encoder_refuses_them(processor, model):
+    mel = processor.feature_extractor(np.zeros(PREPAD_SAMPLES, np.float32), sampling_rate=16_000).input_features
+    assert mel.shape == (1, 128, 1503)
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        model.get_audio_features(torch.from_numpy(np.asarray(mel)))
+    padded = pad_mel(np.asarray(mel)[0], 1504)
+    assert model.get_audio_features(torch.from_numpy(padded)[None]).pooler_output.shape[1] == 188
+
+
+def test_padding_refuses_what_would_break_the_reshape():
+    with pytest.raises(ValueError, match="1503 mel frames are not a multiple of 8"):
+        pad_mel(np.zeros((128, 1500), np.float32), 1503)
+    with pytest.raises(ValueError, match="does not fit"):
+        pad_mel(np.zeros((128, 17), np.float32), 16)
+
+
+def test_a_clip_longer_than_its_row_is_refused(processor, clock):
+    with pytest.raises(ValueError, match="does not fit"):
+        log_mel(speechlike(48_000), 40, processor.feature_extractor, clock)
+
+
+def test_trimming_silence_loses_nothing(processor, clock):
+    mel = log_mel(speechlike(30_000), 237, processor.feature_extractor, clock)
+    kept, start = trim_silence(mel)
+    assert kept.shape[1] < 200
+    np.testing.assert_array_equal(restore_silence(kept, start, mel.shape[1]), mel)
+    for frames in (8, start, start + 5, 1000):
+        np.testing.assert_array_equal(restore_silence(kept, start, frames), mel[:, :frames])
+    nothing, start = trim_silence(np.full((128, 16), np.float32(-0.625)))
+    assert restore_silence(nothing, start, 16).shape == (128, 16)
+
+
+def test_tokens_cover_samples():
+    assert [samples_to_tokens(n) for n in (0, 1, 1280, 1281)] == [0, 1, 1, 2]

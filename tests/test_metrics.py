@@ -1,0 +1,147 @@
+"""Metrics: hand-computed cases, the published convention, and slow definitions on random input."""
+
+import json
+import random
+
+import jiwer
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evoxtral_train.errors import UsageError
+from evoxtral_train.records import Prediction
+from evoxtral_train.scoring.metrics import evaluate
+from evoxtral_train.scoring.word_errors import count_character_errors, count_word_errors
+from evoxtral_train.stages import predictions
+from evoxtral_train.text.tags import BASE_TAGS, find_tags
+
+
+def rows(*pairs):
+    return [Prediction(str(index), *pair) for index, pair in enumerate(pairs)]
+
+
+def values(report, family):
+    return {name: measure["value"] for name, measure in report[family].items()}
+
+
+def test_a_model_that_writes_no_tag_in_the_published_convention():
+    silent = rows(*[("[sighs] [pause] hello", "")] * 39, *[("hello", "")] * 11)
+    report = evaluate(silent, with_words=False, samples=50)
+    assert {name: round(value, 2) for name, value in values(report, "card").items()} == {
+        "precision": 1.00, "recall": 0.22, "f1": 0.22, "hallucination": 0.00,
+    }  # fmt: skip
+    assert values(report, "micro") == {"precision": None, "recall": 0.0, "f1": 0.0, "hallucination": None}
+    assert report["false_tags_per_untagged_clip"]["value"] == 0.0
+    assert (report["clips"], report["clips_without_reference_tags"]) == (50, 11)
+
+
+def test_golden_case_by_hand():
+    report = evaluate(
+        rows(
+            ("[sighs] a [sighs] b", "[sighs] [pause]"),  # 1 of 2 predicted, 1 of 2 wanted
+            ("[laughs] a", "[laughs]"),  # all right
+            ("a", "[calm] [calm]"),  # two false tags on an untagged clip
+            ("b", ""),
+        ),
+        with_words=False,
+        samples=50,
+    )
+    assert values(report, "card") == pytest.approx(
+        {"precision": (0.5 + 1 + 0 + 1) / 4, "recall": (0.5 + 1 + 1 + 1) / 4, "f1": (0.5 + 1 + 0 + 1) / 4,
+         "hallucination": (0.5 + 0 + 1 + 0) / 4}
+    )  # fmt: skip
+    assert values(report, "micro") == pytest.approx({"precision": 2 / 5, "recall": 2 / 3, "f1": 4 / 8, "hallucination": 3 / 5})
+    # sighs: precision 1, recall 1/2, F1 2/3; laughs: all 1; calm and pause do not occur in the references
+    assert values(report, "macro") == pytest.approx({"precision": 1.0, "recall": 0.75, "f1": 5 / 6, "hallucination": 0.0})
+    assert report["false_tags_per_untagged_clip"]["value"] == 1.0
+    assert report["tags_per_clip"]["value"] == 5 / 4
+    assert report["per_tag"]["sighs"] == {
+        "support": 2, "predicted": 1, "matched": 1, "precision": 1.0, "recall": 0.5, "f1": 2 / 3,
+    }  # fmt: skip
+    assert report["per_tag"]["calm"]["support"] == 0
+
+
+texts = st.lists(st.sampled_from(BASE_TAGS), max_size=4).map(lambda found: " word ".join(f"[{tag}]" for tag in found))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=12))
+def test_against_slow_definitions(pairs):
+    report = evaluate(rows(*pairs), with_words=False, samples=5)
+    matched = predicted = wanted = 0
+    clip_f1 = []
+    for reference, prediction in pairs:
+        left, hits = find_tags(reference), 0
+        for tag in find_tags(prediction):
+            if tag in left:
+                left.remove(tag)
+                hits += 1
+        counts = len(find_tags(prediction)), len(find_tags(reference))
+        clip_f1.append(2 * hits / sum(counts) if sum(counts) else 1.0)
+        matched, predicted, wanted = matched + hits, predicted + counts[0], wanted + counts[1]
+    assert report["micro"]["f1"]["value"] == (pytest.approx(2 * matched / (predicted + wanted)) if predicted + wanted else None)
+    assert report["micro"]["precision"]["value"] == (pytest.approx(matched / predicted) if predicted else None)
+    assert report["card"]["f1"]["value"] == pytest.approx(sum(clip_f1) / len(clip_f1))
+
+
+def test_interval_holds_the_value_and_narrows_with_more_clips():
+    generator = random.Random(0)
+    clips = [("[sighs]", "[sighs]" if generator.random() < 0.7 else "[pause]") for _ in range(400)]
+    wide = evaluate(rows(*clips[:40]), with_words=False, seed=1)["micro"]["f1"]
+    narrow = evaluate(rows(*clips), with_words=False, seed=1)["micro"]["f1"]
+    assert wide["low"] < wide["value"] < wide["high"]
+    # the standard error of a share p over n clips is sqrt(p (1 - p) / n)
+    expected = 2 * 1.96 * (narrow["value"] * (1 - narrow["value"]) / 400) ** 0.5
+    assert narrow["high"] - narrow["low"] == pytest.approx(expected, rel=0.15)
+    assert narrow["high"] - narrow["low"] < wide["high"] - wide["low"]
+    assert narrow == evaluate(rows(*clips), with_words=False, seed=1)["micro"]["f1"]
+
+
+def test_word_errors_equal_jiwer_where_it_has_an_answer():
+    pairs = [("I told you.", "i sold you"), ("come closer", "come"), ("a b c", "x a b c y"), ("one", "")]
+    report = evaluate(rows(*pairs), with_words=True, samples=5)
+    normal = [[text.lower().strip(".") for text in column] for column in zip(*pairs, strict=True)]
+    assert report["wer"]["micro"]["value"] == pytest.approx(jiwer.wer(*normal))
+    assert report["cer"]["micro"]["value"] == pytest.approx(jiwer.cer(*normal))
+
+
+def test_clips_with_empty_texts_are_counted():
+    assert count_word_errors("", "three more words").errors == 3
+    assert count_character_errors("", "ab").errors == 2
+    assert count_word_errors("[sighs]", "").rate == 0.0
+    assert count_word_errors("", "word").rate == 1.0
+    report = evaluate(rows(("one two", "one two"), ("", "oops oops")), with_words=True, samples=5)
+    assert report["wer"]["micro"]["value"] == 1.0  # two insertions over two reference words
+    assert report["wer"]["card"]["value"] == 0.5
+    assert report["clips_without_words"] == 1
+
+
+def test_eval_predictions_needs_no_model(call, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(
+        '{"id": "a", "reference": "[sighs] i told you", "prediction": "[sighs] i sold you", "note": 1}\n'
+        '{"id": "b", "reference": "hello", "prediction": "[pause] hello"}\n',
+        "utf-8",
+    )
+    result = call("eval-predictions", path, "--bootstrap-samples", 20)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["micro"]["precision"]["value"] == 0.5
+    assert report["wer"]["micro"]["value"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"id": "a", "reference": "x"}\n', r":1: `prediction` is missing"),
+        ('{"id": "a", "reference": "x", "prediction": "y"}\n' * 2, r":2: duplicate id 'a', first seen in line 1"),
+        ("{\n", r":1: not JSON"),
+        ("[]\n", r":1: a row is a JSON object"),
+        ("", "no predictions"),
+    ],
+)
+def test_bad_prediction_files_say_where(tmp_path, content, reason):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(content, "utf-8")
+    with pytest.raises(UsageError, match=reason):
+        predictions.run(path, 10, 0)

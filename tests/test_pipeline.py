@@ -1,0 +1,310 @@
+"""The whole pipeline, as a newcomer starts it: `make demo`, on a corpus cut small, and what it leaves behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
+
+from conftest import REPO, TINY_BASE
+from evoxtral_train.records import Candidate, CuratedRow, DroppedRow, Prediction, ScoredCandidate, read_rows
+from wandb_files import read_run
+
+SMALL = {
+    "synth.yaml": {"clips": {"train": 24, "validation": 6, "test": 10}},
+    "sft.yaml": {"train": {"epochs": 4, "batch_size": 8, "evaluate_every_steps": 5}},
+    "raft.yaml": {"generate": {"candidates": 2, "max_new_tokens": 20}, "train": {"batch_size": 8, "warmup_steps": 1}},
+    "eval-sft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
+    "eval-raft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
+}
+
+
+def merge(content: dict, changes: dict) -> dict:
+    return content | {key: merge(content[key], value) if isinstance(value, dict) else value for key, value in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder that `make demo` filled, with the shipped demo configs cut small; `configs/` beside it."""
+    root = tmp_path_factory.mktemp("demo")
+    folder, configs = root / "runs", root / "configs"
+    configs.mkdir()
+    for path in (REPO / "configs/demo").glob("*.yaml"):
+        text = path.read_text("utf-8").replace("runs/demo", str(folder))
+        (configs / path.name).write_text(yaml.safe_dump(merge(yaml.safe_load(text), SMALL.get(path.name, {}))), "utf-8")
+    started = time.monotonic()
+    done = subprocess.run(
+        ["make", "demo", f"DEMO={folder}", f"CONFIGS={configs}"], cwd=REPO, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(f"make demo, cut small: {time.monotonic() - started:.0f} s")
+    (root / "stdout.txt").write_text(done.stdout, "utf-8")
+    return root
+
+
+@pytest.fixture
+def raft(demo, call):
+    """evoxtral raft … with the demo's config, into a copy of its folder that a test may change."""
+    copy = demo.parent / f"copy-{time.monotonic_ns()}"
+    shutil.copytree(demo / "runs" / "raft", copy, ignore=shutil.ignore_patterns("wandb", "checkpoints"))
+
+    def raft(step: str, *more) -> object:
+        config = demo / "configs" / "raft.yaml"
+        return call("raft", step, config, "--set", f"output={copy}", "--set", "tracking.mode=disabled", *more)
+
+    raft.folder = copy
+    return raft
+
+
+def test_it_ends_with_the_table(demo):
+    comparison = json.loads((demo / "runs/comparison.json").read_text("utf-8"))
+    assert list(comparison["systems"]) == ["base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"]
+    for report in comparison["systems"].values():
+        assert report["clips"] == 10
+        assert {"card", "micro", "macro", "per_tag", "false_tags_per_untagged_clip"} <= set(report)
+        assert "wer" not in report  # the target holds no words
+    table = (demo / "runs/comparison.md").read_text("utf-8")
+    assert table in (demo / "stdout.txt").read_text("utf-8")
+    assert "| system | micro F1 | micro P | micro R | macro F1 | card F1 |" in table
+    assert all(f"\n| {name} | " in table for name in comparison["systems"])
+
+
+def test_a_finished_demo_is_not_done_again(demo):
+    again = subprocess.run(
+        ["make", "-n", "demo", f"DEMO={demo / 'runs'}", f"CONFIGS={demo / 'configs'}"], cwd=REPO, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "evoxtral" not in again.stdout
+
+
+def test_every_row_is_accounted_for(demo):
+    raft = demo / "runs/raft"
+    candidates = read_rows(raft / "candidates/candidates.jsonl", Candidate)
+    scores = read_rows(raft / "scores/scores.jsonl", ScoredCandidate)
+    curated = read_rows(raft / "curated/curated.jsonl", CuratedRow)
+    dropped = read_rows(raft / "curated/dropped.jsonl", DroppedRow)
+    keys = [(each.utterance_id, each.candidate_id) for each in candidates]
+    assert keys == [(f"train-{clip:05d}", number) for clip in range(24) for number in range(2)]
+    assert keys == [(each.utterance_id, each.candidate_id) for each in scores]
+    assert sorted(keys) == sorted((each.utterance_id, each.candidate_id) for each in [*curated, *dropped])
+    assert len(curated) == 21  # floor(24 × 0.9)
+    metrics = json.loads((raft / "train/metrics.json").read_text("utf-8"))
+    assert (metrics["train_rows"], metrics["steps"]) == (21, 3)
+
+
+def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):
+    """Nothing of ours but the packed row: transformers, peft and `generate`."""
+    model = VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, demo / "runs/sft/adapter").eval()
+    processor = AutoProcessor.from_pretrained(TINY_BASE)
+    from evoxtral_train.data.packing import PackedSplit
+
+    split = PackedSplit(demo / "runs/packed", "test")
+    predictions = {row.id: row for row in read_rows(demo / "runs/eval-sft/predictions/SFT.jsonl", Prediction)}
+    assert len(predictions) == 10
+    for index, example in enumerate(split.examples):
+        prompt = torch.tensor([[1] + [32] * (32 + example.utterance_tokens + 6 - 1)])
+        mel = torch.from_numpy(split.mel_of(index, prompt.shape[1] + 20))[None]
+        out = model.generate(
+            input_ids=prompt, input_features=mel, num_delay_tokens=6, do_sample=False, max_length=prompt.shape[1] + 20
+        )
+        text = processor.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)[0].strip()
+        assert text == predictions[example.id].prediction
+        assert example.text == predictions[example.id].reference
+
+
+def test_the_offline_tracking_runs_hold_config_losses_metrics_and_tables(demo):
+    runs = demo / "runs"
+    sft = read_run(runs / "sft")
+    assert sft["config"]["lora"]["value"] if "value" in sft["config"]["lora"] else sft["config"]["lora"]["r"] == 16
+    losses = [row["train/loss"] for row in sft["history"] if "train/loss" in row]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+    assert any("train/eval_loss" in row for row in sft["history"])
+    metrics = json.loads((runs / "sft/metrics.json").read_text("utf-8"))
+    assert sft["summary"]["best_validation_loss"] == pytest.approx(metrics["best_validation_loss"])
+
+    evaluated = read_run(runs / "eval-raft")
+    report = json.loads((runs / "eval-raft/metrics.json").read_text("utf-8"))["systems"]["RAFT"]
+    assert evaluated["summary"]["RAFT/micro/f1/value"] == pytest.approx(report["micro"]["f1"]["value"])
+
+    scored = read_run(runs / "raft/scores")
+    [table] = scored["tables"].values()
+    assert table["columns"][:5] == ["utterance_id", "candidate_id", "reference", "text", "reward"]
+    scores = read_rows(runs / "raft/scores/scores.jsonl", ScoredCandidate)
+    assert [(row[0], row[1], row[4]) for row in table["data"]] == [
+        (each.utterance_id, each.candidate_id, each.reward) for each in scores
+    ]
+    for stage in ("data", "packed", "raft/candidates", "raft/curated", "raft/train", "eval-sft"):
+        assert read_run(runs / stage)["config"], stage
+
+
+def test_generation_resumed_equals_uninterrupted(demo, raft, monkeypatch):
+    import evoxtral_train.stages.generate as stage
+
+    shutil.rmtree(raft.folder)
+    real, batches = stage.decode, []
+
+    def stop_after_two(*arguments, **named):
+        for batch in real(*arguments, **named):
+            batches.append(batch)
+            if len(batches) == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(stage, "decode", stop_after_two)
+    small_batches = ("--set", "generate.batch_clips=5")
+    assert raft("generate", *small_batches).exit_code == 130
+    assert not (raft.folder / "candidates/candidates.jsonl").exists()
+    refused = raft("score", *small_batches)
+    assert refused.exit_code == 2
+    assert "is not finished — finish it with: evoxtral raft generate" in refused.stderr
+    monkeypatch.setattr(stage, "decode", real)
+    resumed = raft("generate", *small_batches, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    found, expected = (
+        read_rows(folder / "candidates/candidates.jsonl", Candidate) for folder in (raft.folder, demo / "runs/raft")
+    )
+    assert [(each.text, each.token_ids) for each in found] == [(each.text, each.token_ids) for each in expected]
+
+
+def test_raft_run_does_all_four_and_resumes(raft):
+    shutil.rmtree(raft.folder / "scores")
+    shutil.rmtree(raft.folder / "curated")
+    shutil.rmtree(raft.folder / "train")
+    result = raft("run", "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert "finished before" in result.stdout
+    assert (raft.folder / "train/adapter/adapter_model.safetensors").is_file()
+    assert "this run is finished" in raft("run").stderr
+
+
+def test_a_stage_before_its_input_exists(call, demo, tmp_path):
+    config = demo / "configs"
+    for arguments, hint in [
+        (
+            ("data", "pack", config / "pack.yaml", "--set", f"manifest={tmp_path}/none.jsonl"),
+            "make one with: evoxtral data synth",
+        ),
+        (("sft", config / "sft.yaml", "--set", f"dataset={tmp_path}/none"), "first run: evoxtral data pack"),
+        (("raft", "generate", config / "raft.yaml", "--set", f"adapter={tmp_path}/none"), "make one with: evoxtral sft"),
+        (("raft", "score", config / "raft.yaml"), "first run: evoxtral raft generate"),
+        (("raft", "curate", config / "raft.yaml"), "first run: evoxtral raft score"),
+        (("raft", "train", config / "raft.yaml"), "first run: evoxtral raft curate"),
+        (("eval", config / "eval-sft.yaml", "--set", f"dataset={tmp_path}/none"), "first run: evoxtral data pack"),
+    ]:
+        result = call(*arguments, "--set", f"output={tmp_path}/out", "--set", "tracking.mode=disabled")
+        assert result.exit_code == 2, result.stderr
+        assert hint in result.stderr
+        assert result.stderr.count("\n") == 1, "one line"
+    assert "first run: evoxtral eval" in call("compare", tmp_path / "none").stderr
+
+
+def test_inputs_made_from_something_else_are_refused(raft, demo, call, packed, tmp_path):
+    wrong = raft("score", "--overwrite", "--set", f"dataset={packed['deferred']}")
+    assert wrong.exit_code == 2
+    assert "was made from another dataset than" in wrong.stderr
+    wrong = raft("score", "--overwrite", "--set", "generate.temperature=0.8")
+    assert "was made with another config: generate.temperature differ" in wrong.stderr
+    wrong = raft("train", "--overwrite", "--set", "curate.drop_lowest_share=0.2")
+    assert "was made with another config: curate.drop_lowest_share differ" in wrong.stderr
+    other = tmp_path / "other-adapter"
+    shutil.copytree(demo / "runs/sft/adapter", other)
+    with (other / "adapter_config.json").open("a") as file:
+        file.write("\n")
+    wrong = raft("train", "--overwrite", "--set", f"adapter={other}")
+    assert "was made from another adapter than" in wrong.stderr
+    wrong = call("compare", demo / "runs/eval-sft", demo / "runs/eval-sft", demo / "runs/sft")
+    assert "holds a run of `sft`, not of `eval`" in wrong.stderr
+
+
+def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
+    """Another base: the same processor, other weights; and one of other shapes, with a bare PEFT folder."""
+    from evoxtral_train.modeling.tiny_base import tiny_model
+
+    other = tmp_path / "other-base"
+    other.mkdir()
+    for name in ("tekken.json", "preprocessor_config.json"):
+        shutil.copy(TINY_BASE / name, other / name)
+    tiny_model(2540, 64, 1, 96, 1).save_pretrained(other)
+    for adapter, reason in [
+        (demo / "runs/sft", "this adapter was trained on another base"),
+        (demo / "runs/sft/adapter", "this adapter does not fit the base"),
+    ]:
+        result = call(
+            "raft", "generate", demo / "configs/raft.yaml", "--set", f"model.base={other}", "--set", f"adapter={adapter}",
+            "--set", f"output={tmp_path / 'out'}", "--set", "tracking.mode=disabled", "--overwrite",
+        )  # fmt: skip
+        assert result.exit_code == 2, result.stderr
+        assert reason in result.stderr
+    other_tokens = tmp_path / "other-tokens"
+    shutil.copytree(TINY_BASE, other_tokens)
+    content = json.loads((other_tokens / "tekken.json").read_text("utf-8"))
+    content["audio"]["transcription_delay_ms"] = 560
+    (other_tokens / "tekken.json").write_text(json.dumps(content), "utf-8")
+    result = call("sft", demo / "configs/sft.yaml", "--set", f"model.base={other_tokens}", "--set", f"output={tmp_path / 'x'}")
+    assert "packed with another processor" in result.stderr
+
+
+def test_dry_runs_print_the_plan_and_write_nothing(demo, call, tmp_path):
+    out = ("--dry-run", "--set", f"output={tmp_path / 'out'}")
+    for arguments, expected in [
+        (("data", "synth", "synth.yaml"), "train 24, validation 6, test 10"),
+        (("data", "pack", "pack.yaml"), "rows"),
+        (("sft", "sft.yaml"), "12 (4 epochs at batch 8 × 1)"),
+        (("raft", "generate", "raft.yaml"), "48 (2 per clip)"),
+        (("raft", "run", "raft.yaml"), "score, curate, train"),
+        (("eval", "eval-raft.yaml"), "RAFT, RAFT top-2"),
+    ]:
+        *command, name = arguments
+        result = call(*command, demo / "configs" / name, *out)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.startswith("plan: ")
+        assert expected in result.stdout
+    assert not (tmp_path / "out").exists()
+    finished = call("sft", demo / "configs/sft.yaml", "--dry-run")
+    assert finished.exit_code == 2
+    assert "this run is finished" in finished.stderr
+
+
+def test_the_4b_plan_works_offline(call):
+    result = call("sft", "configs/sft.yaml", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    facts = " ".join(result.stdout.split())
+    for expected in (
+        "the class's default config (the checkpoint is not here)", "4,429,679,360 frozen", "trainable parameters 9,371,648",
+        "8.86 GB in bfloat16", "37.5 MB on disk",
+    ):  # fmt: skip
+        assert expected in facts
+
+
+def test_a_model_that_cannot_be_had_says_how_to_fetch_it(call, spoken, tmp_path):
+    result = call("data", "pack", "configs/pack.yaml", "--set", f"manifest={spoken / 'manifest.jsonl'}",
+                  "--set", f"output={tmp_path / 'out'}")  # fmt: skip
+    assert result.exit_code == 2
+    assert "hf download mistralai/Voxtral-Mini-4B-Realtime-2602" in result.stderr
+    missing = call("sft", "configs/sft.yaml", "--set", "model.base=./no-such-folder", "--dry-run")
+    assert "no such model folder: ./no-such-folder" in missing.stderr
+
+
+@pytest.mark.parametrize("target", ["text", "tagged_text"])
+def test_targets_with_words_are_evaluated_with_word_errors(call, spoken, demo, tmp_path, target):
+    for arguments in (
+        ("data", "pack", "configs/demo/pack.yaml", "--set", f"manifest={spoken}/manifest.jsonl", "--set", f"target={target}",
+         "--set", "layout.kind=packed", "--set", f"output={tmp_path}/packed"),
+        ("eval", "configs/demo/eval-sft.yaml", "--set", f"dataset={tmp_path}/packed", "--set", "systems=[{name: base}]",
+         "--set", f"output={tmp_path}/eval", "--set", "bootstrap.samples=50", "--set", "decode.max_new_tokens=150"),
+    ):  # fmt: skip
+        result = call(*arguments, "--set", "tracking.mode=disabled")
+        assert result.exit_code == 0, result.stderr
+    report = json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["systems"]["base"]
+    # The base transcribes right after the prompt, in its own streaming form: it is a recogniser.
+    assert report["wer"]["micro"]["value"] < 0.3
+    assert report["cer"]["micro"]["value"] < 0.3

@@ -1,0 +1,62 @@
+"""Each command of the README runs in a test, or says that it needs a GPU or the network."""
+
+import re
+import subprocess
+
+import pytest
+
+from conftest import REPO
+
+README = (REPO / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = {re.split(r"\s+#", line)[0].strip(): line.partition("#")[2].strip() for line in LINES}
+
+RUN_ELSEWHERE = {
+    "make demo": "tests/test_pipeline.py runs it, cut small",
+    "make test": "is running now",
+    "pip install -c constraints.txt -e '.[synth]'": "a part of what `make test` installs",
+    "evoxtral raft score configs/raft.yaml": "needs the candidates of a GPU; test_pipeline runs it in the demo",
+    "evoxtral raft curate configs/raft.yaml": "needs the candidates of a GPU; test_pipeline runs it in the demo",
+}
+RUN_HERE = {
+    "evoxtral doctor": (),
+    "evoxtral sft configs/sft.yaml --dry-run": (),
+    "evoxtral data synth configs/synth.yaml": ("--set", "clips.train=8", "--set", "clips.validation=1", "--set", "clips.test=1"),
+}
+
+
+def test_every_command_is_run_or_says_what_it_needs():
+    assert len(COMMANDS) == 13
+    for command, comment in COMMANDS.items():
+        if "needs a GPU" not in comment and "needs the network" not in comment:
+            assert command in RUN_ELSEWHERE or command in RUN_HERE, command
+    assert set(RUN_ELSEWHERE) | set(RUN_HERE) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_command(command, call, tmp_path):
+    output = ("--set", f"output={tmp_path / 'out'}") if "synth" in command else ()
+    result = call(*command.split()[1:], *RUN_HERE[command], *output)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_every_command_of_the_table_exists(call):
+    named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN)[^`]*)?` \|", README, re.MULTILINE)
+    assert len(named) == 14
+    for command in named:
+        assert call(*command.split(), "--help").exit_code == 0, command
+
+
+def test_make_test_and_ci_are_one_command():
+    assert "make test" in (REPO / ".ci/run").read_text("utf-8")
+    assert ".ci/run" in (REPO / ".github/workflows/ci.yml").read_text("utf-8")
+    plan = subprocess.run(["make", "-n", "test"], cwd=REPO, capture_output=True, text=True, check=True)
+    assert "pytest" in plan.stdout
+
+
+def test_the_table_is_the_demos():
+    """The README's table has the columns and systems that `make demo` prints (its figures are that run's)."""
+    assert "| system | micro F1 | micro P | micro R | macro F1 | card F1 | card P | card R | card halluc. |" in README
+    for system in ("base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"):
+        assert re.search(rf"^\| {system} \| \d\.\d{{3}} \[", README, re.MULTILINE), system

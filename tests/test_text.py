@@ -1,0 +1,54 @@
+import pytest
+
+from evoxtral_train.errors import RowError
+from evoxtral_train.text import tags
+from evoxtral_train.text.normalize import normalize_words
+from evoxtral_train.text.tags import Piece
+
+
+def test_there_are_15_base_tags():
+    assert tags.BASE_TAGS == (
+        "excited", "sad", "angry", "nervous", "calm", "frustrated", "laughs", "sighs", "gasps", "clears throat",
+        "crying", "whispers", "shouts", "stammers", "pause",
+    )  # fmt: skip
+
+
+def test_parse_keeps_the_order():
+    assert tags.parse("[sighs] I told you. [Clears  Throat] Come") == [
+        Piece("tag", "sighs"), Piece("text", "I told you."), Piece("tag", "clears throat"), Piece("text", "Come"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[sighs I told you", "unclosed bracket at character 0"),
+        ("I [sighs [pause] told", "bracket opened inside a bracket at character 9"),
+        ("I told] you", "bracket closed but never opened at character 6"),
+        ("I [ ] told", "empty tag at character 2"),
+    ],
+)
+def test_bad_brackets_say_where(text, reason):
+    with pytest.raises(RowError, match=reason.replace("[", r"\[").replace("]", r"\]")):
+        tags.parse(text)
+
+
+def test_unknown_tag_names_the_nearest():
+    with pytest.raises(RowError, match=r"unknown tag \[sigh\] — did you mean \[sighs\]\?"):
+        tags.check_known(["pause", "sigh"], tags.BASE_TAGS)
+
+
+def test_find_tags_forgives_what_a_model_writes():
+    assert tags.find_tags("[laughs] a [sig [pause]] []") == ["laughs", "pause"]
+
+
+def test_strip_and_filter():
+    assert tags.strip_tags("[sighs] I told  you. [pause]") == "I told you."
+    assert tags.keep_first_tags("[sighs] I [pause] told [laughs] you", 2) == "[sighs] I [pause] told you"
+    assert tags.format_tags(["sighs", "clears throat"]) == "[sighs] [clears throat]"
+    assert tags.format_tags([]) == ""
+
+
+def test_normalize_words():
+    assert normalize_words("I'm — well — FINE! 'Yes'  don’t") == "i'm well fine yes don't"
+    assert normalize_words("…!?") == ""

@@ -58,7 +58,7 @@ $(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/train/co
 	$(EVOXTRAL) eval $< --overwrite
 
 $(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
-	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison
+	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >/dev/null
 
 clean-demo:
 	rm -rf $(DEMO)

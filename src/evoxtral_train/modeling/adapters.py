@@ -1,5 +1,6 @@
 """LoRA on the language model's attention: make it, load it, know which base it belongs to."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from ..config.schema import Lora, Model
 from ..errors import UsageError
 from ..runs import fingerprint_files, read_run, require_complete
 from .realtime import stock
+
+# peft asks transformers for a property by its old name; nothing a user could act on.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -91,7 +95,7 @@ def checkpoint_language_model(model: PeftModel) -> None:
     stock forward then adds to in place, and crash (voxtral-facts, section 3).
     """
     language_model = stock(model).model.language_model
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model.activation_checkpointing_enable({"use_reentrant": False})
     language_model.disable_input_require_grads()
 
 

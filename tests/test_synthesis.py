@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ def content(folder) -> dict[str, str]:
 def test_same_seed_same_bytes(tmp_path):
     synth.run(config(tmp_path / "a"), Options())
     synth.run(config(tmp_path / "b"), Options())
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    time.sleep(1.1)  # espeak-ng would seed its noise by the second
+    synth.run(config(tmp_path / "later"), Options())
+    assert content(tmp_path / "a") == content(tmp_path / "b") == content(tmp_path / "later")
     assert len(content(tmp_path / "a")) == 11
     synth.run(config(tmp_path / "c", seed=12), Options())
     assert content(tmp_path / "a") != content(tmp_path / "c")
@@ -155,13 +158,16 @@ def test_the_users_own_scripts(tmp_path):
         {"text": "hello [calm]"},
         {"id": "one", "text": "again."},
         {"text": "no tag here.", "split": "test"},
+        {"id": "../../up", "text": "out of the folder."},
+        {"text": "no such split.", "split": "dev"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in texts), "utf-8")
     report = synth.run(config(tmp_path / "out", scripts=path), Options())
-    assert (report.facts["clips written"], report.facts["rejected"]) == (2, 3)
+    assert (report.facts["clips written"], report.facts["rejected"]) == (2, 5)
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
     assert [reason.split(" — ")[0] for reason in reasons] == [
-        "unknown tag [sigh]", "duplicate id 'one'", "[calm] is followed by no words",
+        "unknown tag [sigh]", "duplicate id 'one'", "id '../../up' cannot be a file name", "unknown split 'dev'",
+        "[calm] is followed by no words",
     ]  # fmt: skip
 
 

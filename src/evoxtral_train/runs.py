@@ -107,6 +107,12 @@ def check_output(path: Path, stage: str, config: dict[str, Any], inputs: dict[st
         )
 
 
+def check_plan(path: Path, stage: str, config: dict[str, Any], options: Options) -> None:
+    """`check_output` for a dry run whose inputs may not exist yet: what can be refused without them."""
+    if not options.resume:
+        check_output(path, stage, config, {}, options)
+
+
 def is_complete(path: Path) -> bool:
     return (path / _COMPLETE).is_file()
 

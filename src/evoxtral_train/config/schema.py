@@ -29,7 +29,7 @@ class Tracking(Section):
 class Model(Section):
     base: str
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
 
 

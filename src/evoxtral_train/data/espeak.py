@@ -86,6 +86,8 @@ class Espeak:
                 raise UsageError(f"espeak-ng has no voice {voice!r}", fix="use a name such as en-us, en+f1 or en-us+m3")
             for parameter, value in parameters:
                 library.espeak_SetParameter(parameter, int(value), 0)
+            # Breath noise has two sources: espeak's own generator, else seeded by the clock, and C's rand().
+            library.espeak_ng_SetRandSeed(ctypes.c_long(seed & 0x7FFFFFFF))
             self._libc.srand(seed & 0x7FFFFFFF)
             encoded = text.encode("utf-8") + b"\0"
             if library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None) != 0:

@@ -17,6 +17,7 @@ from ..errors import RowError, UsageError
 from ..text import tags as tag_text
 
 _SLOT = re.compile(r"\{(\w+)\}")
+_FILE_NAME = re.compile(r"[\w-][\w.-]*")
 _SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
 _TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
 
@@ -153,10 +154,14 @@ def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
             pieces = tag_text.parse(text)
             tag_text.check_known([piece.value for piece in pieces if piece.kind == "tag"], tag_text.BASE_TAGS)
             identity = str(row.get("id") or f"script-{number:05d}")
+            if not _FILE_NAME.fullmatch(identity):
+                raise RowError(f"id {identity!r} cannot be a file name", fix="use letters, digits, '.', '_' and '-'")
             if identity in seen:
                 raise RowError(f"duplicate id {identity!r}", fix="give each script its own id")
             seen.add(identity)
             split = row.get("split") or split_of_sentence(tag_text.strip_tags(text))
+            if split not in dict(_SPLIT_SHARES):
+                raise RowError(f"unknown split {split!r}", fix="use train, validation or test")
             scripts.append(Script(identity, text, split))
         except RowError as error:
             rejected.append({"file": str(path), "line": number, "id": row.get("id"), "reason": str(error)})

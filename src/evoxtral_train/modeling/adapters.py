@@ -50,6 +50,14 @@ def find_adapter(path: Path) -> Adapter:
     return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
 
 
+def adapter_lora(adapter: Adapter) -> Lora:
+    """The LoRA settings that a saved adapter was made with."""
+    config = LoraConfig.from_pretrained(adapter.folder)
+    modules = config.target_modules
+    pattern = modules if isinstance(modules, str) else rf".*({'|'.join(sorted(modules))})"
+    return Lora(r=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout, target_modules=pattern)
+
+
 def check_base(adapter: Adapter, base_fingerprint: str, base: str) -> None:
     """Refuse an adapter that was trained on another base."""
     if adapter.base is not None and adapter.base != base_fingerprint:

@@ -7,6 +7,11 @@ from fractions import Fraction
 from ..records import Candidate, CuratedRow, DroppedRow, ScoredCandidate
 
 
+def clips_kept(clips: int, drop_lowest_share: float) -> int:
+    """floor(clips × (1 − share)), exactly: 808 clips and 0.1 leave 727."""
+    return int(clips * (1 - Fraction(str(drop_lowest_share))))
+
+
 def curate(
     candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate], drop_lowest_share: float
 ) -> tuple[list[CuratedRow], list[DroppedRow]]:
@@ -24,7 +29,7 @@ def curate(
     for key in texts:
         clips[key[0]].append(by_key[key])
     best = {clip: min(rows, key=lambda row: (-row.reward, row.candidate_id)) for clip, rows in clips.items()}
-    stay = int(len(best) * (1 - Fraction(str(drop_lowest_share))))
+    stay = clips_kept(len(best), drop_lowest_share)
     ranked = sorted(best.values(), key=lambda row: (-row.reward, row.utterance_id))
     kept = {row.utterance_id for row in ranked[:stay]}
     curated, dropped = [], []

@@ -7,16 +7,17 @@ from ..config.schema import EvalConfig
 from ..data.packing import PackedSplit
 from ..decoding.decoder import decode, requests_of
 from ..decoding.sampling import Sampling
-from ..modeling.adapters import Adapter, find_adapter, load_adapter
+from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Prediction
-from ..runs import Options, Run, check_output, fingerprint_text
+from ..runs import Options, Run, check_plan, fingerprint_text
 from ..scoring.metrics import evaluate
 from ..scoring.tables import per_tag_table, systems_table
 from ..text.tags import keep_first_tags
 from ..tracking import Tracker
 from .inputs import Base, open_adapter, open_base
+from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
 
@@ -25,20 +26,15 @@ def run(config: EvalConfig, options: Options) -> Report:
 
     Each adapter is decoded once; a system that differs only by its filter reuses the predictions.
     """
-    split = PackedSplit(config.dataset, config.split)
-    facts = {
-        "clips": f"{len(split)} of split {config.split}",
-        "systems": ", ".join(system.name for system in config.systems),
-        "output": config.output,
-    }
     asked = config.model_dump(mode="json")
     paths = list(dict.fromkeys(system.adapter for system in config.systems))
     if options.dry_run:
-        for path in filter(None, paths):
-            find_adapter(path)
-        if not options.resume:
-            check_output(config.output, "eval", asked, {}, options)
+        check_plan(config.output, "eval", asked, options)
+        facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model)
+        facts |= {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in paths if path}
         return Report("plan: eval", facts)
+    split = PackedSplit(config.dataset, config.split)
+    facts = _asked(config, len(split))
     base = open_base(config.model, split)
     adapters = {path: open_adapter(path, base, config.model) for path in paths if path}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
@@ -66,6 +62,11 @@ def run(config: EvalConfig, options: Options) -> Report:
         run.finish({"split": config.split, "systems": reports}, fingerprint_text(table))
     facts["time"] = format_seconds(time.monotonic() - started)
     return Report("eval", facts, table=table)
+
+
+def _asked(config: EvalConfig, clips: int | str) -> dict:
+    names = ", ".join(system.name for system in config.systems)
+    return {"clips": f"{clips} of split {config.split}", "systems": names, "output": config.output}
 
 
 def _decode_all(

@@ -6,14 +6,15 @@ from ..config.schema import RaftConfig
 from ..data.packing import PackedSplit
 from ..decoding.decoder import Completion, decode, requests_of
 from ..decoding.sampling import Sampling
-from ..modeling.adapters import find_adapter, load_adapter
+from ..modeling.adapters import load_adapter
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Candidate, JsonlAppender, read_rows
-from ..runs import Options, Run, check_output, disk_errors, fingerprint_files
+from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
 from .inputs import Base, open_adapter, open_base
+from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
 _PART = "candidates.part.jsonl"
@@ -21,21 +22,11 @@ _PART = "candidates.part.jsonl"
 
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `candidates/candidates.jsonl`, in the order of the split and of the candidate ids."""
-    split = PackedSplit(config.dataset, config.split)
-    wanted = config.generate
-    facts = {
-        "clips": len(split),
-        "candidates": f"{len(split) * wanted.candidates} ({wanted.candidates} per clip)",
-        "sampling": f"temperature {wanted.temperature:g}, top-p {wanted.top_p:g}, at most {wanted.max_new_tokens} tokens",
-        "adapter": config.adapter,
-        "output": raft_folders.candidates(config),
-    }
-    asked = raft_folders.asked(config, "generate")
     if options.dry_run:
-        find_adapter(config.adapter)
-        if not options.resume:
-            check_output(raft_folders.candidates(config), "raft generate", asked, {}, options)
-        return Report("plan: raft generate", facts)
+        return plan(config, options)
+    split = PackedSplit(config.dataset, config.split)
+    facts = _asked(config, len(split)) | {"adapter": config.adapter, "output": raft_folders.candidates(config)}
+    asked = raft_folders.asked(config, "generate")
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
@@ -62,6 +53,23 @@ def run(config: RaftConfig, options: Options) -> Report:
         "time": format_seconds(metrics["seconds"]),
     }
     return Report("raft generate", facts)
+
+
+def plan(config: RaftConfig, options: Options) -> Report:
+    check_plan(raft_folders.candidates(config), "raft generate", raft_folders.asked(config, "generate"), options)
+    adapter, lora = plan_adapter(config.adapter)
+    facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
+    return Report("plan: raft generate", facts | {"output": raft_folders.candidates(config)})
+
+
+def _asked(config: RaftConfig, clips: int | str) -> dict:
+    wanted = config.generate
+    total = clips * wanted.candidates if isinstance(clips, int) else "unknown"
+    return {
+        "clips": clips,
+        "candidates": f"{total} ({wanted.candidates} per clip)",
+        "sampling": f"temperature {wanted.temperature:g}, top-p {wanted.top_p:g}, at most {wanted.max_new_tokens} tokens",
+    }
 
 
 def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, model) -> None:

@@ -3,6 +3,7 @@
 from ..config.schema import RaftConfig
 from ..runs import Options, is_complete
 from . import curate, generate, raft_folders, raft_train, score
+from .plans import plan_curated, plan_steps
 from .report import Report
 
 _STEPS = (
@@ -16,8 +17,10 @@ _STEPS = (
 def run(config: RaftConfig, options: Options) -> Report:
     """With `--resume` the finished steps are skipped; what they were made from is checked by the next."""
     if options.dry_run:
-        plan = generate.run(config, options)
-        return Report("plan: raft run", plan.facts | {"then": "score, curate, train"})
+        facts = generate.plan(config, Options(resume=True)).facts
+        steps = plan_steps(plan_curated(config.dataset, config.split, config.curate.drop_lowest_share), config.train)
+        facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}
+        return Report("plan: raft run", facts | {"output": config.output})
     facts = {}
     for name, stage, folder in _STEPS:
         if options.resume and is_complete(folder(config)):

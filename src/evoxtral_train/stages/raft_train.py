@@ -10,12 +10,13 @@ from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
 from ..modeling.realtime import load_model
 from ..records import CuratedRow, read_rows
-from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
 from ..training.dataset import Target, TrainingSet
-from ..training.trainer import optimizer_steps, train_adapter
+from ..training.trainer import train_adapter
 from . import raft_folders
 from .inputs import Base, open_adapter, open_base
+from .plans import plan_adapter, plan_curated, plan_model, plan_steps
 from .report import Report
 from .sft import adapter_facts, finish_adapter
 
@@ -23,6 +24,8 @@ from .sft import adapter_facts, finish_adapter
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `train/adapter/`. The clips are laid out by the function that laid them out for
     generation; only the target's text is the candidate's."""
+    if options.dry_run:
+        return plan(config, options)
     source = raft_folders.curated(config)
     curated_fingerprint = require_complete(source, "raft curate", "evoxtral raft curate configs/raft.yaml")
     candidates_folder = raft_folders.candidates(config)
@@ -32,11 +35,6 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     require_same_input(candidates_folder, "dataset", split.fingerprint, str(config.dataset))
     curated = read_rows(source / "curated.jsonl", CuratedRow)
-    if options.dry_run:
-        facts = {"rows": len(curated), "steps": optimizer_steps(len(curated), config.train), "from": config.adapter}
-        if not options.resume:
-            check_output(raft_folders.trained(config), "raft train", raft_folders.asked(config, "train"), {}, options)
-        return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     require_same_input(candidates_folder, "adapter", adapter.fingerprint, str(config.adapter))
@@ -57,6 +55,18 @@ def run(config: RaftConfig, options: Options) -> Report:
         measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
         metrics = finish_adapter(run, model, measures, started, tracker)
     return Report("raft train", adapter_facts(run.path, metrics))
+
+
+def plan(config: RaftConfig, options: Options) -> Report:
+    check_plan(raft_folders.trained(config), "raft train", raft_folders.asked(config, "train"), options)
+    curated = raft_folders.curated(config) / "curated.jsonl"
+    if curated.is_file():
+        rows = len(read_rows(curated, CuratedRow))
+    else:
+        rows = plan_curated(config.dataset, config.split, config.curate.drop_lowest_share)
+    adapter, lora = plan_adapter(config.adapter)
+    facts = plan_model(config.model, lora) | adapter | plan_steps(rows, config.train)
+    return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})
 
 
 def _targets(curated: list[CuratedRow], split: PackedSplit, base: Base) -> list[Target]:

@@ -7,16 +7,16 @@ import torch
 
 from ..config.schema import SftConfig
 from ..data.packing import PackedSplit, has_split
-from ..errors import UsageError
-from ..modeling.adapters import adapter_bytes, add_lora, checkpoint_language_model, find_adapter
-from ..modeling.realtime import describe_model, load_model, sizes
+from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
+from ..modeling.realtime import load_model, sizes
 from ..progress import format_seconds
-from ..runs import Options, Run, check_output
+from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
 from ..training.dataset import TrainingSet
-from ..training.trainer import optimizer_steps, train_adapter
+from ..training.trainer import train_adapter
 from .inputs import open_base
-from .report import Report, gigabytes
+from .plans import count_rows, plan_model, plan_steps
+from .report import Report
 
 
 def run(config: SftConfig, options: Options) -> Report:
@@ -74,34 +74,6 @@ def adapter_facts(folder: Path, metrics: dict) -> dict:
 
 def plan(config: SftConfig, options: Options) -> Report:
     """Rows, steps and sizes, without weights: for the 4B model this needs neither network nor GPU."""
-    model, source = describe_model(config.model.base, config.model.revision)
-    model = add_lora(model.requires_grad_(False), config.lora, config.model)
-    count = sizes(model)
-    width = getattr(torch, config.model.dtype).itemsize
-    frozen = count["parameters"] - count["trainable_parameters"]
-    facts = {
-        "model": f"{config.model.base}, shape from {source}",
-        "parameters": f"{frozen:,} frozen",
-        "trainable parameters": f"{count['trainable_parameters']:,}",
-        "weights": f"{gigabytes(frozen * width)} in {config.model.dtype}",
-        "adapter": f"{gigabytes(adapter_bytes(model))} on disk",
-    }
-    facts |= plan_rows(config.dataset, "train", config.train)
-    facts["output"] = config.output
-    _check_resumable(config, options)
-    return Report("plan: sft", facts)
-
-
-def plan_rows(dataset: Path, split: str, train) -> dict:
-    batch = f"{train.batch_size} × {train.gradient_accumulation}"
-    try:
-        rows = len(PackedSplit(dataset, split))
-    except UsageError as error:
-        return {"rows": f"unknown: {error}", "steps": f"unknown: {train.epochs:g} epochs at batch {batch}"}
-    return {"rows": rows, "steps": f"{optimizer_steps(rows, train)} ({train.epochs:g} epochs at batch {batch})"}
-
-
-def _check_resumable(config: SftConfig, options: Options) -> None:
-    """A dry run refuses what the real run would refuse, as far as that can be known without inputs."""
-    if not options.resume:
-        check_output(config.output, "sft", config.model_dump(mode="json"), {}, options)
+    check_plan(config.output, "sft", config.model_dump(mode="json"), options)
+    facts = plan_model(config.model, config.lora) | plan_steps(count_rows(config.dataset, "train"), config.train)
+    return Report("plan: sft", facts | {"output": config.output})

@@ -50,6 +50,8 @@ def run(config: SynthConfig, options: Options) -> Report:
         unspeakable = _speak_all(run, scripts, synthesizer, voices, config.seed)
         rejected += unspeakable
         rows = [row for _, row in read_jsonl(run.path / _PART)]
+        if not rows:
+            raise UsageError("no script could be spoken", where=str(source), fix=f"first reason: {rejected[0]['reason']}")
         hours = sum(row.pop("duration_s") for row in rows) / 3600
         run.write_rows("manifest.jsonl", rows)
         run.write_rows("rejected.jsonl", rejected)

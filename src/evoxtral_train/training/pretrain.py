@@ -20,15 +20,16 @@ from ..config.schema import TinyBaseConfig
 from ..data import acoustics
 from ..data.clock import Clock
 from ..data.features import log_mel, restore_silence, trim_silence
-from ..data.layouts import Row, lay_out, lay_out_stream
+from ..data.layouts import IGNORED, Row, lay_out, lay_out_stream
+from ..data.packing import text_tokenizer
 from ..data.scripts import Grammar, draw_scripts
 from ..data.synthesis import VOICES, Synthesizer
+from ..modeling.realtime import language_model_hidden
 from ..text.tags import BASE_TAGS
-from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_tokens
+from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_seconds, samples_to_tokens, tokens_to_samples
 
 _FRAME_S = TOKEN_S / 4  # one encoder frame
 _PHONEME_DELAY_FRAMES = 4  # a causal encoder names a phoneme once it has heard 80 ms of it
-_NO_PHONEME = -100
 ROOM_TOKENS = 40  # hurried speech is written later than it is heard
 
 
@@ -55,7 +56,7 @@ class Heads(nn.Module):
 
 def make_rows(config: TinyBaseConfig, processor) -> tuple[list[PretrainRow], int, int]:
     """Speak the training sentences and lay them out. Returns (rows, phoneme classes, different words)."""
-    clock, tokenizer = Clock.of(processor), processor.tokenizer.tokenizer.instruct_tokenizer.tokenizer
+    clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
     grammar, synthesizer = Grammar.load(config.grammar), Synthesizer()
     rng = np.random.default_rng(config.seed)
     scripts = draw_scripts(grammar, {"train": config.clips}, untagged_share=0.3, seed=config.seed)
@@ -70,10 +71,10 @@ def make_rows(config: TinyBaseConfig, processor) -> tuple[list[PretrainRow], int
         row = lay_out_stream(clock, words, tokens, row_tokens)
         needed = row.needed_tokens
         mel = log_mel(clip.samples, row_tokens, processor.feature_extractor, clock)
-        left = clock.left_pad_tokens * 1280
+        left = tokens_to_samples(clock.left_pad_tokens)
         description = acoustics.describe(np.pad(clip.samples, (left, 0)), mel[:, : needed * FRAMES_PER_TOKEN])
         kept, start = trim_silence(mel)
-        phonemes = _phoneme_frames(clip.phonemes, len(clip.samples) / 16_000, clock, needed, classes)
+        phonemes = _phoneme_frames(clip.phonemes, samples_to_seconds(len(clip.samples)), clock, needed, classes)
         rows.append(PretrainRow(row, kept.astype(np.float16), start, phonemes, description))
     text_rows = round(config.clips * config.text_only_share / (1 - config.text_only_share))
     for _ in range(text_rows):
@@ -104,20 +105,21 @@ def _text_row(clock: Clock, tokenizer, vocabulary: list[str], rng: np.random.Gen
 def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], None]) -> dict:
     """Train `model` in place; `report` gets {step, steps, text, phonemes, acoustics} now and then."""
     torch.manual_seed(config.seed)
+    clock = Clock.of(processor)
     rows, phoneme_classes, words = make_rows(config, processor)
     described = np.concatenate([row.acoustics for row in rows if row.acoustics is not None])
     mean, spread = described.mean(axis=0), described.std(axis=0) + 1e-3
     heads = Heads(model.config.audio_config.hidden_size, model.config.text_config.hidden_size, phoneme_classes)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    steps = config.epochs * (len(rows) // config.batch_size)
+    steps = config.epochs * math.ceil(len(rows) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config.warmup_steps, steps))
     rng = np.random.default_rng(config.seed + 1)
     model.train()
     step, started, window = 0, time.monotonic(), []
     for _ in range(config.epochs):
         for chosen in _batches(rows, config.batch_size, rng):
-            losses = _losses(model, heads, [rows[i] for i in chosen], mean, spread)
+            losses = _losses(model, heads, clock, [rows[i] for i in chosen], mean, spread)
             total = losses["text"] + config.phoneme_weight * losses["phonemes"] + config.acoustics_weight * losses["acoustics"]
             total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -133,37 +135,31 @@ def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], 
     return {"steps": steps, "rows": len(rows), "words": words, "train_s": time.monotonic() - started, **means}
 
 
-def _losses(model, heads: Heads, rows: list[PretrainRow], mean: np.ndarray, spread: np.ndarray) -> dict[str, torch.Tensor]:
+def _losses(
+    model, heads: Heads, clock: Clock, rows: list[PretrainRow], mean: np.ndarray, spread: np.ndarray
+) -> dict[str, torch.Tensor]:
     tokens = max(each.row.needed_tokens for each in rows)
-    ids = torch.tensor([_fit(each.row.ids, tokens, 11) for each in rows])
-    labels = torch.tensor([_fit(each.row.labels, tokens, -100) for each in rows])
+    ids = torch.tensor([_fit(each.row.ids, tokens, clock.pad_id) for each in rows])
+    labels = torch.tensor([_fit(each.row.labels, tokens, IGNORED) for each in rows])
     mel = np.stack([restore_silence(each.mel, each.mel_start, tokens * FRAMES_PER_TOKEN) for each in rows])
     audio = model.get_audio_features(torch.from_numpy(mel), return_dict=True)
-    hidden = model.model.language_model(
-        inputs_embeds=model.get_input_embeddings()(ids) + audio.pooler_output,
-        t_cond=model.model.time_embedding(torch.full((1,), float(model.config.default_num_delay_tokens)))[None],
-    ).last_hidden_state
-    wanted = labels[:, 1:] != -100
+    hidden = language_model_hidden(model, ids, audio.pooler_output, clock.delay_tokens)
+    wanted = labels[:, 1:] != IGNORED
     text = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
-    phonemes = torch.full((len(rows), 4 * tokens), _NO_PHONEME)
+    phonemes = torch.full((len(rows), 4 * tokens), IGNORED)
     target = torch.zeros(len(rows), tokens, acoustics.DESCRIPTORS)
     mask = torch.zeros(len(rows), tokens, dtype=torch.bool)
     for index, each in enumerate(rows):
         if each.phonemes is not None:
             phonemes[index, : len(each.phonemes)] = torch.from_numpy(each.phonemes)
             target[index, : len(each.acoustics)] = torch.from_numpy((each.acoustics - mean) / spread)
-            mask[index, 32 : len(each.acoustics)] = True
-    zero = text.new_zeros(())
-    spoken = bool(mask.any())
-    return {
-        "text": text,
-        "phonemes": nn.functional.cross_entropy(
-            heads.phonemes(audio.last_hidden_state).flatten(0, 1), phonemes.flatten(), ignore_index=_NO_PHONEME
-        )
-        if spoken
-        else zero,
-        "acoustics": nn.functional.mse_loss(heads.acoustics(audio.pooler_output)[mask], target[mask]) if spoken else zero,
-    }
+            mask[index, clock.left_pad_tokens : len(each.acoustics)] = True
+    losses = {"text": text, "phonemes": text.new_zeros(()), "acoustics": text.new_zeros(())}
+    if bool(mask.any()):  # a batch may hold rows of text alone
+        named = heads.phonemes(audio.last_hidden_state).flatten(0, 1)
+        losses["phonemes"] = nn.functional.cross_entropy(named, phonemes.flatten(), ignore_index=IGNORED)
+        losses["acoustics"] = nn.functional.mse_loss(heads.acoustics(audio.pooler_output)[mask], target[mask])
+    return losses
 
 
 def _fit(values: list[int], length: int, fill: int) -> list[int]:
@@ -177,7 +173,7 @@ def _batches(rows: list[PretrainRow], size: int, rng: np.random.Generator) -> li
     batches = []
     for start in range(0, len(order), pool):
         part = sorted(order[start : start + pool], key=lambda i: rows[i].row.needed_tokens)
-        batches += [np.array(part[at : at + size]) for at in range(0, len(part) - size + 1, size)]
+        batches += [np.array(part[at : at + size]) for at in range(0, len(part), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 

@@ -1,0 +1,63 @@
+"""What a dry run can tell before any cost: sizes from the shape alone, rows where they are known.
+
+An input that does not exist yet is named in the plan, with the command that makes it; it does not
+stop the plan. Everything here works without weights, GPU or network.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ..config.schema import Lora, Model, Train
+from ..data.packing import PackedSplit
+from ..errors import UsageError
+from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
+from ..modeling.realtime import describe_model, sizes
+from ..scoring.curation import clips_kept
+from ..training.trainer import optimizer_steps
+from .report import gigabytes
+
+
+def plan_model(config: Model, lora: Lora | None = None) -> dict:
+    """Parameters, weights, and what `lora` adds to them."""
+    model, source = describe_model(config.base, config.revision)
+    frozen = sizes(model)["parameters"]
+    facts = {
+        "model": f"{config.base}, shape from {source}",
+        "parameters": f"{frozen:,} frozen",
+        "weights": f"{gigabytes(frozen * getattr(torch, config.dtype).itemsize)} in {config.dtype}",
+    }
+    if lora is not None:
+        wrapped = add_lora(model.requires_grad_(False), lora, config)
+        facts["trainable parameters"] = f"{sizes(wrapped)['trainable_parameters']:,}"
+        facts["adapter size"] = f"{gigabytes(adapter_bytes(wrapped))} on disk"
+    return facts
+
+
+def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
+    """What is known of the adapter to start from, and its LoRA settings when it is there."""
+    try:
+        lora = adapter_lora(find_adapter(path))
+    except UsageError as error:
+        return {"adapter": f"not there yet: {error}"}, None
+    return {"adapter": f"{path} (r {lora.r}, alpha {lora.alpha:g})"}, lora
+
+
+def count_rows(dataset: Path, split: str) -> int | str:
+    """The number of rows, or why it is not known yet."""
+    try:
+        return len(PackedSplit(dataset, split))
+    except UsageError as error:
+        return f"unknown: {error}"
+
+
+def plan_steps(rows: int | str, train: Train) -> dict:
+    batch = f"{train.epochs:g} epochs at batch {train.batch_size} × {train.gradient_accumulation}"
+    steps = f"{optimizer_steps(rows, train)} ({batch})" if isinstance(rows, int) else f"unknown ({batch})"
+    return {"rows": rows, "steps": steps}
+
+
+def plan_curated(dataset: Path, split: str, drop_lowest_share: float) -> int | str:
+    """How many clips curation will leave."""
+    rows = count_rows(dataset, split)
+    return clips_kept(rows, drop_lowest_share) if isinstance(rows, int) else rows

@@ -121,10 +121,22 @@ def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):
         assert example.text == predictions[example.id].reference
 
 
+def test_systems_evaluated_together_write_what_they_write_alone(demo, call, tmp_path):
+    runs = demo / "runs"
+    systems = f"systems=[{{name: base}}, {{name: RAFT, adapter: {runs}/raft/train}}, {{name: SFT, adapter: {runs}/sft}}]"
+    result = call("eval", demo / "configs/eval-sft.yaml", "--set", systems, "--set", f"output={tmp_path}/eval",
+                  "--set", "decode.batch_clips=3", "--set", "tracking.mode=disabled")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    for name, alone in (("base", "eval-sft"), ("SFT", "eval-sft"), ("RAFT", "eval-raft")):
+        together = read_rows(tmp_path / f"eval/predictions/{name}.jsonl", Prediction)
+        assert together == read_rows(runs / alone / f"predictions/{name}.jsonl", Prediction)
+
+
 def test_the_offline_tracking_runs_hold_config_losses_metrics_and_tables(demo):
     runs = demo / "runs"
     sft = read_run(runs / "sft")
-    assert sft["config"]["lora"]["value"] if "value" in sft["config"]["lora"] else sft["config"]["lora"]["r"] == 16
+    assert sft["config"]["lora"]["r"] == 16
+    assert sft["config"]["train"]["learning_rate"] == 3e-3
     losses = [row["train/loss"] for row in sft["history"] if "train/loss" in row]
     assert len(losses) == 12
     assert losses[-1] < losses[0]

@@ -15,9 +15,6 @@ COMMANDS = {re.split(r"\s+#", line)[0].strip(): line.partition("#")[2].strip() f
 RUN_ELSEWHERE = {
     "make demo": "tests/test_pipeline.py runs it, cut small",
     "make test": "is running now",
-    "pip install -c constraints.txt -e '.[synth]'": "a part of what `make test` installs",
-    "evoxtral raft score configs/raft.yaml": "needs the candidates of a GPU; test_pipeline runs it in the demo",
-    "evoxtral raft curate configs/raft.yaml": "needs the candidates of a GPU; test_pipeline runs it in the demo",
 }
 RUN_HERE = {
     "evoxtral doctor": (),

@@ -51,9 +51,18 @@ def test_foreign_folders_are_left_alone(tmp_path):
         with pytest.raises(UsageError, match="holds files that no run wrote"):
             open_run(tmp_path, **options)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    with pytest.raises(UsageError, match="holds a run of `eval`"):
-        Run.open(tmp_path / "e", "eval", {}, {}, Options())
-        open_run(tmp_path / "e", resume=True)
+    Run.open(tmp_path / "e", "eval", {}, {}, Options())
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UsageError, match="holds a run of `eval`"):
+            open_run(tmp_path / "e", **options)
+    assert (tmp_path / "e" / "run.json").is_file()
+
+
+def test_a_kill_at_the_very_start_leaves_a_folder_that_can_be_used(tmp_path):
+    open_run(tmp_path / "run")
+    (tmp_path / "run" / "run.json").rename(tmp_path / "run" / ".run.json.part")
+    assert open_run(tmp_path / "run").path == tmp_path / "run"
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["stage"] == "sft"
 
 
 def test_inputs_are_checked_and_named(tmp_path):

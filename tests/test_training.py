@@ -156,4 +156,5 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
         torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-6)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "cut")]
     assert metrics[0]["steps"] == metrics[1]["steps"] == 6
+    assert metrics[0]["train_loss"] == pytest.approx(metrics[1]["train_loss"], abs=1e-5)
     assert metrics[0]["best_validation_loss"] == pytest.approx(metrics[1]["best_validation_loss"], abs=1e-5)

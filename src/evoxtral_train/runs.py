@@ -29,6 +29,7 @@ from .records import dump_row
 
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 _COMPLETE = "complete.json"
+_BEGINNINGS = {"config.yaml", ".config.yaml.part", ".run.json.part"}  # all that a kill at the very start leaves
 _HARMLESS = {"tracking", "device", "batch_clips"}  # settings that do not change a run's result
 
 
@@ -52,8 +53,8 @@ class Run:
     @classmethod
     def open(cls, path: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options) -> "Run":
         """`config`: what the stage was asked, as it is written to YAML. `inputs`: name -> fingerprint of
-        everything that it reads. Raises UsageError when the
-        folder holds a finished run, an unfinished one without `--resume`, or another one's work."""
+        everything that it reads. Raises UsageError when the folder holds a finished run, an
+        unfinished one without `--resume`, or anything that is not a run of this stage."""
         check_output(path, stage, config, inputs, options)
         resumed = path.is_dir() and options.resume and (path / "run.json").is_file()
         if path.is_dir() and options.overwrite and not resumed:
@@ -84,15 +85,15 @@ def check_output(path: Path, stage: str, config: dict[str, Any], inputs: dict[st
     """The refusals of `Run.open`, without touching anything (also part of every dry run)."""
     if path.exists() and not path.is_dir():
         raise UsageError("is a file, not a folder", where=str(path), fix="choose another `output`")
-    if not path.is_dir() or not any(path.iterdir()) or options.overwrite:
-        if path.is_dir() and any(path.iterdir()) and not (path / "run.json").is_file():
-            raise UsageError("holds files that no run wrote", where=str(path), fix="choose another `output`")
+    if not path.is_dir() or {each.name for each in path.iterdir()} <= _BEGINNINGS:
         return
     if not (path / "run.json").is_file():
         raise UsageError("holds files that no run wrote", where=str(path), fix="choose another `output`")
     earlier = json.loads((path / "run.json").read_text("utf-8"))
     if earlier["stage"] != stage:
         raise UsageError(f"holds a run of `{earlier['stage']}`", where=str(path), fix="choose another `output`")
+    if options.overwrite:
+        return
     if is_complete(path):
         raise UsageError("this run is finished", where=str(path), fix="use --overwrite to do it again, or another `output`")
     if not options.resume:

@@ -76,10 +76,12 @@ def train_adapter(
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         watcher.close()
+    # The Trainer's own mean leaves out the steps before a resume; its log does not.
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     measures = {
         "steps": trainer.state.global_step,
         "train_rows": len(train),
-        "train_loss": output.training_loss,
+        "train_loss": sum(losses) / len(losses),
         "train_s": output.metrics["train_runtime"],
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     }

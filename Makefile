@@ -11,7 +11,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test install tiny-base clean-demo
+.PHONY: demo test bench install tiny-base clean-demo
 
 install: .venv/installed
 
@@ -62,6 +62,10 @@ $(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/comple
 
 clean-demo:
 	rm -rf $(DEMO)
+
+# Ratios of two ways in one run, on the demo's dataset.
+bench: $(DEMO)/packed/complete.json
+	$(BIN)/python benchmarks/cached_audio.py --dataset $(DEMO)/packed
 
 # Trains data/tiny-base again from nothing.
 tiny-base: .venv/installed

@@ -87,6 +87,13 @@ def test_numbers_in_scientific_notation(tmp_path):
     assert (config.train.learning_rate, config.train.weight_decay) == (0.0002, 0.01)
 
 
+def test_on_and_off_are_words_and_true_and_false_are_not(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: no}\naudio_cache: off\n"
+    text += "train: {epochs: 1, learning_rate: 1, gradient_checkpointing: true}\n"
+    config = load_config(write(tmp_path, text), SftConfig, ["audio_cache=on"])
+    assert (config.model.base, config.audio_cache, config.train.gradient_checkpointing) == ("no", "on", True)
+
+
 def test_set_obeys_the_same_rules():
     path = REPO / "configs/sft.yaml"
     assert load_config(path, SftConfig, ["train.learning_rate=3e-3", "lora.r=8"]).train.learning_rate == 0.003

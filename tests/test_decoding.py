@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    VoxtralRealtimeForConditionalGeneration,
+)
 
+from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.packing import PackedSplit
 from evoxtral_train.decoding.decoder import Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.modeling.adapters import add_lora
+from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.realtime import audio_embeddings, language_model_hidden, load_model
+
+CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module", params=["packed", "deferred"])
@@ -21,11 +30,19 @@ def split(request, packed):
 @pytest.fixture(scope="module")
 def adapted():
     """The tiny base with an adapter of random weights, far from zero, so that it writes otherwise."""
-    from conftest import TINY_BASE
+    return with_random_adapter(load_model(CONFIG))
 
-    config = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
+
+@pytest.fixture(scope="module")
+def stock():
+    """Transformers' own class, nothing of ours: {with adapter or not: system}."""
+    plain, wrapped = (VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32) for _ in range(2))
+    return {False: plain.eval(), True: with_random_adapter(wrapped)}
+
+
+def with_random_adapter(model):
     torch.manual_seed(0)
-    model = add_lora(load_model(config), Lora(), config).eval()
+    model = add_lora(model, Lora(), CONFIG).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -35,38 +52,38 @@ def adapted():
 def run(model, clock, split, requests=None, **named):
     named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_clips": 5, **named}
     requests = requests if requests is not None else requests_of(split, clock)
-    completions = [each for batch in decode(model, clock, split, requests, **named) for each in batch]
+    audio = named.pop("audio", None) or LiveAudio(model, split)
+    completions = [each for batch in decode(model, clock, audio, requests, **named) for each in batch]
     return {(each.utterance_id, each.candidate_id): each for each in completions}
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_greedy_equals_stock_generate_token_for_token(model, adapted, clock, split, with_adapter):
-    system = adapted if with_adapter else model
-    found = run(system, clock, split)
+def test_greedy_equals_stock_generate_token_for_token(model, adapted, stock, clock, split, with_adapter):
+    found = run(adapted if with_adapter else model, clock, split)
     written = 0
     for request in requests_of(split, clock):
         length = min(len(request.prompt) + 24, request.row_tokens)
         mel = torch.from_numpy(split.mel_of(request.index, length))[None]
-        stock = system.generate(
+        whole = stock[with_adapter].generate(
             input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=clock.delay_tokens, do_sample=False,
             max_length=length,
         )[0, len(request.prompt) :].tolist()  # fmt: skip
-        expected = stock[: stock.index(clock.eos_id)] if clock.eos_id in stock else stock
+        expected = whole[: whole.index(clock.eos_id)] if clock.eos_id in whole else whole
         assert found[request.utterance_id, 0].token_ids == expected
-        assert found[request.utterance_id, 0].finish_reason == ("eos" if clock.eos_id in stock else "length")
+        assert found[request.utterance_id, 0].finish_reason == ("eos" if clock.eos_id in whole else "length")
         written += len(expected)
     if with_adapter or split.layout == "packed":  # deferred, the base has nothing left to write but EOS
         assert written > 50, "a system must write something for this to mean anything"
 
 
-def test_both_halves_are_the_stock_forward(model, adapted, clock, split):
-    for system in (model, adapted):
+def test_both_halves_are_the_stock_forward(model, adapted, stock, clock, split):
+    for with_adapter, system in ((False, model), (True, adapted)):
         mel = torch.from_numpy(split.mel_of(0, 80))[None]
         ids = torch.randint(40, 2000, (1, 80), generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
-            stock = system(input_ids=ids, input_features=mel, num_delay_tokens=clock.delay_tokens).logits
+            logits = stock[with_adapter](input_ids=ids, input_features=mel, num_delay_tokens=clock.delay_tokens).logits
             hidden = language_model_hidden(system, ids, audio_embeddings(system, mel), clock.delay_tokens)
-            torch.testing.assert_close(system.lm_head(hidden), stock, rtol=0, atol=0)
+            torch.testing.assert_close(system.lm_head(hidden), logits, rtol=0, atol=0)
 
 
 SAMPLED = {"candidates": 3, "sampling": Sampling(0.9, 0.95, 0, seed=4), "max_new_tokens": 12}

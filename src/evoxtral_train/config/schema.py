@@ -33,6 +33,9 @@ class Model(Section):
     device: str = "auto"
 
 
+AudioCache = Literal["auto", "on", "off"]
+
+
 class Clips(Section):
     train: PositiveInt
     validation: PositiveInt
@@ -110,6 +113,7 @@ class SftConfig(Section):
     output: Path
     dataset: Path
     model: Model
+    audio_cache: AudioCache = "auto"
     lora: Lora = Lora()
     train: Train
     tracking: Tracking = Tracking()
@@ -140,6 +144,7 @@ class RaftConfig(Section):
     dataset: Path
     split: str = "train"
     model: Model
+    audio_cache: AudioCache = "auto"
     adapter: Path
     generate: Generate = Generate()
     score: Score = Score()
@@ -173,6 +178,7 @@ class EvalConfig(Section):
     dataset: Path
     split: str = "test"
     model: Model
+    audio_cache: AudioCache = "auto"
     systems: list[System] = Field(min_length=1)
     decode: Decode = Decode()
     bootstrap: Bootstrap = Bootstrap()

@@ -148,6 +148,7 @@ class PackedSplit:
         content = json.loads((folder / "dataset.json").read_text("utf-8"))
         self.layout: str = content["layout"]
         self.target: str = content["target"]
+        self.room_tokens: int = content["room_tokens"]
         self.processor_fingerprint: str = content["processor_fingerprint"]
         if content["rows"].get(split, 0) == 0:
             filled = [f"{name} ({count})" for name, count in content["rows"].items() if count]

@@ -1,38 +1,30 @@
 """The one way to turn audio into tokens: RAFT, evaluation and everything later use it.
 
-A batch of clips is encoded once, prefilled once up to its shortest prompt, and its cache is then
-repeated for the candidates of each clip. From there all rows step along one clock. A row whose
-prompt is longer is fed its own pads until they end: no left padding, no mask, and every row sees
-exactly the tokens it was trained with. A row ends at EOS, at `max_new_tokens` or at the end of
-its own clock, whatever the longest clip of the batch does.
+A batch of clips takes its audio embeddings (computed now, or read back from the cache), is
+prefilled once up to its shortest prompt, and its key-value cache is then repeated for the
+candidates of each clip. From there all rows step along one clock. A row whose prompt is longer
+is fed its own pads until they end: no left padding, no mask, and every row sees exactly the
+tokens that it was trained with. A row ends at EOS, at `max_new_tokens` or at the end of its own
+clock, whatever the longest clip of the batch does.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from transformers import DynamicCache
 
 from ..data.clock import Clock
 from ..data.layouts import prompt_ids
 from ..data.packing import PackedSplit
-from ..modeling.realtime import audio_embeddings, language_model_hidden, stock
-from ..units import FRAMES_PER_TOKEN
+from ..modeling.audio_cache import AudioSource
+from ..modeling.realtime import language_model_hidden, stock
 from .sampling import Sampling, choose, row_key
-
-
-class MelSource(Protocol):
-    """Where the mel of a clip comes from: a packed split, or clips held in memory."""
-
-    def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        """The first `tokens` × 8 frames of clip `index`: float32 [128, 8 × tokens]."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to decode: its prompt, the length of its row, and where its mel is."""
+    """One clip to decode: its prompt, the length of its row, and which clip of the audio source it is."""
 
     utterance_id: str
     prompt: list[int]
@@ -64,7 +56,7 @@ def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
 def decode(
     model,
     clock: Clock,
-    mels: MelSource,
+    audio: AudioSource,
     requests: Sequence[Request],
     *,
     candidates: int,
@@ -78,17 +70,16 @@ def decode(
     for start in range(0, len(order), batch_clips):
         batch = [requests[i] for i in sorted(order[start : start + batch_clips])]
         lengths = [min(request.row_tokens, len(request.prompt) + max_new_tokens) for request in batch]
-        mel = np.stack([mels.mel_of(request.index, max(lengths)) for request in batch])
-        yield _decode_batch(model, clock, batch, lengths, torch.from_numpy(mel), candidates, sampling)
+        embeddings = audio.embeddings([request.index for request in batch], lengths)
+        yield _decode_batch(model, clock, batch, lengths, embeddings, candidates, sampling)
 
 
 def _decode_batch(
-    model, clock: Clock, batch: list[Request], lengths: list[int], mel: torch.Tensor, candidates: int, sampling: Sampling
+    model, clock: Clock, batch: list[Request], lengths: list[int], audio: torch.Tensor, candidates: int, sampling: Sampling
 ) -> list[Completion]:
-    assert mel.shape[-1] == FRAMES_PER_TOKEN * max(lengths), "mel and ids run on one clock"
+    assert audio.shape[1] == max(lengths), "audio and ids run on one clock"
     inner = stock(model)
     device = inner.device
-    audio = audio_embeddings(model, mel)
     shared = min(len(request.prompt) for request in batch)
     cache = DynamicCache(config=inner.config.text_config)
     ids = torch.tensor([request.prompt[:shared] for request in batch], device=device)

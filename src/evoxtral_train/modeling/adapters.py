@@ -83,6 +83,11 @@ def add_lora(model, lora: Lora, model_config: Model) -> PeftModel:
     return wrapped
 
 
+def trains_audio_path(model: PeftModel) -> bool:
+    """Whether a wrapped model carries LoRA in its audio tower or projector: its audio cannot be cached."""
+    return any("lora_" in name and "language_model" not in name for name, _ in model.named_parameters())
+
+
 def load_adapter(model, adapter: Adapter, trainable: bool = False) -> PeftModel:
     """Put a saved adapter on the base. Raises UsageError when its shapes or modules do not fit."""
     try:

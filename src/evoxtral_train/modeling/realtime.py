@@ -21,6 +21,37 @@ transformers_logging.disable_progress_bar()
 _SAMPLE_BYTES = 1 << 20
 
 
+class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForConditionalGeneration):
+    """The stock class with one more input: `audio_embeds` in place of `input_features`.
+
+    The stock forward refuses to run without audio. Given the projected audio [B, T, hidden], this
+    one runs the language model alone, and `lm_head` only where labels stand: the same loss, without
+    T × 131,072 logits. Without `audio_embeds` it is the stock forward. Same weights, same names: an
+    adapter trained here loads into the stock class.
+    """
+
+    def forward(self, input_ids=None, audio_embeds=None, labels=None, num_delay_tokens=None, **kwargs):
+        if audio_embeds is None:
+            return super().forward(input_ids=input_ids, labels=labels, num_delay_tokens=num_delay_tokens, **kwargs)
+        hidden = language_model_hidden(self, input_ids, audio_embeds, num_delay_tokens)
+        wanted = labels[:, 1:] != -100
+        logits = self.lm_head(hidden[:, :-1][wanted])
+        loss = self.loss_function(
+            logits=logits,
+            labels=None,
+            shift_labels=labels[:, 1:][wanted],
+            vocab_size=self.config.text_config.vocab_size,
+            num_items_in_batch=kwargs.get("num_items_in_batch"),
+        )
+        return {"loss": loss}
+
+
+def drop_audio_path(model: VoxtralRealtimeForConditionalGeneration) -> None:
+    """Free the audio tower and the projector, a quarter of the 4B weights, once their output is cached."""
+    model.model.audio_tower = None
+    model.model.multi_modal_projector = None
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises UsageError for a device that is not here."""
     if device == "auto":
@@ -34,10 +65,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def load_model(config: Model) -> VoxtralRealtimeForConditionalGeneration:
-    """The stock class with the checkpoint's weights, in evaluation mode, frozen, on its device."""
+    """The checkpoint's weights in evaluation mode, frozen, on their device."""
     folder = resolve_base(config.base, config.revision)
     try:
-        model = VoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+        model = CachedAudioVoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}",

@@ -8,6 +8,7 @@ from ..data.packing import PackedSplit
 from ..decoding.decoder import decode, requests_of
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import Adapter, load_adapter
+from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Prediction
@@ -16,7 +17,7 @@ from ..scoring.metrics import evaluate
 from ..scoring.tables import per_tag_table, systems_table
 from ..text.tags import keep_first_tags
 from ..tracking import Tracker
-from .inputs import Base, open_adapter, open_base
+from .inputs import Base, open_adapter, open_audio, open_base
 from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
@@ -79,9 +80,10 @@ def _decode_all(
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
             system = load_adapter(model, adapters[path]) if path else model
+            audio = open_audio(config.audio_cache, system, base, split, config.decode.max_new_tokens) or LiveAudio(system, split)
             texts = {}
             batches = decode(
-                system, base.clock, split, requests, candidates=1, sampling=Sampling(),
+                system, base.clock, audio, requests, candidates=1, sampling=Sampling(),
                 max_new_tokens=config.decode.max_new_tokens, batch_clips=config.decode.batch_clips,
             )  # fmt: skip
             for completions in batches:

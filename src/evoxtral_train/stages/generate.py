@@ -7,13 +7,14 @@ from ..data.packing import PackedSplit
 from ..decoding.decoder import Completion, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import load_adapter
+from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Candidate, JsonlAppender, read_rows
 from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
-from .inputs import Base, open_adapter, open_base
+from .inputs import Base, open_adapter, open_audio, open_base
 from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
@@ -76,12 +77,13 @@ def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, mode
     """Decode the clips that an earlier, unfinished run has not; each batch is on disk before the next."""
     wanted = config.generate
     sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
+    audio = open_audio(config.audio_cache, model, base, split, config.generate.max_new_tokens) or LiveAudio(model, split)
     with JsonlAppender(run.path / _PART) as appender, progress("generating", len(split), "clips") as bar:
         done = {each.utterance_id for each in read_rows(run.path / _PART, Candidate)}
         bar.skip(len(done))
         requests = [request for request in requests_of(split, base.clock) if request.utterance_id not in done]
         batches = decode(
-            model, base.clock, split, requests, candidates=wanted.candidates, sampling=sampling,
+            model, base.clock, audio, requests, candidates=wanted.candidates, sampling=sampling,
             max_new_tokens=wanted.max_new_tokens, batch_clips=wanted.batch_clips,
         )  # fmt: skip
         for completions in batches:

@@ -8,8 +8,9 @@ from ..data.clock import Clock
 from ..data.packing import PackedSplit, text_tokenizer
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..errors import UsageError
-from ..modeling.adapters import Adapter, check_base, find_adapter
-from ..modeling.realtime import base_fingerprint
+from ..modeling.adapters import Adapter, check_base, find_adapter, trains_audio_path
+from ..modeling.audio_cache import CachedAudio, open_cache
+from ..modeling.realtime import base_fingerprint, stock
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ def open_base(model: Model, split: PackedSplit) -> Base:
         )
     processor = load_processor(folder)
     return Base(folder, base_fingerprint(folder), processor, Clock.of(processor))
+
+
+def open_audio(setting: str, model, base: Base, split: PackedSplit, new_tokens: int = 0) -> CachedAudio | None:
+    """The audio cache of `split`, filled if it has to be, or None where the audio tower must run.
+
+    `setting`: `auto` caches unless the adapter on `model` reaches into the audio path, or decoding
+    may write further than the cache reaches; `on` refuses then.
+    """
+    obstacle = None
+    if trains_audio_path(model):
+        obstacle = "this adapter changes the audio path, so its output cannot be cached"
+    elif new_tokens > split.room_tokens:
+        obstacle = f"the cache reaches {split.room_tokens} tokens past the prompt, {new_tokens} are asked for"
+    if setting == "off" or (setting == "auto" and obstacle):
+        return None
+    if obstacle:
+        raise UsageError(obstacle, where="audio_cache", fix="set it to auto")
+    return open_cache(stock(model), base.fingerprint, split, base.clock)
 
 
 def open_adapter(path: Path, base: Base, model: Model) -> Adapter:

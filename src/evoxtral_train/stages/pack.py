@@ -48,7 +48,8 @@ def run(config: PackConfig, options: Options) -> Report:
         run.write_json(
             "dataset.json",
             {
-                "rows": counts, "layout": config.layout.kind, "target": config.target, "clock": asdict(clock),
+                "rows": counts, "layout": config.layout.kind, "target": config.target,
+                "room_tokens": config.layout.room_tokens, "clock": asdict(clock),
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": fingerprint,
             },
         )  # fmt: skip

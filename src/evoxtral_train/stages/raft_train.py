@@ -8,14 +8,14 @@ from ..config.schema import RaftConfig
 from ..data.packing import PackedSplit, encode_target
 from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
-from ..modeling.realtime import load_model
+from ..modeling.realtime import drop_audio_path, load_model, sizes, stock
 from ..records import CuratedRow, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
 from ..training.dataset import Target, TrainingSet
 from ..training.trainer import train_adapter
 from . import raft_folders
-from .inputs import Base, open_adapter, open_base
+from .inputs import Base, open_adapter, open_audio, open_base
 from .plans import plan_adapter, plan_curated, plan_model, plan_steps
 from .report import Report
 from .sft import adapter_facts, finish_adapter
@@ -49,11 +49,16 @@ def run(config: RaftConfig, options: Options) -> Report:
     model = load_adapter(load_model(config.model), adapter, trainable=True)
     if config.train.gradient_checkpointing:
         checkpoint_language_model(model)
-    train = TrainingSet(split, base.clock, _targets(curated, split, base))
+    count, targets = sizes(model), _targets(curated, split, base)
+    longest = max(len(target.target_ids) for target in targets) + 1
+    cache = open_audio(config.audio_cache, model, base, split, longest)
+    train = TrainingSet(split, base.clock, targets, cache)
+    if cache:
+        drop_audio_path(stock(model))
     with Tracker(config.tracking, "raft train", run.path, config) as tracker:
         checkpoints = run.path / "checkpoints"
         measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
-        metrics = finish_adapter(run, model, measures, started, tracker)
+        metrics = finish_adapter(run, model, measures | count, started, tracker)
     return Report("raft train", adapter_facts(run.path, metrics))
 
 

@@ -8,13 +8,13 @@ import torch
 from ..config.schema import SftConfig
 from ..data.packing import PackedSplit, has_split
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
-from ..modeling.realtime import load_model, sizes
+from ..modeling.realtime import drop_audio_path, load_model, sizes, stock
 from ..progress import format_seconds
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
 from ..training.dataset import TrainingSet
 from ..training.trainer import train_adapter
-from .inputs import open_base
+from .inputs import open_audio, open_base
 from .plans import count_rows, plan_model, plan_steps
 from .report import Report
 
@@ -32,22 +32,26 @@ def run(config: SftConfig, options: Options) -> Report:
     model = add_lora(load_model(config.model), config.lora, config.model)
     if config.train.gradient_checkpointing:
         checkpoint_language_model(model)
-    train = TrainingSet(split, base.clock)
-    validation = None
+    count = sizes(model)
+    splits = [split]
     if has_split(config.dataset, "validation"):
-        validation = TrainingSet(PackedSplit(config.dataset, "validation"), base.clock)
+        splits.append(PackedSplit(config.dataset, "validation"))
+    caches = [open_audio(config.audio_cache, model, base, each) for each in splits]
+    train, *validation = (TrainingSet(each, base.clock, cache=cache) for each, cache in zip(splits, caches, strict=True))
+    if caches[0]:
+        drop_audio_path(stock(model))
     with Tracker(config.tracking, "sft", config.output, config) as tracker:
         measures = train_adapter(
-            model, base.clock, train, validation, config.train, run.path / "checkpoints", run.resumed, tracker
+            model, base.clock, train, next(iter(validation), None), config.train, run.path / "checkpoints", run.resumed, tracker
         )
-        metrics = finish_adapter(run, model, measures, started, tracker)
+        metrics = finish_adapter(run, model, measures | count, started, tracker)
     return Report("sft", adapter_facts(run.path, metrics))
 
 
 def finish_adapter(run: Run, model, measures: dict, started: float, tracker: Tracker) -> dict:
     """Save the adapter, then the metrics, then the marker. Used by `sft` and `raft train`."""
     model.save_pretrained(run.path / "adapter")
-    metrics = measures | sizes(model) | {"seconds": time.monotonic() - started}
+    metrics = measures | {"seconds": time.monotonic() - started}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     tracker.summary(metrics)

@@ -16,6 +16,7 @@ from ..data.scripts import Grammar, draw_scripts
 from ..data.synthesis import VOICES, Synthesizer
 from ..decoding.decoder import Request, decode
 from ..decoding.sampling import Sampling
+from ..modeling.audio_cache import LiveAudio
 from ..modeling.tiny_base import tiny_model, write_processor
 from ..progress import Progress, format_seconds
 from ..records import Prediction
@@ -89,7 +90,14 @@ def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
         requests.append(Request(script.id, prompt_ids("packed", clock, samples_to_tokens(len(samples))), row_tokens, index))
     heard = {}
     for completions in decode(
-        model, clock, _Mels(mels), requests, candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_clips=25
+        model,
+        clock,
+        LiveAudio(model, _Mels(mels)),
+        requests,
+        candidates=1,
+        sampling=Sampling(),
+        max_new_tokens=10_000,
+        batch_clips=25,
     ):
         heard |= {each.utterance_id: tokenizer.decode(each.token_ids) for each in completions}
     rows = [Prediction(script.id, strip_tags(script.text), strip_tags(heard[script.id])) for script in scripts]

@@ -7,18 +7,22 @@ of a 237-token row the published layout needs about 50. The rest of the padding 
                                      1 P 2           labels  . . 2           mel [128, 24]
     the batch                ids     1 P P 70 2      labels  . . . 70 2      mel [2, 128, 40]
                                      1 P 2 11 11             . . 2 . .       (silence on the right)
+
+With an audio cache the mel's place is taken by `audio_embeds` [B, T, hidden], zeros on the right.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..data.clock import Clock
 from ..data.layouts import IGNORED, Row, lay_out
 from ..data.packing import PackedSplit
-from ..units import FRAMES_PER_TOKEN, MEL_BINS, SILENCE_LOG_MEL
+from ..modeling.audio_cache import CachedAudio
+from ..units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,14 @@ class Target:
 class TrainingSet(Dataset):
     """Rows of a packed split, with its own targets or with others (RAFT)."""
 
-    def __init__(self, split: PackedSplit, clock: Clock, targets: Sequence[Target] | None = None):
-        self._split, self._clock = split, clock
+    def __init__(
+        self,
+        split: PackedSplit,
+        clock: Clock,
+        targets: Sequence[Target] | None = None,
+        cache: CachedAudio | None = None,
+    ):
+        self._split, self._clock, self._cache = split, clock, cache
         self._targets = targets or [Target(i, example.target_ids) for i, example in enumerate(split.examples)]
         self.rows = [self._lay_out(target) for target in self._targets]
 
@@ -46,12 +56,11 @@ class TrainingSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
-        mel = self._split.mel_of(self._targets[index].index, row.needed_tokens)
-        return {
-            "input_ids": torch.tensor(row.ids[: row.needed_tokens]),
-            "labels": torch.tensor(row.labels[: row.needed_tokens]),
-            "input_features": torch.from_numpy(mel),
-        }
+        clip, tokens = self._targets[index].index, row.needed_tokens
+        item = {"input_ids": torch.tensor(row.ids[:tokens]), "labels": torch.tensor(row.labels[:tokens])}
+        if self._cache:
+            return item | {"audio_embeds": self._cache.row(clip, tokens)}
+        return item | {"input_features": torch.from_numpy(self._split.mel_of(clip, tokens))}
 
 
 @dataclass(frozen=True)
@@ -62,19 +71,17 @@ class Collator:
     clock: Clock
 
     def __call__(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict:
-        tokens = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), tokens), self.clock.pad_id)
-        labels = torch.full((len(rows), tokens), IGNORED)
-        mel = torch.full((len(rows), MEL_BINS, tokens * FRAMES_PER_TOKEN), SILENCE_LOG_MEL)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            assert row["input_features"].shape[-1] == length * FRAMES_PER_TOKEN, "mel and ids run on one clock"
-            ids[index, :length] = row["input_ids"]
-            labels[index, :length] = row["labels"]
-            mel[index, :, : length * FRAMES_PER_TOKEN] = row["input_features"]
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "input_features": mel,
+        ids = [row["input_ids"] for row in rows]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.clock.pad_id),
+            "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
             "num_delay_tokens": self.clock.delay_tokens,  # a plain int: a 0-d tensor breaks `generate`
         }
+        if "audio_embeds" in rows[0]:
+            audio = [row["audio_embeds"] for row in rows]
+            return batch | {"audio_embeds": pad_sequence(audio, batch_first=True)}
+        for row in rows:
+            assert row["input_features"].shape[-1] == len(row["input_ids"]) * FRAMES_PER_TOKEN, "mel and ids run on one clock"
+        frames = [row["input_features"].T for row in rows]
+        mel = pad_sequence(frames, batch_first=True, padding_value=SILENCE_LOG_MEL)
+        return batch | {"input_features": mel.transpose(1, 2).contiguous()}

@@ -1,0 +1,188 @@
+"""Cached = uncached: the frozen audio path computed once changes nothing that can be seen."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import VoxtralRealtimeForConditionalGeneration
+
+from conftest import TINY_BASE
+from evoxtral_train.config.schema import Lora, Model
+from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.decoding.decoder import decode, requests_of
+from evoxtral_train.decoding.sampling import Sampling
+from evoxtral_train.errors import EvoxtralError
+from evoxtral_train.modeling.adapters import add_lora, trains_audio_path
+from evoxtral_train.modeling.audio_cache import LiveAudio, open_cache
+from evoxtral_train.modeling.realtime import audio_embeddings, drop_audio_path, load_model
+from evoxtral_train.records import Candidate, read_rows
+from evoxtral_train.training.dataset import Collator, TrainingSet
+
+CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
+
+
+@pytest.fixture(params=["packed", "deferred"])
+def split(request, packed, tmp_path):
+    """A copy of a packed dataset: its cache lies beside it."""
+    shutil.copytree(packed[request.param], tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
+    return PackedSplit(tmp_path / "dataset", "train")
+
+
+def adapted(config: Model = CONFIG, lora: Lora | None = None):
+    torch.manual_seed(0)
+    model = add_lora(load_model(config), lora or Lora(), config).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_loss_and_gradients_equal_the_stock_forwards(split, clock):
+    """Given the same audio embeddings, through PEFT, in float32. The hidden states are equal bit by bit
+    (test_decoding); `lm_head` on fewer rows may round the last bit of the loss otherwise."""
+    stock = VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32).requires_grad_(False)
+    ours, theirs = adapted(), add_lora(stock, Lora(), CONFIG).eval()
+    theirs.load_state_dict(ours.state_dict())
+    rows = TrainingSet(split, clock)
+    batch = Collator(clock)([rows[index] for index in range(4)])
+    expected = theirs(**batch).loss
+    expected.backward()
+    mel = batch.pop("input_features")
+    with torch.no_grad():
+        batch["audio_embeds"] = audio_embeddings(ours, mel)
+    drop_audio_path(ours.get_base_model())
+    found = ours(**batch)["loss"]
+    found.backward()
+    torch.testing.assert_close(found, expected, rtol=3e-7, atol=0)
+    gradients = {name: each.grad for name, each in theirs.named_parameters() if each.requires_grad}
+    for name, each in ours.named_parameters():
+        if each.requires_grad:
+            torch.testing.assert_close(each.grad, gradients[name], rtol=1e-4, atol=1e-7)
+
+
+def test_the_cache_holds_what_the_tower_computes(split, clock, model):
+    cache = open_cache(model, "base", split, clock)
+    live = LiveAudio(model, split)
+    rows = TrainingSet(split, clock).rows
+    for index, row in enumerate(rows):
+        tokens = min(row.prompt_tokens + 64, len(row.ids))
+        assert tokens >= row.needed_tokens
+        torch.testing.assert_close(cache.row(index, tokens), live.embeddings([index], [tokens])[0], rtol=0, atol=2e-5)
+    batch = cache.embeddings([3, 1], [40, 50])
+    torch.testing.assert_close(batch[0, :40], cache.row(3, 40), rtol=0, atol=0)
+    assert (batch[0, 40:] == 0).all()
+
+
+def test_resumed_equals_uninterrupted(split, clock, model, monkeypatch):
+    from evoxtral_train.modeling import audio_cache
+
+    monkeypatch.setattr(audio_cache, "_BATCH_TOKENS", 400)
+    whole = open_cache(model, "whole", split, clock)
+    real, calls = LiveAudio.embeddings, []
+
+    def stop_at_the_third(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(LiveAudio, "embeddings", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(model, "cut", split, clock)
+    [path] = split.folder.glob("audio-cache/cut-*/train.bin")
+    with path.open("ab") as file:
+        file.write(b"half a row")
+    monkeypatch.setattr(LiveAudio, "embeddings", real)
+    again = open_cache(model, "cut", split, clock)
+    np.testing.assert_array_equal(whole._rows, again._rows)
+
+
+def test_a_cache_is_read_back_not_made_again(split, clock, model, monkeypatch):
+    open_cache(model, "base", split, clock)
+    monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: pytest.fail("the tower ran again"))
+    open_cache(model, "base", split, clock)
+
+
+def test_a_stale_cache_is_refused(split, clock, model):
+    open_cache(model, "base", split, clock)
+    [record] = split.folder.glob("audio-cache/base-*/train.json")
+    content = json.loads(record.read_text("utf-8"))
+    record.write_text(json.dumps(content | {"dataset": "another"}), "utf-8")
+    with pytest.raises(EvoxtralError, match="was made from another dataset — delete the folder"):
+        open_cache(model, "base", split, clock)
+
+
+def test_bfloat16_is_kept_bit_by_bit(split, clock):
+    model = load_model(Model(base=str(TINY_BASE), dtype="bfloat16", device="cpu"))
+    cache = open_cache(model, "base", split, clock)
+    row = cache.row(2, 60)
+    assert row.dtype == torch.bfloat16
+    with torch.inference_mode():
+        live = LiveAudio(model, split).embeddings([2], [60])[0]
+    torch.testing.assert_close(row.float(), live.float(), rtol=0.05, atol=0.05)
+
+
+def test_decoding_from_the_cache_writes_the_same_tokens_without_a_tower(split, clock, model):
+    system = adapted()
+    sampling = Sampling(0.9, 0.95, 0, seed=4)
+    settings = {"candidates": 3, "sampling": sampling, "max_new_tokens": 12, "batch_clips": 5}
+    requests = requests_of(split, clock)
+    live = [each for batch in decode(system, clock, LiveAudio(system, split), requests, **settings) for each in batch]
+    cache = open_cache(model, "base", split, clock)
+    drop_audio_path(system.get_base_model())
+    cached = [each for batch in decode(system, clock, cache, requests, **settings) for each in batch]
+    assert [each.token_ids for each in cached] == [each.token_ids for each in live]
+
+
+def test_an_adapter_in_the_audio_tower_is_not_cached(call, packed, tmp_path):
+    both = r".*self_attn\.(q|k|v|o)_proj"
+    assert trains_audio_path(adapted(lora=Lora(target_modules=both)))
+    assert not trains_audio_path(adapted())
+    assert not trains_audio_path(load_model(CONFIG))
+    shutil.copytree(packed["deferred"], tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
+    run = (
+        "sft", "configs/demo/sft.yaml", "--set", f"dataset={tmp_path}/dataset", "--set", f"output={tmp_path}/sft", "--set",
+        f"lora.target_modules={both}", "--set", "train.epochs=1", "--set", "tracking.mode=disabled",
+    )  # fmt: skip
+    refused = call(*run, "--set", "audio_cache=on")
+    assert refused.exit_code == 2
+    assert "this adapter changes the audio path, so its output cannot be cached" in refused.stderr
+    trained = call(*run, "--overwrite")
+    assert trained.exit_code == 0, trained.stderr
+    assert not (tmp_path / "dataset/audio-cache").exists()
+
+
+def test_stages_with_and_without_the_cache_agree(call, packed, tmp_path):
+    shutil.copytree(packed["deferred"], tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
+    losses, candidates = {}, {}
+    for setting in ("on", "off"):
+        common = ("--set", f"dataset={tmp_path}/dataset", "--set", f"audio_cache={setting}", "--set", "tracking.mode=disabled")
+        sft = call("sft", "configs/demo/sft.yaml", *common, "--set", f"output={tmp_path}/sft-{setting}", "--set",
+                   "train.epochs=2", "--set", "train.batch_size=4", "--set", "train.warmup_steps=1")  # fmt: skip
+        assert sft.exit_code == 0, sft.stderr
+        losses[setting] = json.loads((tmp_path / f"sft-{setting}/metrics.json").read_text("utf-8"))
+        raft = call("raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft-{setting}",
+                    "--set", f"adapter={tmp_path}/sft-on", "--set", "generate.max_new_tokens=20")  # fmt: skip
+        assert raft.exit_code == 0, raft.stderr
+        rows = read_rows(tmp_path / f"raft-{setting}/candidates/candidates.jsonl", Candidate)
+        candidates[setting] = [each.token_ids for each in rows]
+    assert (tmp_path / "dataset/audio-cache").is_dir()
+    assert losses["on"]["train_loss"] == pytest.approx(losses["off"]["train_loss"], rel=1e-4)
+    assert losses["on"]["best_validation_loss"] == pytest.approx(losses["off"]["best_validation_loss"], rel=1e-3)
+    assert losses["on"]["parameters"] == losses["off"]["parameters"]
+    assert candidates["on"] == candidates["off"]
+
+
+def test_decoding_further_than_the_cache_reaches_runs_the_tower(call, packed, tmp_path):
+    shutil.copytree(packed["packed"], tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
+    run = (
+        "eval", "configs/demo/eval-sft.yaml", "--set", f"dataset={tmp_path}/dataset", "--set", "systems=[{name: base}]", "--set",
+        f"output={tmp_path}/eval", "--set", "decode.max_new_tokens=66", "--set", "tracking.mode=disabled",
+    )  # fmt: skip
+    refused = call(*run, "--set", "audio_cache=on")
+    assert refused.exit_code == 2
+    assert "the cache reaches 65 tokens past the prompt, 66 are asked for" in refused.stderr
+    assert call(*run, "--resume").exit_code == 0
+    assert not (tmp_path / "dataset/audio-cache").exists()

@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on synthetic speech, with a table at the end
 # make test   style check and tests
-# Both install what is missing into .venv first. A finished step of the demo is not done again:
+# make bench  what the audio cache saves, on the demo's dataset
+# All install what is missing into .venv first. A finished step of the demo is not done again:
 # `make clean-demo` starts over.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -105,6 +105,18 @@ def test_a_cache_is_read_back_not_made_again(split, clock, model, monkeypatch):
     open_cache(model, "base", split, clock)
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_record_that_outlived_its_rows_is_not_believed(split, clock, model, damage):
+    """Nothing is read as zeros: what is missing is computed again."""
+    expected = np.array(open_cache(model, "base", split, clock)._rows)
+    [path] = split.folder.glob("audio-cache/base-*/train.bin")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1000])
+    np.testing.assert_array_equal(open_cache(model, "base", split, clock)._rows, expected)
+
+
 def test_a_stale_cache_is_refused(split, clock, model):
     open_cache(model, "base", split, clock)
     [record] = split.folder.glob("audio-cache/base-*/train.json")

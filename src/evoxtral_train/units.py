@@ -34,8 +34,3 @@ def seconds_to_samples(seconds: float) -> int:
 
 def samples_to_seconds(samples: int) -> float:
     return samples / SAMPLE_RATE_HZ
-
-
-def seconds_to_tokens(seconds: float) -> int:
-    """Audio tokens that cover `seconds`, rounded up."""
-    return samples_to_tokens(seconds_to_samples(seconds))

@@ -102,6 +102,9 @@ def open_cache(model, base_fingerprint: str, split: PackedSplit, clock: Clock) -
                 fix="delete the folder; it is made again",
             )
         done = content["rows_done"]
+        width = hidden * _STORED[dtype].itemsize
+        if not path.is_file() or path.stat().st_size < sum(tokens[:done]) * width:
+            done = 0  # the record outlived the rows that it counts
     if done < len(split):
         _fill(path, record, made_from, model, split, tokens, done)
     return CachedAudio(path, tokens, hidden, dtype, model.device)

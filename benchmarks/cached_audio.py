@@ -45,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = add_lora(load_model(config), Lora(), config).train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
-    cache = open_cache(stock(model), base_fingerprint(Path(arguments.base)), split, clock)
+    cache = open_cache(stock(model), torch.device("cpu"), base_fingerprint(Path(arguments.base)), split, clock)
     ways = {"stock forward": TrainingSet(split, clock), "cached audio": TrainingSet(split, clock, cache=cache)}
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
     order = order[: arguments.batches * arguments.batch_size]

@@ -11,7 +11,7 @@ from transformers import VoxtralRealtimeForConditionalGeneration
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.packing import PackedSplit
-from evoxtral_train.decoding.decoder import decode, requests_of
+from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import EvoxtralError
 from evoxtral_train.modeling.adapters import add_lora, trains_audio_path
@@ -20,6 +20,7 @@ from evoxtral_train.modeling.realtime import audio_embeddings, drop_audio_path, 
 from evoxtral_train.records import Candidate, read_rows
 from evoxtral_train.training.dataset import Collator, TrainingSet
 
+CPU = torch.device("cpu")
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 
 
@@ -63,7 +64,7 @@ def test_loss_and_gradients_equal_the_stock_forwards(split, clock):
 
 
 def test_the_cache_holds_what_the_tower_computes(split, clock, model):
-    cache = open_cache(model, "base", split, clock)
+    cache = open_cache(model, CPU, "base", split, clock)
     live = LiveAudio(model, split)
     rows = TrainingSet(split, clock).rows
     for index, row in enumerate(rows):
@@ -79,7 +80,7 @@ def test_resumed_equals_uninterrupted(split, clock, model, monkeypatch):
     from evoxtral_train.modeling import audio_cache
 
     monkeypatch.setattr(audio_cache, "_BATCH_TOKENS", 400)
-    whole = open_cache(model, "whole", split, clock)
+    whole = open_cache(model, CPU, "whole", split, clock)
     real, calls = LiveAudio.embeddings, []
 
     def stop_at_the_third(self, *arguments):
@@ -90,45 +91,46 @@ def test_resumed_equals_uninterrupted(split, clock, model, monkeypatch):
 
     monkeypatch.setattr(LiveAudio, "embeddings", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        open_cache(model, "cut", split, clock)
+        open_cache(model, CPU, "cut", split, clock)
     [path] = split.folder.glob("audio-cache/cut-*/train.bin")
-    with path.open("ab") as file:
-        file.write(b"half a row")
+    [done] = split.folder.glob("audio-cache/cut-*/train.*.done")
+    with done.open("a") as file:
+        file.write("11 10")  # a line that a kill cut short says nothing
     monkeypatch.setattr(LiveAudio, "embeddings", real)
-    again = open_cache(model, "cut", split, clock)
+    again = open_cache(model, CPU, "cut", split, clock)
     np.testing.assert_array_equal(whole._rows, again._rows)
 
 
 def test_a_cache_is_read_back_not_made_again(split, clock, model, monkeypatch):
-    open_cache(model, "base", split, clock)
+    open_cache(model, CPU, "base", split, clock)
     monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: pytest.fail("the tower ran again"))
-    open_cache(model, "base", split, clock)
+    open_cache(model, CPU, "base", split, clock)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_record_that_outlived_its_rows_is_not_believed(split, clock, model, damage):
     """Nothing is read as zeros: what is missing is computed again."""
-    expected = np.array(open_cache(model, "base", split, clock)._rows)
+    expected = np.array(open_cache(model, CPU, "base", split, clock)._rows)
     [path] = split.folder.glob("audio-cache/base-*/train.bin")
     if damage == "gone":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1000])
-    np.testing.assert_array_equal(open_cache(model, "base", split, clock)._rows, expected)
+    np.testing.assert_array_equal(open_cache(model, CPU, "base", split, clock)._rows, expected)
 
 
 def test_a_stale_cache_is_refused(split, clock, model):
-    open_cache(model, "base", split, clock)
+    open_cache(model, CPU, "base", split, clock)
     [record] = split.folder.glob("audio-cache/base-*/train.json")
     content = json.loads(record.read_text("utf-8"))
     record.write_text(json.dumps(content | {"dataset": "another"}), "utf-8")
     with pytest.raises(EvoxtralError, match="was made from another dataset — delete the folder"):
-        open_cache(model, "base", split, clock)
+        open_cache(model, CPU, "base", split, clock)
 
 
 def test_bfloat16_is_kept_bit_by_bit(split, clock):
     model = load_model(Model(base=str(TINY_BASE), dtype="bfloat16", device="cpu"))
-    cache = open_cache(model, "base", split, clock)
+    cache = open_cache(model, CPU, "base", split, clock)
     row = cache.row(2, 60)
     assert row.dtype == torch.bfloat16
     with torch.inference_mode():
@@ -139,12 +141,12 @@ def test_bfloat16_is_kept_bit_by_bit(split, clock):
 def test_decoding_from_the_cache_writes_the_same_tokens_without_a_tower(split, clock, model):
     system = adapted()
     sampling = Sampling(0.9, 0.95, 0, seed=4)
-    settings = {"candidates": 3, "sampling": sampling, "max_new_tokens": 12, "batch_clips": 5}
+    settings = Decoding(candidates=3, sampling=sampling, max_new_tokens=12, batch_tokens=2000)
     requests = requests_of(split, clock)
-    live = [each for batch in decode(system, clock, LiveAudio(system, split), requests, **settings) for each in batch]
-    cache = open_cache(model, "base", split, clock)
+    live = [each for batch in decode(system, clock, LiveAudio(system, split), requests, settings) for each in batch]
+    cache = open_cache(model, CPU, "base", split, clock)
     drop_audio_path(system.get_base_model())
-    cached = [each for batch in decode(system, clock, cache, requests, **settings) for each in batch]
+    cached = [each for batch in decode(system, clock, cache, requests, settings) for each in batch]
     assert [each.token_ids for each in cached] == [each.token_ids for each in live]
 
 

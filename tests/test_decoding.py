@@ -13,7 +13,7 @@ from transformers import (
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.packing import PackedSplit
-from evoxtral_train.decoding.decoder import Request, decode, requests_of
+from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import LiveAudio
@@ -50,10 +50,10 @@ def with_random_adapter(model):
 
 
 def run(model, clock, split, requests=None, **named):
-    named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_clips": 5, **named}
+    named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_tokens": 800, **named}
     requests = requests if requests is not None else requests_of(split, clock)
     audio = named.pop("audio", None) or LiveAudio(model, split)
-    completions = [each for batch in decode(model, clock, audio, requests, **named) for each in batch]
+    completions = [each for batch in decode(model, clock, audio, requests, Decoding(**named)) for each in batch]
     return {(each.utterance_id, each.candidate_id): each for each in completions}
 
 
@@ -91,14 +91,14 @@ SAMPLED = {"candidates": 3, "sampling": Sampling(0.9, 0.95, 0, seed=4), "max_new
 
 def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, clock, split):
     requests = requests_of(split, clock)
-    expected = run(adapted, clock, split, **SAMPLED, batch_clips=5)
+    expected = run(adapted, clock, split, **SAMPLED, batch_tokens=2000)
     assert len({tuple(each.token_ids) for each in expected.values()}) > len(requests), "candidates differ"
-    for size in (1, 12):
-        found = run(adapted, clock, split, **SAMPLED, batch_clips=size)
+    for tokens in (1, 5000):
+        found = run(adapted, clock, split, **SAMPLED, batch_tokens=tokens)
         assert {key: each.token_ids for key, each in found.items()} == {key: each.token_ids for key, each in expected.items()}
         for key, each in found.items():
             assert each.mean_logprob == pytest.approx(expected[key].mean_logprob, abs=1e-4)
-    backwards = run(adapted, clock, split, requests[::-1], **SAMPLED, batch_clips=7)
+    backwards = run(adapted, clock, split, requests[::-1], **SAMPLED, batch_tokens=3000)
     assert {key: each.token_ids for key, each in backwards.items()} == {key: each.token_ids for key, each in expected.items()}
     fewer = run(adapted, clock, split, **{**SAMPLED, "candidates": 2})
     assert all(fewer[key].token_ids == expected[key].token_ids for key in fewer)
@@ -141,7 +141,8 @@ def test_filters_equal_hugging_faces(temperature, top_p, top_k):
     warped = TopPLogitsWarper(top_p)(None, warped) if top_p < 1 else warped
     probabilities = warped.softmax(-1)[0]
     keys = torch.tensor([row_key(0, "a", i) for i in range(draws)])
-    drawn = choose(logits.expand(draws, -1), Sampling(temperature, top_p, top_k), keys, position=50)
+    positions = torch.full((draws,), 50)
+    drawn = choose(logits.expand(draws, -1), Sampling(temperature, top_p, top_k), keys, positions)
     shares = torch.bincount(drawn, minlength=vocabulary) / draws
     assert (shares[probabilities == 0] == 0).all()
     likely = probabilities > 0.002
@@ -151,14 +152,15 @@ def test_filters_equal_hugging_faces(temperature, top_p, top_k):
 
 def test_noise_is_standard_gumbel_and_differs_by_row_position_and_token():
     keys = torch.tensor([row_key(1, "clip", i) for i in range(300)])
-    noise = gumbel_noise(keys, 40, torch.arange(300).expand(300, -1))
+    at = torch.full((300,), 40)
+    noise = gumbel_noise(keys, at, torch.arange(300).expand(300, -1))
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
     assert noise.var().item() == pytest.approx(np.pi**2 / 6, abs=0.04)
     assert len(set(noise[:, 5].tolist())) == 300
-    assert (gumbel_noise(keys, 41, torch.arange(300).expand(300, -1)) != noise).all()
+    assert (gumbel_noise(keys, at + 1, torch.arange(300).expand(300, -1)) != noise).all()
     assert abs(np.corrcoef(noise[:-1].flatten(), noise[1:].flatten())[0, 1]) < 0.02
 
 
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    assert choose(logits, Sampling(), torch.tensor([1]), 0).tolist() == [1]
+    assert choose(logits, Sampling(), torch.tensor([1]), torch.tensor([0])).tolist() == [1]

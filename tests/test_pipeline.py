@@ -125,7 +125,7 @@ def test_systems_evaluated_together_write_what_they_write_alone(demo, call, tmp_
     runs = demo / "runs"
     systems = f"systems=[{{name: base}}, {{name: RAFT, adapter: {runs}/raft/train}}, {{name: SFT, adapter: {runs}/sft}}]"
     result = call("eval", demo / "configs/eval-sft.yaml", "--set", systems, "--set", f"output={tmp_path}/eval",
-                  "--set", "decode.batch_clips=3", "--set", "tracking.mode=disabled")  # fmt: skip
+                  "--set", "decode.batch_tokens=500", "--set", "tracking.mode=disabled")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     for name, alone in (("base", "eval-sft"), ("SFT", "eval-sft"), ("RAFT", "eval-raft")):
         together = read_rows(tmp_path / f"eval/predictions/{name}.jsonl", Prediction)
@@ -173,7 +173,7 @@ def test_generation_resumed_equals_uninterrupted(demo, raft, monkeypatch):
             yield batch
 
     monkeypatch.setattr(stage, "decode", stop_after_two)
-    small_batches = ("--set", "generate.batch_clips=5")
+    small_batches = ("--set", "generate.batch_tokens=2000")
     assert raft("generate", *small_batches).exit_code == 130
     assert not (raft.folder / "candidates/candidates.jsonl").exists()
     refused = raft("score", *small_batches)

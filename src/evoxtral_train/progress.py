@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from . import processes
+
 ItemT = TypeVar("ItemT")
 
 _LINE_EVERY_S = 10.0
@@ -18,7 +20,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done, self._fresh, self._started, self._last_line = 0, 0, time.monotonic(), time.monotonic()
         self._bar, self._task = None, None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes.is_first():
             self._bar, self._task = _rich_bar(label, total, unit)
 
     def skip(self, count: int) -> None:
@@ -32,7 +34,7 @@ class Progress:
         self._fresh += count
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=note)
-        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
+        elif processes.is_first() and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             print(self._line(note), file=sys.stderr, flush=True)
 

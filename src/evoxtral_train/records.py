@@ -108,7 +108,7 @@ class JsonlAppender:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
+        drop_partial_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, rows: list[Any]) -> None:
@@ -124,7 +124,8 @@ class JsonlAppender:
         self._file.close()
 
 
-def _drop_partial_line(path: Path) -> None:
+def drop_partial_line(path: Path) -> None:
+    """Cut off a last line that has no line end."""
     if not path.exists():
         return
     content = path.read_bytes()

@@ -30,7 +30,7 @@ from .records import dump_row
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 _COMPLETE = "complete.json"
 _BEGINNINGS = {"config.yaml", ".config.yaml.part", ".run.json.part"}  # all that a kill at the very start leaves
-_HARMLESS = {"tracking", "device", "batch_clips", "audio_cache"}  # settings that do not change a run's result
+_HARMLESS = {"tracking", "device", "batch_tokens", "compile", "audio_cache"}  # settings that do not change a run's result
 
 
 @dataclass(frozen=True)

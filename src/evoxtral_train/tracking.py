@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from . import processes
 from .config.schema import Tracking
 
 
@@ -19,7 +20,7 @@ class Tracker:
 
     def __init__(self, settings: Tracking, stage: str, folder: Path, config: BaseModel):
         self._run = None
-        if settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+        if not processes.is_first() or settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
             return
         self._guard(self._start, settings, stage, folder, config)
 

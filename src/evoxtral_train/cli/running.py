@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from .. import processes
+
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; the shipped ones are in configs/", show_default=False)]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=value: override one key of the config")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
@@ -17,6 +19,8 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan an
 ResultT = TypeVar("ResultT")
 
 debug = False
+
+_SHARED_OUT = {"sft", "generate", "raft_train", "raft_run", "evaluate"}  # what several processes do together
 
 
 def guarded(work: Callable[[], ResultT]) -> ResultT:
@@ -28,7 +32,7 @@ def guarded(work: Callable[[], ResultT]) -> ResultT:
     except EvoxtralError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error{_process()}: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         print("stopped; go on with --resume", file=sys.stderr)
@@ -37,8 +41,15 @@ def guarded(work: Callable[[], ResultT]) -> ResultT:
         if debug:
             raise
         first = (str(error).strip() or "no message").splitlines()[0]
-        print(f"error: {type(error).__name__}: {first} — run again as `evoxtral --debug …` to see where", file=sys.stderr)
+        print(
+            f"error{_process()}: {type(error).__name__}: {first} — run again as `evoxtral --debug …` to see where",
+            file=sys.stderr,
+        )
         raise typer.Exit(1) from None
+
+
+def _process() -> str:
+    return "" if processes.is_first() else f" in process {processes.rank()}"
 
 
 def show(report) -> None:
@@ -54,8 +65,14 @@ def show(report) -> None:
 
 
 def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options) -> None:
-    """Load the config, then import the stage (some take seconds: torch), run it, print its report."""
+    """Load the config, then import the stage (some take seconds: torch), run it, print its report.
+
+    Of several processes (`accelerate launch`) the first alone does what is not shared out, and prints.
+    """
     import importlib
+
+    if not processes.is_first() and (stage not in _SHARED_OUT or options.dry_run):
+        return
 
     def work():
         from ..config import schema as schemas
@@ -65,7 +82,9 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
         module = importlib.import_module(f"..stages.{stage}", __package__)
         return module.run(config) if options is None else module.run(config, options)
 
-    show(guarded(work))
+    report = guarded(work)
+    if processes.is_first():
+        show(report)
 
 
 def options_of(resume: bool, overwrite: bool, dry_run: bool):

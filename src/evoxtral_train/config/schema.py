@@ -125,7 +125,8 @@ class Generate(Section):
     top_p: float = Field(default=0.9, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_new_tokens: PositiveInt = 64
-    batch_clips: PositiveInt = 4
+    batch_tokens: PositiveInt = 65_536
+    compile: bool = False
     seed: int = Field(default=0, ge=0)
 
 
@@ -163,7 +164,8 @@ class System(Section):
 
 class Decode(Section):
     max_new_tokens: PositiveInt = 64
-    batch_clips: PositiveInt = 16
+    batch_tokens: PositiveInt = 65_536
+    compile: bool = False
 
 
 class Bootstrap(Section):

@@ -1,25 +1,33 @@
 """The one way to turn audio into tokens: RAFT, evaluation and everything later use it.
 
-A batch of clips takes its audio embeddings (computed now, or read back from the cache), is
-prefilled once up to its shortest prompt, and its key-value cache is then repeated for the
-candidates of each clip. From there all rows step along one clock. A row whose prompt is longer
-is fed its own pads until they end: no left padding, no mask, and every row sees exactly the
-tokens that it was trained with. A row ends at EOS, at `max_new_tokens` or at the end of its own
-clock, whatever the longest clip of the batch does.
+A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then
+step together in a table (`rows.py`), each at its own position; a row leaves when it writes EOS, when
+it has `max_new_tokens`, or at the end of its own clip, and its place goes to the next clip. How many
+rows there are is a matter of memory: a budget of tokens, rows × width.
+
+No row sees another's padding, length or order: what it writes depends on its clip, its candidate
+number and the seed alone.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import DynamicCache
 
+from ..data.batching import leading_batch
 from ..data.clock import Clock
 from ..data.layouts import prompt_ids
 from ..data.packing import PackedSplit
 from ..modeling.audio_cache import AudioSource
-from ..modeling.realtime import language_model_hidden, stock
+from ..modeling.memory import shrink
+from ..modeling.realtime import language_model_device, language_model_hidden, stock
+from .rows import RowTable
 from .sampling import Sampling, choose, row_key
+
+_PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,18 @@ class Completion:
     mean_logprob: float
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """`batch_tokens`: rows × width that are held at once; the candidates of one clip always are.
+    `compiled`: the step goes through `torch.compile`. Neither changes a token."""
+
+    candidates: int
+    sampling: Sampling
+    max_new_tokens: int
+    batch_tokens: int
+    compiled: bool = False
+
+
 def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
     """Every clip of a packed split, laid out as its training row is."""
     return [
@@ -52,71 +72,146 @@ def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
     ]
 
 
-@torch.inference_mode()
-def decode(
-    model,
-    clock: Clock,
-    audio: AudioSource,
-    requests: Sequence[Request],
-    *,
-    candidates: int,
-    sampling: Sampling,
-    max_new_tokens: int,
-    batch_clips: int,
-) -> Iterator[list[Completion]]:
-    """Completions of `batch_clips` clips at a time, `candidates` of each. Clips with prompts of
-    similar length are batched together; within a batch they come in the order of `requests`."""
-    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-    for start in range(0, len(order), batch_clips):
-        batch = [requests[i] for i in sorted(order[start : start + batch_clips])]
-        lengths = [min(request.row_tokens, len(request.prompt) + max_new_tokens) for request in batch]
-        embeddings = audio.embeddings([request.index for request in batch], lengths)
-        yield _decode_batch(model, clock, batch, lengths, embeddings, candidates, sampling)
+def decode(model, clock: Clock, audio: AudioSource, requests: Sequence[Request], wanted: Decoding) -> Iterator[list[Completion]]:
+    """All candidates of every clip, handed over as whole clips end, the longest clips first.
+
+    When CUDA runs out of memory the budget is halved, and the clips that were not handed over start
+    again, to the same tokens. Raises EvoxtralError when not even one clip fits.
+    """
+    remaining = {request.utterance_id: request for request in requests}
+    budget = wanted.batch_tokens
+    while remaining:
+        decoder = _Decoder(model, clock, audio, list(remaining.values()), wanted)
+        try:
+            for completions in decoder.run(budget):
+                for each in completions:
+                    remaining.pop(each.utterance_id, None)
+                yield completions
+            continue
+        except torch.OutOfMemoryError:
+            held, smallest = decoder.table_tokens, decoder.smallest_tokens
+        del decoder  # after `except`: its traceback would have kept the table alive
+        budget = shrink(held, held // 2 if held > smallest else None, "tokens")
 
 
-def _decode_batch(
-    model, clock: Clock, batch: list[Request], lengths: list[int], audio: torch.Tensor, candidates: int, sampling: Sampling
-) -> list[Completion]:
-    assert audio.shape[1] == max(lengths), "audio and ids run on one clock"
-    inner = stock(model)
-    device = inner.device
-    shared = min(len(request.prompt) for request in batch)
-    cache = DynamicCache(config=inner.config.text_config)
-    ids = torch.tensor([request.prompt[:shared] for request in batch], device=device)
-    hidden = language_model_hidden(model, ids, audio[:, :shared], clock.delay_tokens, cache)[:, -1]
-    if candidates > 1:
-        cache.batch_repeat_interleave(candidates)
-        hidden = hidden.repeat_interleave(candidates, dim=0)
-    rows = [(request, candidate) for request in batch for candidate in range(candidates)]
-    clip_of_row = torch.arange(len(batch), device=device).repeat_interleave(candidates)
-    keys = torch.tensor([row_key(sampling.seed, each.utterance_id, number) for each, number in rows], device=device)
-    prompt_ends = torch.tensor([len(each.prompt) for each, _ in rows], device=device)
-    row_ends = torch.tensor([length for length in lengths for _ in range(candidates)], device=device)
-    written, log_probs = [], []
-    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    for position in range(shared, max(lengths)):
-        logits = inner.lm_head(hidden).float()
-        tokens = choose(logits, sampling, keys, position)
-        in_prompt = position < prompt_ends
-        tokens = torch.where(in_prompt, clock.streaming_pad_id, tokens)
-        live = ~in_prompt & ~done & (position < row_ends)
-        scores = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        written.append(torch.where(live, tokens, -1))
-        log_probs.append(torch.where(live, scores, 0.0))
-        done |= (live & (tokens == clock.eos_id)) | (position + 1 >= row_ends)
-        if bool(done.all()):
-            break
-        step_audio = audio[clip_of_row, position : position + 1]
-        hidden = language_model_hidden(model, tokens[:, None], step_audio, clock.delay_tokens, cache)[:, -1]
-    return _collect(clock, rows, torch.stack(written, 1).tolist(), torch.stack(log_probs, 1).double().sum(1).tolist())
+class _Decoder:
+    """One pass over `requests` under one budget."""
+
+    def __init__(self, model, clock: Clock, audio: AudioSource, requests: list[Request], wanted: Decoding):
+        self._model, self._inner, self._clock, self._audio, self._wanted = model, stock(model), clock, audio, wanted
+        self._device = language_model_device(model)
+        self._step = _compiled(_step) if wanted.compiled else _step
+        # Longest first: the rows that follow fit into the table that is there.
+        self._waiting = deque(sorted(requests, key=self._reach, reverse=True))
+        self._seated: dict[int, tuple[Request, int]] = {}  # row -> clip, candidate
+        self._table: RowTable | None = None
+        self._written: dict[str, list[Completion]] = {}
+        self._whole: list[Completion] = []
+        self.smallest_tokens = wanted.candidates * self._reach(self._waiting[0])
+        self.table_tokens = self.smallest_tokens  # the most that was held
+
+    def _reach(self, request: Request) -> int:
+        return min(request.row_tokens, len(request.prompt) + self._wanted.max_new_tokens)
+
+    @torch.inference_mode()
+    def run(self, budget_tokens: int) -> Iterator[list[Completion]]:
+        while self._waiting or self._seated:
+            if self._is_time_to_reseat():
+                if self._whole:
+                    yield self._whole
+                    self._whole = []
+                self._reseat(budget_tokens)
+            self._write()
+            if self._seated:
+                self._read()
+        if self._whole:
+            yield self._whole
+
+    def _is_time_to_reseat(self) -> bool:
+        """When a quarter of the table is free and clips wait; at the end, when half of it is free."""
+        if self._table is None:
+            return True
+        free = self._table.rows - len(self._seated)
+        if self._waiting:
+            return free >= max(self._wanted.candidates, self._table.rows // 4)
+        return free >= max(1, self._table.rows // 2)
+
+    def _reseat(self, budget_tokens: int) -> None:
+        candidates = self._wanted.candidates
+        requests = [request for request, _ in self._seated.values()] + list(self._waiting)[:1]
+        width = max(self._reach(request) for request in requests)
+        rows = len(self._seated) + candidates * len(self._waiting)
+        rows = max(candidates, len(self._seated), min(rows, budget_tokens // width))
+        if self._table is None or not self._waiting or 4 * rows > 5 * self._table.rows:
+            self._resize(rows, width)
+        while self._waiting and (room := (self._table.rows - len(self._seated)) // candidates):
+            lengths = [self._reach(request) for request in list(self._waiting)[:room]]
+            count = leading_batch(lengths, min(_PREFILL_TOKENS, budget_tokens))
+            self._seat([self._waiting.popleft() for _ in range(count)])
+
+    def _resize(self, rows: int, width: int) -> None:
+        self.table_tokens = max(self.table_tokens, rows * width)
+        if self._table is None:
+            config = self._inner.config.text_config
+            self._table = RowTable.empty(config, rows, width, self._inner.dtype, self._device)
+        else:
+            self._table = self._table.moved(rows, width, list(self._seated))
+            self._seated = dict(enumerate(self._seated.values()))
+
+    def _seat(self, batch: list[Request]) -> None:
+        """Read the prompts in one pass, padded on the right, and give each clip its rows."""
+        reaches, lengths = [self._reach(request) for request in batch], [len(request.prompt) for request in batch]
+        assert all(length < reach for length, reach in zip(lengths, reaches, strict=True)), "a row has room for a token"
+        longest = max(lengths)
+        ids = [request.prompt + [self._clock.pad_id] * (longest - len(request.prompt)) for request in batch]
+        audio = self._audio.embeddings([request.index for request in batch], reaches)
+        filled = DynamicCache()
+        hidden = language_model_hidden(
+            self._model, torch.tensor(ids, device=self._device), audio[:, :longest], self._clock.delay_tokens, filled
+        )
+        last = torch.stack([row[length - 1] for row, length in zip(hidden, lengths, strict=True)])
+        free = (row for row in range(self._table.rows) if row not in self._seated)
+        placed = {next(free): (request, number) for request in batch for number in range(self._wanted.candidates)}
+        keys = [row_key(self._wanted.sampling.seed, request.utterance_id, number) for request, number in placed.values()]
+        self._table.seat(list(placed), filled, last, audio, lengths, reaches, keys)
+        self._seated |= placed
+
+    def _write(self) -> None:
+        """Every row chooses its next token; those that end leave."""
+        table = self._table
+        logits = self._inner.lm_head(table.hidden).float()
+        tokens = choose(logits, self._wanted.sampling, table.noise_key, table.position + 1)
+        log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        ended = table.write(tokens, log_probs.double(), self._clock.eos_id)
+        if ended:
+            columns = (each[ended].tolist() for each in (table.written, table.position, table.log_prob))
+            for row, written, position, log_prob in zip(ended, *columns, strict=True):
+                self._collect(*self._seated.pop(row), written[: position + 1], log_prob)
+
+    def _collect(self, request: Request, candidate: int, row: list[int], log_prob: float) -> None:
+        tokens = row[len(request.prompt) :]
+        ended = tokens[-1] == self._clock.eos_id
+        ids, reason = (tokens[:-1], "eos") if ended else (tokens, "length")
+        completion = Completion(request.utterance_id, candidate, ids, reason, log_prob / len(tokens))
+        clip = self._written.setdefault(request.utterance_id, [])
+        clip.append(completion)
+        if len(clip) == self._wanted.candidates:
+            self._whole += sorted(self._written.pop(request.utterance_id), key=lambda each: each.candidate_id)
+
+    def _read(self) -> None:
+        """One step of the language model over all rows."""
+        table = self._table
+        ids, audio, visible = table.next_inputs(self._inner.config.text_config.sliding_window)
+        table.hidden = self._step(
+            self._model, ids, audio, self._clock.delay_tokens, table.cache,
+            position_ids=table.position[:, None], attention_mask=visible,
+        )  # fmt: skip
 
 
-def _collect(clock: Clock, rows, written: list[list[int]], log_probs: list[float]) -> list[Completion]:
-    completions = []
-    for (request, candidate), tokens, log_prob in zip(rows, written, log_probs, strict=True):
-        tokens = [token for token in tokens if token >= 0]
-        ended = bool(tokens) and tokens[-1] == clock.eos_id
-        mean = log_prob / max(len(tokens), 1)
-        ids = tokens[:-1] if ended else tokens
-        completions.append(Completion(request.utterance_id, candidate, ids, "eos" if ended else "length", mean))
-    return completions
+def _step(model, *inputs, **named) -> torch.Tensor:
+    return language_model_hidden(model, *inputs, **named)[:, -1]
+
+
+@cache
+def _compiled(step):
+    return torch.compile(step, fullgraph=True)

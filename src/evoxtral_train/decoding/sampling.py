@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-_SHORTLIST = 256
+_SHORTLIST = 256  # likeliest tokens, which nearly always hold the whole nucleus
+_WHOLE_ROWS = 64  # rows at a time, where they do not: the whole vocabulary is sorted
 
 
 @dataclass(frozen=True)
@@ -30,44 +31,45 @@ def row_key(seed: int, utterance_id: str, candidate_id: int) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, row_keys: torch.Tensor, position: int) -> torch.Tensor:
-    """logits [R, V] float32, row_keys [R] int64 -> the tokens at `position`, [R] int64."""
+def choose(logits: torch.Tensor, sampling: Sampling, row_keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """logits [R, V] float32, row_keys [R] int64, positions [R] int64 -> the tokens there, [R] int64."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     log_probs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-    size = min(_SHORTLIST, log_probs.shape[-1])
-    tokens = _choose_among(log_probs, size, sampling, row_keys, position)
-    if tokens is None:  # the shortlist did not hold the whole nucleus
-        tokens = _choose_among(log_probs, log_probs.shape[-1], sampling, row_keys, position)
+    vocabulary = log_probs.shape[-1]
+    tokens, unsure = _choose_among(log_probs, min(_SHORTLIST, vocabulary), sampling, row_keys, positions)
+    rows = unsure.nonzero()[:, 0]
+    for part in rows.split(_WHOLE_ROWS) if len(rows) else ():
+        tokens[part] = _choose_among(log_probs[part], vocabulary, sampling, row_keys[part], positions[part])[0]
     return tokens
 
 
-def _choose_among(log_probs, size: int, sampling: Sampling, row_keys, position: int) -> torch.Tensor | None:
+def _choose_among(
+    log_probs: torch.Tensor, size: int, sampling: Sampling, row_keys: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from the `size` likeliest tokens: (tokens, the rows where a token outside of them could be drawn)."""
     values, ids = torch.topk(log_probs, size, dim=-1)
-    whole = size == log_probs.shape[-1]
     keep = torch.ones_like(values, dtype=torch.bool)
+    short = size < log_probs.shape[-1]
+    unsure = torch.full(values.shape[:1], short, device=values.device)
     if sampling.top_k:
-        if sampling.top_k > size and not whole:
-            return None
         keep[:, sampling.top_k :] = False
+        unsure &= sampling.top_k > size
         # Hugging Face renormalises after top-k, before top-p
         values = values - torch.logsumexp(values.masked_fill(~keep, -torch.inf), dim=-1, keepdim=True)
-    elif sampling.top_p >= 1 and not whole:
-        return None
     if sampling.top_p < 1:
         mass = values.exp().masked_fill(~keep, 0.0).cumsum(dim=-1)
-        if not whole and not sampling.top_k and bool((mass[:, -1] < sampling.top_p).any()):
-            return None
+        unsure &= mass[:, -1] < sampling.top_p
         before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
         keep &= before < sampling.top_p
-    noisy = values.double() + gumbel_noise(row_keys, position, ids)
+    noisy = values.double() + gumbel_noise(row_keys, positions, ids)
     best = noisy.masked_fill(~keep, -torch.inf).argmax(dim=-1, keepdim=True)
-    return ids.gather(-1, best)[:, 0]
+    return ids.gather(-1, best)[:, 0], unsure
 
 
-def gumbel_noise(row_keys: torch.Tensor, position: int, token_ids: torch.Tensor) -> torch.Tensor:
-    """row_keys [R], token_ids [R, K] -> standard Gumbel noise [R, K], float64."""
-    stream = _mix(row_keys + _wrap(position * _GOLDEN))
+def gumbel_noise(row_keys: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """row_keys [R], positions [R], token_ids [R, K] -> standard Gumbel noise [R, K], float64."""
+    stream = _mix(row_keys + positions * _GOLDEN)
     mixed = _mix(stream[:, None] + token_ids * _GOLDEN)
     uniform = ((_shift(mixed, 11)).double() + 0.5) / 2**53
     return -torch.log(-torch.log(uniform))
@@ -89,8 +91,3 @@ def _mix(value: torch.Tensor) -> torch.Tensor:
 def _shift(value: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical right shift of int64."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _wrap(value: int) -> int:
-    """A Python int into the signed 64-bit range."""
-    return (value + 2**63) % 2**64 - 2**63

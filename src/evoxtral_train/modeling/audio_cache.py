@@ -7,12 +7,14 @@ evaluation read it back and run the language model alone. The file is one flat a
     <dataset>/audio-cache/<base>-<dtype>-<device type>/<split>.bin, <split>.json
 
 A row is cached up to the last position that its target or `room_tokens` of decoding can reach,
-not to the end of its padding. Written batch by batch: a cut run goes on where it stopped.
+not to the end of its padding. Written batch by batch: a cut run goes on where it stopped, with
+any number of processes.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,13 +22,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from .. import processes
 from ..data import layouts
+from ..data.batching import leading_batch
 from ..data.clock import Clock
 from ..data.packing import PackedSplit
 from ..errors import EvoxtralError
 from ..progress import progress
 from ..runs import disk_errors, write_atomic
-from .realtime import audio_embeddings
+from .memory import shrink
+from .realtime import audio_embeddings, place_audio_path
 
 _BATCH_TOKENS = 4096
 _STORED = {torch.float32: np.dtype("<f4"), torch.bfloat16: np.dtype("<u2")}
@@ -81,33 +86,26 @@ class CachedAudio:
         return batch.to(self._device)
 
 
-def open_cache(model, base_fingerprint: str, split: PackedSplit, clock: Clock) -> CachedAudio:
-    """The cache of `split` for this base, dtype and kind of device; what is missing is computed now.
+def open_cache(model, device: torch.device, base_fingerprint: str, split: PackedSplit, clock: Clock) -> CachedAudio:
+    """The cache of `split` for this base, dtype and kind of device; what is missing is computed now, by
+    the audio path on `device`, shared out over the processes.
 
     Raises EvoxtralError when a cache under this name was made from another dataset.
     """
     tokens = [_needed_tokens(split, clock, index) for index in range(len(split))]
     hidden, dtype = model.config.text_config.hidden_size, model.dtype
-    folder = split.folder / "audio-cache" / f"{base_fingerprint}-{str(dtype).removeprefix('torch.')}-{model.device.type}"
-    path, record = folder / f"{split.split}.bin", folder / f"{split.split}.json"
+    folder = split.folder / "audio-cache" / f"{base_fingerprint}-{str(dtype).removeprefix('torch.')}-{device.type}"
+    files = _Files(folder, split.split)
     made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": str(dtype), "tokens": sum(tokens)}
-    done = 0
-    if record.is_file():
-        content = json.loads(record.read_text("utf-8"))
-        stale = sorted(name for name, value in made_from.items() if content.get(name) != value)
-        if stale:
-            raise EvoxtralError(
-                f"this audio cache was made from another {', '.join(stale)}",
-                where=str(folder),
-                fix="delete the folder; it is made again",
-            )
-        done = content["rows_done"]
-        width = hidden * _STORED[dtype].itemsize
-        if not path.is_file() or path.stat().st_size < sum(tokens[:done]) * width:
-            done = 0  # the record outlived the rows that it counts
-    if done < len(split):
-        _fill(path, record, made_from, model, split, tokens, done)
-    return CachedAudio(path, tokens, hidden, dtype, model.device)
+    size = sum(tokens) * hidden * _STORED[dtype].itemsize
+    missing = processes.first(lambda: files.missing_clips(made_from, len(split), size))
+    if missing:
+        place_audio_path(model, device)
+        _fill(files, model, split, tokens, missing)
+        place_audio_path(model, torch.device("cpu"))
+        processes.wait()
+        processes.first(lambda: files.finish(made_from))
+    return CachedAudio(files.rows, tokens, hidden, dtype, device)
 
 
 def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
@@ -117,34 +115,98 @@ def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
     return min(example.row_tokens, start + max(split.room_tokens, len(example.target_ids) + 1))
 
 
-@torch.inference_mode()
-def _fill(path: Path, record: Path, made_from: dict, model, split: PackedSplit, tokens: list[int], done: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    width = model.config.text_config.hidden_size * _STORED[model.dtype].itemsize
-    live = LiveAudio(model, split)
-    with disk_errors(path), path.open("r+b" if path.exists() else "wb") as file, progress("encoding", len(split), "clips") as bar:
-        file.truncate(sum(tokens[:done]) * width)
-        file.seek(0, 2)
-        bar.skip(done)
-        while done < len(split):
-            batch = _next_batch(tokens, done)
-            embeddings = live.embeddings(batch, [tokens[index] for index in batch]).cpu()
+@dataclass(frozen=True)
+class _Files:
+    """`<split>.bin`: the rows, of full size from the start. `<split>.json`: what they were made from, and
+    whether they are whole. Until then `<split>.<process>.done` lists the clips that are on disk."""
+
+    folder: Path
+    split: str
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / f"{self.split}.bin"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.split}.json"
+
+    def done(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.split}.*.done"))
+
+    def missing_clips(self, made_from: dict, clips: int, size_bytes: int) -> list[int]:
+        """The clips that are still to be encoded; makes room for them."""
+        record = json.loads(self.record.read_text("utf-8")) if self.record.is_file() else {}
+        stale = sorted(name for name, value in made_from.items() if record and record.get(name) != value)
+        if stale:
+            raise EvoxtralError(
+                f"this audio cache was made from another {', '.join(stale)}",
+                where=str(self.folder),
+                fix="delete the folder; it is made again",
+            )
+        intact = self.rows.is_file() and self.rows.stat().st_size == size_bytes
+        if intact and record.get("whole"):
+            return []
+        if not intact:  # the record outlived the rows that it speaks of
+            for path in self.done():
+                path.unlink()
+        with disk_errors(self.rows):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.rows.open("ab") as file:
+                file.truncate(size_bytes)
+            write_atomic(self.record, json.dumps(made_from | {"whole": False}) + "\n")
+        # a line that a killed process left half-written has no line end and does not count
+        lines = [line for path in self.done() for line in path.read_text("ascii").splitlines(keepends=True)]
+        done = {int(index) for line in lines if line.endswith("\n") for index in line.split()}
+        return sorted(set(range(clips)) - done)
+
+    def finish(self, made_from: dict) -> None:
+        write_atomic(self.record, json.dumps(made_from | {"whole": True}) + "\n")
+        for path in self.done():
+            path.unlink()
+
+
+def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
+    """Encode this process's part of `missing`, batch by batch; each is on disk before it is listed as done."""
+    width_bytes = model.config.text_config.hidden_size * _STORED[model.dtype].itemsize
+    starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
+    mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
+    done_path = files.folder / f"{files.split}.{processes.rank()}.done"
+    batches = encoded_batches(LiveAudio(model, split), mine, tokens)
+    with (
+        disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
+        progress("encoding", len(mine), "clips") as bar,
+    ):  # fmt: skip
+        done.write("\n")  # ends a line that was left half-written
+        for batch, embeddings in batches:
             for index, row in zip(batch, embeddings, strict=True):
                 kept = row[: tokens[index]].contiguous()
+                file.seek(int(starts[index]))
                 file.write((kept if kept.dtype == torch.float32 else kept.view(torch.uint16)).numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            done += len(batch)
-            write_atomic(record, json.dumps(made_from | {"rows_done": done}) + "\n")
+            _sync(file)
+            done.write(" ".join(map(str, batch)) + "\n")
+            _sync(done)
             bar.advance(len(batch))
 
 
-def _next_batch(tokens: list[int], start: int) -> list[int]:
-    """Clips from `start` on whose padded batch stays within a budget of tokens; at least one."""
-    batch, longest = [start], tokens[start]
-    for index in range(start + 1, len(tokens)):
-        longest = max(longest, tokens[index])
-        if longest * (len(batch) + 1) > _BATCH_TOKENS:
-            break
-        batch.append(index)
-    return batch
+def encoded_batches(live: LiveAudio, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(clips, their embeddings on the CPU), in padded batches within a budget of tokens; it is halved when
+    CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
+    budget, position = _BATCH_TOKENS, 0
+    while position < len(clips):
+        lengths = [tokens[index] for index in clips[position:]]
+        batch = clips[position : position + leading_batch(lengths, budget)]
+        embeddings = None
+        with suppress(torch.OutOfMemoryError), torch.inference_mode():
+            embeddings = live.embeddings(batch, [tokens[index] for index in batch]).cpu()
+        if embeddings is not None:
+            position += len(batch)
+            yield batch, embeddings
+        else:
+            held = len(batch) * max(lengths[: len(batch)])
+            budget = shrink(held, held // 2 if len(batch) > 1 else None, "tokens")
+
+
+def _sync(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())

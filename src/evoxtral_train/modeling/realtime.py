@@ -6,6 +6,7 @@ can encode a clip once; a test holds them equal to the stock forward.
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -47,25 +48,30 @@ class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForCondi
 
 
 def drop_audio_path(model: VoxtralRealtimeForConditionalGeneration) -> None:
-    """Free the audio tower and the projector, a quarter of the 4B weights, once their output is cached."""
+    """Free the audio tower and the projector once their output is cached: `Trainer` moves all that is there."""
     model.model.audio_tower = None
     model.model.multi_modal_projector = None
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UsageError for a device that is not here."""
+    """`auto` is CUDA where there is one; of several processes each takes its own GPU. Raises UsageError
+    for a device that is not here."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{own}"
     try:
         torch.empty(0, device=device)
-        return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used: {reason}", fix="set model.device to auto") from None
+        fix = "set model.device to auto" if own == 0 else "start as many processes as there are GPUs, or set model.device to cpu"
+        raise UsageError(f"device {device!r} cannot be used: {reason}", fix=fix) from None
+    return torch.device(device)
 
 
 def load_model(config: Model) -> VoxtralRealtimeForConditionalGeneration:
-    """The checkpoint's weights in evaluation mode, frozen, on their device."""
+    """The checkpoint's weights in evaluation mode, frozen, on the CPU: see `place_language_model`."""
     folder = resolve_base(config.base, config.revision)
     try:
         model = CachedAudioVoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, config.dtype))
@@ -75,7 +81,25 @@ def load_model(config: Model) -> VoxtralRealtimeForConditionalGeneration:
             where=str(folder),
             fix="is this a whole Voxtral Realtime checkpoint (config.json and *.safetensors)?",
         ) from None
-    return model.requires_grad_(False).eval().to(pick_device(config.device))
+    return model.requires_grad_(False).eval()
+
+
+def place_language_model(model, device: torch.device) -> None:
+    """Move all but the audio path: with an audio cache a GPU never holds both."""
+    inner = stock(model)
+    for part in (inner.model.language_model, inner.model.time_embedding, inner.lm_head):
+        part.to(device)
+
+
+def place_audio_path(model, device: torch.device) -> None:
+    """Move the audio tower and the projector, a quarter of the 4B weights."""
+    inner = stock(model)
+    inner.model.audio_tower.to(device)
+    inner.model.multi_modal_projector.to(device)
+
+
+def language_model_device(model) -> torch.device:
+    return stock(model).get_input_embeddings().weight.device
 
 
 def describe_model(base: str, revision: str | None) -> tuple[VoxtralRealtimeForConditionalGeneration, str]:
@@ -116,11 +140,18 @@ def stock(model) -> VoxtralRealtimeForConditionalGeneration:
 def audio_embeddings(model, mel: torch.Tensor) -> torch.Tensor:
     """mel [B, 128, 8 × T] -> projected audio [B, T, hidden]. Causal: the first t depend on no later frame."""
     inner = stock(model)
-    return inner.get_audio_features(mel.to(inner.device, inner.dtype), return_dict=True).pooler_output
+    weight = inner.model.multi_modal_projector.linear_1.weight
+    return inner.get_audio_features(mel.to(weight.device, weight.dtype), return_dict=True).pooler_output
 
 
-def language_model_hidden(model, ids: torch.Tensor, audio: torch.Tensor, delay_tokens: int, cache=None) -> torch.Tensor:
-    """ids [B, T] and their audio [B, T, hidden] -> last hidden states [B, T, hidden]; `cache` is extended."""
+def language_model_hidden(
+    model, ids: torch.Tensor, audio: torch.Tensor, delay_tokens: int, cache=None, position_ids=None, attention_mask=None
+) -> torch.Tensor:
+    """ids [B, T] and their audio [B, T, hidden] -> last hidden states [B, T, hidden]; `cache` is extended.
+
+    `position_ids` [B, T] and `attention_mask` [B, 1, T, keys] (bool) are for rows that stand at positions
+    of their own; by default all rows go on where the cache ends.
+    """
     inner = stock(model)
     embeds = inner.get_input_embeddings()(ids) + audio
     delay = torch.full((1,), delay_tokens, device=embeds.device, dtype=embeds.dtype)
@@ -128,6 +159,8 @@ def language_model_hidden(model, ids: torch.Tensor, audio: torch.Tensor, delay_t
         inputs_embeds=embeds,
         past_key_values=cache,
         use_cache=cache is not None,
+        position_ids=position_ids,
+        attention_mask=attention_mask,
         t_cond=inner.model.time_embedding(delay)[None],
     )
     return outputs.last_hidden_state

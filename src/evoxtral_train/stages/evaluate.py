@@ -3,12 +3,12 @@
 import time
 from pathlib import Path
 
+from .. import processes
 from ..config.schema import EvalConfig
 from ..data.packing import PackedSplit
-from ..decoding.decoder import decode, requests_of
+from ..decoding.decoder import Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import Adapter, load_adapter
-from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Prediction
@@ -17,7 +17,7 @@ from ..scoring.metrics import evaluate
 from ..scoring.tables import per_tag_table, systems_table
 from ..text.tags import keep_first_tags
 from ..tracking import Tracker
-from .inputs import Base, open_adapter, open_audio, open_base
+from .inputs import Base, open_adapter, open_base, open_for_decoding
 from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
@@ -34,35 +34,42 @@ def run(config: EvalConfig, options: Options) -> Report:
         facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in paths if path}
         return Report("plan: eval", facts)
+    processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
     facts = _asked(config, len(split))
     base = open_base(config.model, split)
     adapters = {path: open_adapter(path, base, config.model) for path in paths if path}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
     inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
-    run = Run.open(config.output, "eval", asked, inputs, options)
+    run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", config.output, config) as tracker:
         written = _decode_all(config, base, split, paths, adapters)
-        reports = {}
-        for system in config.systems:
-            rows = [
-                Prediction(example.id, example.text, _filtered(written[system.adapter][example.id], system.top_k))
-                for example in split.examples
-            ]
-            run.write_rows(f"predictions/{system.name}.jsonl", rows)
-            reports[system.name] = evaluate(
-                rows, with_words=split.target != "tags", samples=config.bootstrap.samples, seed=config.bootstrap.seed
-            )
-        table = systems_table(reports)
-        run.write_text("table.md", f"{table}\n\n{per_tag_table(reports)}\n")
-        tracker.summary(reports)
-        columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
-        tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
-        tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
-        run.finish({"split": config.split, "systems": reports}, fingerprint_text(table))
+        table = processes.first(lambda: _score(run, config, split, written, tracker))
     facts["time"] = format_seconds(time.monotonic() - started)
     return Report("eval", facts, table=table)
+
+
+def _score(run: Run, config: EvalConfig, split: PackedSplit, written: dict[Path | None, dict[str, str]], tracker: Tracker) -> str:
+    """Everything that is written; returns the table."""
+    reports = {}
+    for system in config.systems:
+        rows = [
+            Prediction(example.id, example.text, _filtered(written[system.adapter][example.id], system.top_k))
+            for example in split.examples
+        ]
+        run.write_rows(f"predictions/{system.name}.jsonl", rows)
+        reports[system.name] = evaluate(
+            rows, with_words=split.target != "tags", samples=config.bootstrap.samples, seed=config.bootstrap.seed
+        )
+    table = systems_table(reports)
+    run.write_text("table.md", f"{table}\n\n{per_tag_table(reports)}\n")
+    tracker.summary(reports)
+    columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
+    tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
+    tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
+    run.finish({"split": config.split, "systems": reports}, fingerprint_text(table))
+    return table
 
 
 def _asked(config: EvalConfig, clips: int | str) -> dict:
@@ -74,22 +81,20 @@ def _decode_all(
     config: EvalConfig, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
 ) -> dict[Path | None, dict[str, str]]:
     """adapter path (None: the base) -> clip id -> text."""
-    requests = requests_of(split, base.clock)
+    requests = sorted(requests_of(split, base.clock), key=lambda request: len(request.prompt))
+    wanted = config.decode
+    decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
     model = load_model(config.model)
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
             system = load_adapter(model, adapters[path]) if path else model
-            audio = open_audio(config.audio_cache, system, base, split, config.decode.max_new_tokens) or LiveAudio(system, split)
-            texts = {}
-            batches = decode(
-                system, base.clock, audio, requests, candidates=1, sampling=Sampling(),
-                max_new_tokens=config.decode.max_new_tokens, batch_clips=config.decode.batch_clips,
-            )  # fmt: skip
-            for completions in batches:
-                texts |= {each.utterance_id: base.tokenizer.decode(each.token_ids).strip() for each in completions}
-                bar.advance(len(completions), note=str(path or "base"))
-            written[path] = texts
+            audio = open_for_decoding(config, system, base, split, wanted.max_new_tokens)
+            texts = []
+            for completions in decode(system, base.clock, audio, processes.share(requests), decoding):
+                texts += [(each.utterance_id, base.tokenizer.decode(each.token_ids).strip()) for each in completions]
+                bar.advance(processes.count() * len(completions), note=str(path or "base"))
+            written[path] = dict(processes.gather(texts))
             if path:
                 model = system.unload()
     return written

@@ -1,53 +1,45 @@
 """`evoxtral raft generate`: N sampled candidates for every clip of a split."""
 
 import time
+from collections import Counter
 
+from .. import processes
 from ..config.schema import RaftConfig
 from ..data.packing import PackedSplit
-from ..decoding.decoder import Completion, decode, requests_of
+from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
+from ..errors import EvoxtralError
 from ..modeling.adapters import load_adapter
-from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
-from ..records import Candidate, JsonlAppender, read_rows
+from ..records import Candidate, JsonlAppender, drop_partial_line, read_rows
 from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
-from .inputs import Base, open_adapter, open_audio, open_base
+from .inputs import Base, open_adapter, open_base, open_for_decoding
 from .plans import count_rows, plan_adapter, plan_model
 from .report import Report
 
-_PART = "candidates.part.jsonl"
+_PART = "candidates.part-{}.jsonl"  # one for each process
 
 
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `candidates/candidates.jsonl`, in the order of the split and of the candidate ids."""
     if options.dry_run:
         return plan(config, options)
+    processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
     facts = _asked(config, len(split)) | {"adapter": config.adapter, "output": raft_folders.candidates(config)}
     asked = raft_folders.asked(config, "generate")
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
-    run = Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options)
+    run = processes.first(lambda: Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options))
     started = time.monotonic()
     with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
         model = load_adapter(load_model(config.model), adapter)
         _generate(run, config, base, split, model)
-        candidates = _in_order(read_rows(run.path / _PART, Candidate), split)
-        run.write_rows("candidates.jsonl", candidates)
-        (run.path / _PART).unlink()
-        metrics = {
-            "clips": len(split),
-            "candidates": len(candidates),
-            "ended_by_eos_share": sum(each.finish_reason == "eos" for each in candidates) / len(candidates),
-            "mean_tokens": sum(len(each.token_ids) for each in candidates) / len(candidates),
-            "seconds": time.monotonic() - started,
-        }
-        tracker.summary(metrics)
-        run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"]))
+        metrics = processes.first(lambda: _finish(run, split, config.generate.candidates, started, tracker))
     facts |= {
         "ended by EOS": f"{metrics['ended_by_eos_share']:.0%}",
         "mean length": f"{metrics['mean_tokens']:.1f} tokens",
@@ -74,22 +66,60 @@ def _asked(config: RaftConfig, clips: int | str) -> dict:
 
 
 def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, model) -> None:
-    """Decode the clips that an earlier, unfinished run has not; each batch is on disk before the next."""
+    """Decode the clips that an earlier, unfinished run has not, shared out over the processes; what is
+    handed over is on disk before more is asked for."""
     wanted = config.generate
     sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-    audio = open_audio(config.audio_cache, model, base, split, config.generate.max_new_tokens) or LiveAudio(model, split)
-    with JsonlAppender(run.path / _PART) as appender, progress("generating", len(split), "clips") as bar:
-        done = {each.utterance_id for each in read_rows(run.path / _PART, Candidate)}
+    decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
+    audio = open_for_decoding(config, model, base, split, wanted.max_new_tokens)
+    done = processes.first(lambda: _finished_clips(run, wanted.candidates))
+    requests = [request for request in requests_of(split, base.clock) if request.utterance_id not in done]
+    mine = processes.share(sorted(requests, key=lambda request: len(request.prompt)))
+    with JsonlAppender(run.path / _PART.format(processes.rank())) as appender, progress("generating", len(split), "clips") as bar:
         bar.skip(len(done))
-        requests = [request for request in requests_of(split, base.clock) if request.utterance_id not in done]
-        batches = decode(
-            model, base.clock, audio, requests, candidates=wanted.candidates, sampling=sampling,
-            max_new_tokens=wanted.max_new_tokens, batch_clips=wanted.batch_clips,
-        )  # fmt: skip
-        for completions in batches:
+        for completions in decode(model, base.clock, audio, mine, decoding):
             with disk_errors(appender.path):
                 appender.append([_candidate(each, base.tokenizer, wanted.seed) for each in completions])
-            bar.advance(len(completions) // wanted.candidates)
+            bar.advance(processes.count() * len(completions) // wanted.candidates)
+    processes.wait()
+
+
+def _finished_clips(run: Run, candidates: int) -> set[str]:
+    """The clips that have all their candidates; a killed process may have left a clip with fewer."""
+    counts = Counter(each.utterance_id for each in _written(run).values())
+    return {clip for clip, count in counts.items() if count == candidates}
+
+
+def _written(run: Run) -> dict[tuple[str, int], Candidate]:
+    parts = sorted(run.path.glob(_PART.format("*")))
+    for path in parts:
+        drop_partial_line(path)
+    return {(row.utterance_id, row.candidate_id): row for path in parts for row in read_rows(path, Candidate)}
+
+
+def _finish(run: Run, split: PackedSplit, candidates_per_clip: int, started: float, tracker: Tracker) -> dict:
+    """Join the parts, count them, and write them in order."""
+    candidates = sorted(_written(run).values(), key=lambda each: (split.index_of[each.utterance_id], each.candidate_id))
+    if len(candidates) != len(split) * candidates_per_clip:
+        raise EvoxtralError(
+            f"{len(candidates)} candidates were written, not {len(split)} × {candidates_per_clip}",
+            where=str(run.path),
+            fix="go on with --resume",
+        )
+    run.write_rows("candidates.jsonl", candidates)
+    for path in run.path.glob(_PART.format("*")):
+        path.unlink()
+    metrics = {
+        "clips": len(split),
+        "candidates": len(candidates),
+        "processes": processes.count(),
+        "ended_by_eos_share": sum(each.finish_reason == "eos" for each in candidates) / len(candidates),
+        "mean_tokens": sum(len(each.token_ids) for each in candidates) / len(candidates),
+        "seconds": time.monotonic() - started,
+    }
+    tracker.summary(metrics)
+    run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"]))
+    return metrics
 
 
 def _candidate(completion: Completion, tokenizer, seed: int) -> Candidate:
@@ -102,7 +132,3 @@ def _candidate(completion: Completion, tokenizer, seed: int) -> Candidate:
         finish_reason=completion.finish_reason,
         mean_logprob=round(completion.mean_logprob, 6),
     )
-
-
-def _in_order(candidates: list[Candidate], split: PackedSplit) -> list[Candidate]:
-    return sorted(candidates, key=lambda each: (split.index_of[each.utterance_id], each.candidate_id))

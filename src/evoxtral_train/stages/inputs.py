@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.schema import Model
+from ..config.schema import EvalConfig, Model, RaftConfig, SftConfig
 from ..data.clock import Clock
 from ..data.packing import PackedSplit, text_tokenizer
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..errors import UsageError
 from ..modeling.adapters import Adapter, check_base, find_adapter, trains_audio_path
-from ..modeling.audio_cache import CachedAudio, open_cache
-from ..modeling.realtime import base_fingerprint, stock
+from ..modeling.audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
+from ..modeling.realtime import base_fingerprint, pick_device, place_audio_path, place_language_model, stock
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,33 @@ def open_base(model: Model, split: PackedSplit) -> Base:
     return Base(folder, base_fingerprint(folder), processor, Clock.of(processor))
 
 
-def open_audio(setting: str, model, base: Base, split: PackedSplit, new_tokens: int = 0) -> CachedAudio | None:
-    """The audio cache of `split`, filled if it has to be, or None where the audio tower must run.
+def open_audio(
+    config: SftConfig | RaftConfig | EvalConfig, model, base: Base, split: PackedSplit, new_tokens: int = 0
+) -> CachedAudio | None:
+    """The audio cache of `split`, filled if it has to be, or None where the audio tower must run; it is
+    then put on the device.
 
-    `setting`: `auto` caches unless the adapter on `model` reaches into the audio path, or decoding
+    `audio_cache: auto` caches unless the adapter on `model` reaches into the audio path, or decoding
     may write further than the cache reaches; `on` refuses then.
     """
-    obstacle = None
+    device, obstacle = pick_device(config.model.device), None
     if trains_audio_path(model):
         obstacle = "this adapter changes the audio path, so its output cannot be cached"
     elif new_tokens > split.room_tokens:
         obstacle = f"the cache reaches {split.room_tokens} tokens past the prompt, {new_tokens} are asked for"
-    if setting == "off" or (setting == "auto" and obstacle):
-        return None
-    if obstacle:
+    if obstacle and config.audio_cache == "on":
         raise UsageError(obstacle, where="audio_cache", fix="set it to auto")
-    return open_cache(stock(model), base.fingerprint, split, base.clock)
+    if obstacle or config.audio_cache == "off":
+        place_audio_path(model, device)
+        return None
+    return open_cache(stock(model), device, base.fingerprint, split, base.clock)
+
+
+def open_for_decoding(config: RaftConfig | EvalConfig, model, base: Base, split: PackedSplit, new_tokens: int) -> AudioSource:
+    """The clips' audio, read back or computed, and the model where it is needed."""
+    cached = open_audio(config, model, base, split, new_tokens)
+    place_language_model(model, pick_device(config.model.device))
+    return cached or LiveAudio(model, split)
 
 
 def open_adapter(path: Path, base: Base, model: Model) -> Adapter:

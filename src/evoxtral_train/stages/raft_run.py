@@ -1,5 +1,8 @@
 """`evoxtral raft run`: generate, score, curate and train, one after the other."""
 
+from functools import partial
+
+from .. import processes
 from ..config.schema import RaftConfig
 from ..runs import Options, is_complete
 from . import curate, generate, raft_folders, raft_train, score
@@ -12,6 +15,7 @@ _STEPS = (
     ("curate", curate, raft_folders.curated),
     ("train", raft_train, raft_folders.trained),
 )
+_BY_RULE = (score, curate)  # of several processes the first does these
 
 
 def run(config: RaftConfig, options: Options) -> Report:
@@ -21,11 +25,14 @@ def run(config: RaftConfig, options: Options) -> Report:
         steps = plan_steps(plan_curated(config.dataset, config.split, config.curate.drop_lowest_share), config.train)
         facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}
         return Report("plan: raft run", facts | {"output": config.output})
+    processes.join(config.model.device)
     facts = {}
     for name, stage, folder in _STEPS:
-        if options.resume and is_complete(folder(config)):
-            facts[name] = f"finished before: {folder(config)}"
+        output = folder(config)
+        if options.resume and processes.first(partial(is_complete, output)):
+            facts[name] = f"finished before: {output}"
             continue
-        report = stage.run(config, options)
+        work = partial(stage.run, config, options)
+        report = processes.first(work) if stage in _BY_RULE else work()
         facts |= {f"{name}: {key}": value for key, value in report.facts.items()}
     return Report("raft run", facts)

@@ -4,11 +4,12 @@ import time
 
 import torch
 
+from .. import processes
 from ..config.schema import RaftConfig
 from ..data.packing import PackedSplit, encode_target
 from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
-from ..modeling.realtime import drop_audio_path, load_model, sizes, stock
+from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..records import CuratedRow, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
@@ -26,6 +27,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     generation; only the target's text is the candidate's."""
     if options.dry_run:
         return plan(config, options)
+    processes.join(config.model.device)
     source = raft_folders.curated(config)
     curated_fingerprint = require_complete(source, "raft curate", "evoxtral raft curate configs/raft.yaml")
     candidates_folder = raft_folders.candidates(config)
@@ -43,7 +45,7 @@ def run(config: RaftConfig, options: Options) -> Report:
         "curated": curated_fingerprint,
     }  # fmt: skip
     asked = raft_folders.asked(config, "train")
-    run = Run.open(raft_folders.trained(config), "raft train", asked, inputs, options)
+    run = processes.first(lambda: Run.open(raft_folders.trained(config), "raft train", asked, inputs, options))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
     model = load_adapter(load_model(config.model), adapter, trainable=True)
@@ -51,14 +53,15 @@ def run(config: RaftConfig, options: Options) -> Report:
         checkpoint_language_model(model)
     count, targets = sizes(model), _targets(curated, split, base)
     longest = max(len(target.target_ids) for target in targets) + 1
-    cache = open_audio(config.audio_cache, model, base, split, longest)
+    cache = open_audio(config, model, base, split, longest)
     train = TrainingSet(split, base.clock, targets, cache)
     if cache:
         drop_audio_path(stock(model))
+    place_language_model(model, pick_device(config.model.device))
     with Tracker(config.tracking, "raft train", run.path, config) as tracker:
         checkpoints = run.path / "checkpoints"
         measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
-        metrics = finish_adapter(run, model, measures | count, started, tracker)
+        metrics = processes.first(lambda: finish_adapter(run, model, measures | count, started, tracker))
     return Report("raft train", adapter_facts(run.path, metrics))
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from .. import processes
 from ..config.schema import SftConfig
 from ..data.packing import PackedSplit, has_split
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
-from ..modeling.realtime import drop_audio_path, load_model, sizes, stock
+from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..progress import format_seconds
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
@@ -23,10 +24,11 @@ def run(config: SftConfig, options: Options) -> Report:
     """Writes `adapter/` (PEFT format), `checkpoints/` and the metrics."""
     if options.dry_run:
         return plan(config, options)
+    processes.join(config.model.device)
     split = PackedSplit(config.dataset, "train")
     base = open_base(config.model, split)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
-    run = Run.open(config.output, "sft", config.model_dump(mode="json"), inputs, options)
+    run = processes.first(lambda: Run.open(config.output, "sft", config.model_dump(mode="json"), inputs, options))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
     model = add_lora(load_model(config.model), config.lora, config.model)
@@ -36,15 +38,16 @@ def run(config: SftConfig, options: Options) -> Report:
     splits = [split]
     if has_split(config.dataset, "validation"):
         splits.append(PackedSplit(config.dataset, "validation"))
-    caches = [open_audio(config.audio_cache, model, base, each) for each in splits]
+    caches = [open_audio(config, model, base, each) for each in splits]
     train, *validation = (TrainingSet(each, base.clock, cache=cache) for each, cache in zip(splits, caches, strict=True))
     if caches[0]:
         drop_audio_path(stock(model))
+    place_language_model(model, pick_device(config.model.device))
     with Tracker(config.tracking, "sft", config.output, config) as tracker:
         measures = train_adapter(
             model, base.clock, train, next(iter(validation), None), config.train, run.path / "checkpoints", run.resumed, tracker
         )
-        metrics = finish_adapter(run, model, measures | count, started, tracker)
+        metrics = processes.first(lambda: finish_adapter(run, model, measures | count, started, tracker))
     return Report("sft", adapter_facts(run.path, metrics))
 
 

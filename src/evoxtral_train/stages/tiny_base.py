@@ -14,7 +14,7 @@ from ..data.packing import text_tokenizer
 from ..data.processor import load_processor
 from ..data.scripts import Grammar, draw_scripts
 from ..data.synthesis import VOICES, Synthesizer
-from ..decoding.decoder import Request, decode
+from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
 from ..modeling.audio_cache import LiveAudio
 from ..modeling.tiny_base import tiny_model, write_processor
@@ -89,16 +89,8 @@ def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
         mels.append(log_mel(samples, row_tokens, processor.feature_extractor, clock))
         requests.append(Request(script.id, prompt_ids("packed", clock, samples_to_tokens(len(samples))), row_tokens, index))
     heard = {}
-    for completions in decode(
-        model,
-        clock,
-        LiveAudio(model, _Mels(mels)),
-        requests,
-        candidates=1,
-        sampling=Sampling(),
-        max_new_tokens=10_000,
-        batch_clips=25,
-    ):
+    decoding = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_tokens=8192)
+    for completions in decode(model, clock, LiveAudio(model, _Mels(mels)), requests, decoding):
         heard |= {each.utterance_id: tokenizer.decode(each.token_ids) for each in completions}
     rows = [Prediction(script.id, strip_tags(script.text), strip_tags(heard[script.id])) for script in scripts]
     plain = [row for row, script in zip(rows, scripts, strict=True) if not find_tags(script.text)]

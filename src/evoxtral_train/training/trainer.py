@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from .. import processes
 from ..config.schema import Train
 from ..data.clock import Clock
+from ..modeling.memory import shrink
+from ..modeling.realtime import language_model_device
 from ..progress import Progress
 from ..tracking import Tracker
 from .dataset import Collator, TrainingSet
@@ -27,55 +30,43 @@ def train_adapter(
 ) -> dict:  # fmt: skip
     """Train the adapter in place; with a validation set the best checkpoint by its loss is kept.
 
-    Checkpoints go to `folder`; `resume` goes on from the last whole one. Returns the measures.
+    Checkpoints go to `folder`; `resume` goes on from the last whole one. An optimizer step sees
+    `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
+    runs out of memory the batch is made smaller and the accumulation larger, and training goes on from
+    the last checkpoint. Returns the measures.
     """
-    device = next(model.parameters()).device
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps" if validation else "no",
-        eval_steps=config.evaluate_every_steps,
-        save_strategy="steps",
-        save_steps=config.evaluate_every_steps,
-        save_total_limit=config.keep_checkpoints,
-        load_best_model_at_end=validation is not None,
-        metric_for_best_model="eval_loss" if validation else None,
-        greater_is_better=False if validation else None,
-        prediction_loss_only=True,  # or evaluation gathers N × T × 131,072 logits
-        remove_unused_columns=False,  # or the mel is dropped
-        label_names=["labels"],
-        logging_steps=1,
-        bf16=stock_dtype(model) == torch.bfloat16,
-        use_cpu=device.type == "cpu",
-        seed=config.seed,
-        data_seed=config.seed,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=device.type == "cuda",
-    )
-    watcher = _Watcher(tracker, optimizer_steps(len(train), config))
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=Collator(clock),
-        callbacks=[watcher],
-    )
-    trainer.pop_callback(PrinterCallback)
-    checkpoint = last_whole_checkpoint(folder) if resume else None
-    try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        watcher.close()
+    batch = config.batch_size
+    accumulation = processes.split_evenly(config.gradient_accumulation, "train.gradient_accumulation")
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
+    while True:
+        arguments = _arguments(model, config, folder, validation is not None, batch, accumulation)
+        watcher = _Watcher(tracker, optimizer_steps(len(train), config))
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=Collator(clock),
+            callbacks=[watcher],
+        )
+        trainer.pop_callback(PrinterCallback)
+        checkpoint = last_whole_checkpoint(folder) if resume else None
+        try:
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            break
+        except torch.OutOfMemoryError:
+            if processes.count() > 1:
+                raise
+        finally:
+            watcher.close()
+        # a divisor, so that the same rows make up an optimizer step
+        smaller = shrink(batch, max((size for size in range(1, batch) if batch % size == 0), default=None), "rows")
+        batch, accumulation, resume = smaller, accumulation * (batch // smaller), True
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():  # where there is a checkpoint, it takes their place
+            for name, each in trained.items():
+                each.copy_(beginning[name])
     # The Trainer's own mean leaves out the steps before a resume; its log does not.
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     measures = {
@@ -84,11 +75,49 @@ def train_adapter(
         "train_loss": sum(losses) / len(losses),
         "train_s": output.metrics["train_runtime"],
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        "processes": processes.count(),
+        "batch_size": batch,
     }
     if validation:
         measures |= {"validation_rows": len(validation), "best_validation_loss": trainer.state.best_metric}
         measures["best_step"] = trainer.state.best_global_step
     return measures
+
+
+def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, accumulation: int) -> TrainingArguments:
+    device = language_model_device(model)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=config.evaluate_every_steps,
+        save_strategy="steps",
+        save_steps=config.evaluate_every_steps,
+        save_total_limit=config.keep_checkpoints,
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss" if validates else None,
+        greater_is_better=False if validates else None,
+        prediction_loss_only=True,  # or evaluation gathers N × T × 131,072 logits
+        remove_unused_columns=False,  # or the mel is dropped
+        label_names=["labels"],
+        logging_steps=1,
+        bf16=stock_dtype(model) == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,  # every LoRA weight takes part in every step
+        seed=config.seed,
+        data_seed=config.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+    )
 
 
 def stock_dtype(model) -> torch.dtype:

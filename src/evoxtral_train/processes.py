@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-from .errors import EvoxtralError
-
 ResultT = TypeVar("ResultT")
 
 _PATIENCE = timedelta(days=1)  # one process may encode or decode for hours; a dead one ends them all at once
@@ -29,11 +27,12 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the other processes. `device`: as in the config; `cpu` talks over gloo, CUDA over NCCL."""
+    """Meet the other processes. `device`: as in the config; the CPU talks over gloo, CUDA over NCCL."""
     if count() > 1:
+        import torch
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+        PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def share(items: Sequence[ResultT]) -> list[ResultT]:
@@ -76,13 +75,3 @@ def gather(items: list[ResultT]) -> list[ResultT]:
     from accelerate.utils import gather_object
 
     return gather_object(items)
-
-
-def split_evenly(total: int, what: str) -> int:
-    """`total` over the processes. Raises EvoxtralError when that leaves a rest."""
-    if total % count():
-        raise EvoxtralError(
-            f"{what} is {total}, which {count()} processes cannot share evenly",
-            fix=f"start a number of processes that divides {total}, or change it",
-        )
-    return total // count()

@@ -15,7 +15,7 @@ RowT = TypeVar("RowT")
 @dataclass(frozen=True)
 class Candidate:
     """One sampled completion (`candidates.jsonl`). `mean_logprob` is over the written tokens, EOS
-    included, under the model without temperature."""
+    included, under the model without temperature; to 4 digits, since rounding differs with the batch."""
 
     utterance_id: str
     candidate_id: int

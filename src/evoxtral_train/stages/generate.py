@@ -130,5 +130,5 @@ def _candidate(completion: Completion, tokenizer, seed: int) -> Candidate:
         token_ids=completion.token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,
-        mean_logprob=round(completion.mean_logprob, 6),
+        mean_logprob=round(completion.mean_logprob, 4),
     )

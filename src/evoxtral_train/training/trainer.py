@@ -9,6 +9,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .. import processes
 from ..config.schema import Train
 from ..data.clock import Clock
+from ..errors import UsageError
 from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device
 from ..progress import Progress
@@ -35,8 +36,7 @@ def train_adapter(
     runs out of memory the batch is made smaller and the accumulation larger, and training goes on from
     the last checkpoint. Returns the measures.
     """
-    batch = config.batch_size
-    accumulation = processes.split_evenly(config.gradient_accumulation, "train.gradient_accumulation")
+    batch, accumulation = micro_batches(config, config.batch_size)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
@@ -60,9 +60,8 @@ def train_adapter(
                 raise
         finally:
             watcher.close()
-        # a divisor, so that the same rows make up an optimizer step
-        smaller = shrink(batch, max((size for size in range(1, batch) if batch % size == 0), default=None), "rows")
-        batch, accumulation, resume = smaller, accumulation * (batch // smaller), True
+        smaller, accumulation = micro_batches(config, batch - 1) if batch > 1 else (None, None)
+        batch, resume = shrink(batch, smaller, "rows"), True
         model.zero_grad(set_to_none=True)
         with torch.no_grad():  # where there is a checkpoint, it takes their place
             for name, each in trained.items():
@@ -82,6 +81,22 @@ def train_adapter(
         measures |= {"validation_rows": len(validation), "best_validation_loss": trainer.state.best_metric}
         measures["best_step"] = trainer.state.best_global_step
     return measures
+
+
+def micro_batches(config: Train, largest: int) -> tuple[int, int]:
+    """(rows at a time, how many times) on each process, so that together they make the config's optimizer
+    step: 2 × 8 on two processes is 2 × 4 on each. Raises UsageError when the rows cannot be shared."""
+    rows = config.batch_size * config.gradient_accumulation
+    if rows % processes.count():
+        raise UsageError(
+            f"an optimizer step has {config.batch_size} × {config.gradient_accumulation} rows, which {processes.count()} "
+            "processes cannot share",
+            where="train",
+            fix=f"start a number of processes that divides {rows}, or change batch_size or gradient_accumulation",
+        )
+    own = rows // processes.count()
+    batch = max(size for size in range(1, min(largest, own) + 1) if own % size == 0)
+    return batch, own // batch
 
 
 def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, accumulation: int) -> TrainingArguments:

@@ -1,17 +1,17 @@
 """What the audio cache saves: a training step from cached audio against the stock forward.
 
-Both ways run on the same batches of the demo's packed dataset, in turn, in one process; the ratio
-of their times is printed for each round, so that its spread can be seen.
+Both ways run on the same batches of the demo's packed dataset, in turn, in one process.
 
     python benchmarks/cached_audio.py [--dataset runs/demo/packed] [--rounds 7] [--batches 6]
 """
 
 import argparse
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from measuring import in_turn, machine, ratio
 
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.clock import Clock
@@ -23,13 +23,11 @@ from evoxtral_train.modeling.realtime import base_fingerprint, load_model, stock
 from evoxtral_train.training.dataset import Collator, TrainingSet
 
 
-def step_seconds(model, optimizer, rows: TrainingSet, collate: Collator, order: list[int], size: int) -> float:
-    started = time.perf_counter()
+def steps(model, optimizer, rows: TrainingSet, collate: Collator, order: list[int], size: int) -> None:
     for start in range(0, len(order), size):
         model(**collate([rows[index] for index in order[start : start + size]]))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -46,21 +44,15 @@ def main() -> None:
     model = add_lora(load_model(config), Lora(), config).train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
     cache = open_cache(stock(model), torch.device("cpu"), base_fingerprint(Path(arguments.base)), split, clock)
-    ways = {"stock forward": TrainingSet(split, clock), "cached audio": TrainingSet(split, clock, cache=cache)}
+    rows = {"stock forward": TrainingSet(split, clock), "cached audio": TrainingSet(split, clock, cache=cache)}
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
-    order = order[: arguments.batches * arguments.batch_size]
-    for rows in ways.values():
-        step_seconds(model, optimizer, rows, Collator(clock), order[: arguments.batch_size], arguments.batch_size)
-    seconds = {name: [] for name in ways}
-    for _ in range(arguments.rounds):
-        for name, rows in ways.items():
-            seconds[name].append(step_seconds(model, optimizer, rows, Collator(clock), order, arguments.batch_size))
-    ratios = [slow / fast for slow, fast in zip(*seconds.values(), strict=True)]
+    order, size = order[: arguments.batches * arguments.batch_size], arguments.batch_size
+    ways = {name: partial(steps, model, optimizer, each, Collator(clock), order, size) for name, each in rows.items()}
+    seconds = in_turn(ways, arguments.rounds)
+    print(f"LoRA training step, tiny base, {split.layout}: {machine()}")
     for name, times in seconds.items():
-        print(f"{name:<14} {1000 * statistics.median(times) / arguments.batches:.0f} ms per step of {arguments.batch_size}")
-    print(
-        f"ratio          median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds"
-    )
+        print(f"  {name:<14} {1000 * statistics.median(times) / arguments.batches:.0f} ms per step of {size}")
+    print(f"  ratio          {ratio(*seconds.values())}")
 
 
 if __name__ == "__main__":

@@ -200,3 +200,21 @@ def test_decoding_further_than_the_cache_reaches_runs_the_tower(call, packed, tm
     assert "the cache reaches 65 tokens past the prompt, 66 are asked for" in refused.stderr
     assert call(*run, "--resume").exit_code == 0
     assert not (tmp_path / "dataset/audio-cache").exists()
+
+
+def test_out_of_memory_while_encoding_halves_the_batch(split, clock, model, monkeypatch, capsys):
+    whole = np.array(open_cache(model, CPU, "whole", split, clock)._rows)
+    real = LiveAudio.embeddings
+
+    def limited(self, indices, tokens):
+        if len(indices) > 2:
+            raise torch.OutOfMemoryError
+        return real(self, indices, tokens)
+
+    monkeypatch.setattr(LiveAudio, "embeddings", limited)
+    small = open_cache(model, CPU, "small", split, clock)._rows
+    assert "tokens at once; going on with" in capsys.readouterr().err
+    np.testing.assert_allclose(small, whole, rtol=0, atol=2e-5)
+    monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(EvoxtralError, match="no smaller batch is possible"):
+        open_cache(model, CPU, "none", split, clock)

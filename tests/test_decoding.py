@@ -1,5 +1,7 @@
 """One decoder: greedy as stock `generate`, sampling that depends on the row alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,10 @@ from transformers import (
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.decoding import decoder
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
+from evoxtral_train.errors import EvoxtralError
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.realtime import audio_embeddings, language_model_hidden, load_model
@@ -104,6 +108,109 @@ def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, clock, spli
     assert all(fewer[key].token_ids == expected[key].token_ids for key in fewer)
     other_seed = run(adapted, clock, split, **{**SAMPLED, "sampling": Sampling(0.9, 0.95, 0, seed=5)})
     assert any(other_seed[key].token_ids != expected[key].token_ids for key in expected)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What the language model read: (rows, tokens of each row) of every forward pass."""
+    seen, real = [], decoder.language_model_hidden
+
+    def spy(model, ids, *arguments, **named):
+        seen.append(tuple(ids.shape))
+        return real(model, ids, *arguments, **named)
+
+    monkeypatch.setattr(decoder, "language_model_hidden", spy)
+    return seen
+
+
+def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, clock, split, steps):
+    requests = requests_of(split, clock)
+    found = run(adapted, clock, split, **SAMPLED, batch_tokens=100_000)
+    prompts = [rows for rows, tokens in steps if tokens > 1]
+    assert sum(prompts) == len(requests), "one row for each clip, not for each candidate"
+    lengths = [len(each.token_ids) + (each.finish_reason == "eos") for each in found.values()]
+    read = sum(rows for rows, tokens in steps if tokens == 1)
+    # A row's last token is not read; at most half of the rows stand idle before they are left out.
+    assert read <= 2 * sum(lengths)
+    assert len([1 for _, tokens in steps if tokens == 1]) == max(lengths) - 1
+
+
+def test_a_free_row_is_given_to_the_next_clip(adapted, clock, split, steps):
+    requests = requests_of(split, clock)
+    budget = 4 * 3 * max(min(each.row_tokens, len(each.prompt) + 12) for each in requests)
+    run(adapted, clock, split, **SAMPLED, batch_tokens=budget)
+    assert max(rows for rows, tokens in steps if tokens == 1) <= 4 * 3 + 3
+    assert sum(rows for rows, tokens in steps if tokens > 1) == len(requests)
+
+
+def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
+    """Beyond the window nothing is seen, as in the stock class."""
+    ours = load_model(CONFIG)
+    for each in (ours, stock[False]):
+        monkeypatch.setattr(each.config.text_config, "sliding_window", 45)
+    requests = requests_of(split, clock)[:4]
+    found = run(ours, clock, split, requests)
+    for request in requests:
+        length = min(len(request.prompt) + 24, request.row_tokens)
+        mel = torch.from_numpy(split.mel_of(request.index, length))[None]
+        ids = request.prompt
+        with torch.inference_mode():
+            while len(ids) < length and (len(ids) == len(request.prompt) or ids[-1] != clock.eos_id):
+                logits = stock[False](
+                    input_ids=torch.tensor([ids]), input_features=mel[:, :, : 8 * len(ids)], num_delay_tokens=6, use_cache=False
+                ).logits
+                ids = [*ids, int(logits[0, -1].argmax())]
+        assert found[request.utterance_id, 0].token_ids == [each for each in ids[len(request.prompt) :] if each != clock.eos_id]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_step_writes_the_same_tokens(adapted, clock, split):
+    requests = requests_of(split, clock)[:2]
+    settings = {**SAMPLED, "candidates": 2, "batch_tokens": 1}  # one clip at a time: one shape to compile
+    expected = run(adapted, clock, split, requests, **settings)
+    found = run(adapted, clock, split, requests, **settings, compiled=True)
+    assert {key: each.token_ids for key, each in found.items()} == {key: each.token_ids for key, each in expected.items()}
+
+
+@pytest.mark.parametrize("place", ["table", "prompt", "step"])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, clock, split, monkeypatch, capsys, place):
+    requests = requests_of(split, clock)
+    expected = run(adapted, clock, split, **SAMPLED)
+    real_empty, real_forward, limit = decoder.RowTable.empty, decoder.language_model_hidden, 1500
+    held, steps = [], []
+
+    def empty(config, rows, width, *arguments):
+        held.append(rows * width)
+        if place == "table" and held[-1] > limit:
+            raise torch.OutOfMemoryError
+        return real_empty(config, rows, width, *arguments)
+
+    def forward(model, ids, *arguments, **named):
+        steps.append(1)
+        full = held[-1] > limit and (place == "prompt" if ids.shape[1] > 1 else place == "step" and len(steps) > 5)
+        if full:
+            raise torch.OutOfMemoryError
+        return real_forward(model, ids, *arguments, **named)
+
+    monkeypatch.setattr(decoder.RowTable, "empty", empty)
+    monkeypatch.setattr(decoder, "language_model_hidden", forward)
+    audio = LiveAudio(adapted, split)
+    handed_over = [
+        each for batch in decode(adapted, clock, audio, requests, Decoding(**SAMPLED, batch_tokens=6000)) for each in batch
+    ]
+    assert len(handed_over) == 3 * len(requests), "every candidate once"
+    assert {(each.utterance_id, each.candidate_id): each.token_ids for each in handed_over} == {
+        key: each.token_ids for key, each in expected.items()
+    }
+    said = capsys.readouterr().err
+    assert "out of memory with" in said
+    assert "going on with" in said
+
+
+def test_out_of_memory_for_one_clip_is_an_error(adapted, clock, split, monkeypatch):
+    monkeypatch.setattr(decoder.RowTable, "empty", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(EvoxtralError, match="no smaller batch is possible — use a device with more memory"):
+        run(adapted, clock, split, **SAMPLED, batch_tokens=6000)
 
 
 def test_a_row_ends_at_its_own_clock(adapted, clock, split):

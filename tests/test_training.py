@@ -9,10 +9,11 @@ from conftest import REPO, TINY_BASE
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.schema import Lora, Model, SftConfig, Train
 from evoxtral_train.data.packing import PackedSplit
-from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
-from evoxtral_train.modeling.realtime import describe_model, load_model, sizes
+from evoxtral_train.errors import UsageError
+from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
+from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
 from evoxtral_train.training.dataset import Collator, Target, TrainingSet
-from evoxtral_train.training.trainer import last_whole_checkpoint, optimizer_steps
+from evoxtral_train.training.trainer import last_whole_checkpoint, micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 
@@ -76,19 +77,39 @@ def test_the_published_recipe_trains_both_towers():
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
     model.train()
-    model(**batch).loss.backward()
+    model(**batch)["loss"].backward()
     return {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
 
 
-def test_gradient_checkpointing_gives_equal_gradients(clock, rows):
+@pytest.fixture(scope="module")
+def saved_adapter(tmp_path_factory):
+    torch.manual_seed(0)
+    model = add_lora(load_model(CONFIG), Lora(), CONFIG)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["stock forward", "cached audio"])
+@pytest.mark.parametrize("kind", ["fresh", "loaded"])
+def test_gradient_checkpointing_gives_equal_gradients(clock, rows, saved_adapter, kind, cached):
     batch = Collator(clock)([rows[0], rows[1]])
+    if cached:
+        with torch.no_grad():
+            batch["audio_embeds"] = audio_embeddings(load_model(CONFIG), batch.pop("input_features"))
     found = []
     for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = add_lora(load_model(CONFIG), Lora(), CONFIG)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
+        if kind == "fresh":
+            torch.manual_seed(0)
+            model = add_lora(load_model(CONFIG), Lora(), CONFIG)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.05)
+        else:
+            model = load_adapter(load_model(CONFIG), find_adapter(saved_adapter), trainable=True)
         if checkpointing:
             checkpoint_language_model(model)
         found.append(gradients(model, batch))
@@ -158,3 +179,62 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
     assert metrics[0]["steps"] == metrics[1]["steps"] == 6
     assert metrics[0]["train_loss"] == pytest.approx(metrics[1]["train_loss"], abs=1e-5)
     assert metrics[0]["best_validation_loss"] == pytest.approx(metrics[1]["best_validation_loss"], abs=1e-5)
+
+
+def test_out_of_memory_makes_the_batch_smaller_and_the_result_the_same(call, packed, tmp_path, monkeypatch):
+    """Twice: at the first step, and once more after a checkpoint. The losses are compared, not the weights:
+    where a gradient is nothing but rounding, Adam turns its sign into a whole step."""
+    from evoxtral_train.modeling import realtime
+
+    assert sft(call, packed, tmp_path / "whole").exit_code == 0
+    real, forwards = realtime.language_model_hidden, []
+
+    def limited(model, ids, *arguments, **named):
+        if torch.is_grad_enabled():
+            forwards.append(len(ids))
+            if len(ids) > 2 or (len(ids) > 1 and len(forwards) > 7):
+                raise torch.OutOfMemoryError
+        return real(model, ids, *arguments, **named)
+
+    monkeypatch.setattr(realtime, "language_model_hidden", limited)
+    shrunk = sft(call, packed, tmp_path / "shrunk")
+    assert shrunk.exit_code == 0, shrunk.stderr
+    assert "out of memory with 4 rows at once; going on with 2" in shrunk.stderr
+    assert "out of memory with 2 rows at once; going on with 1" in shrunk.stderr
+    logs = []
+    for name in ("whole", "shrunk"):
+        [last] = (tmp_path / name).glob("checkpoints/checkpoint-6/trainer_state.json")
+        logs.append(json.loads(last.read_text("utf-8"))["log_history"])
+    for key in ("loss", "grad_norm", "eval_loss"):
+        expected, found = ([entry[key] for entry in log if key in entry] for log in logs)
+        assert found == pytest.approx(expected, rel=1e-5), key
+    assert json.loads((tmp_path / "shrunk/metrics.json").read_text("utf-8"))["batch_size"] == 1
+
+
+def test_an_optimizer_step_has_the_same_rows_on_any_number_of_processes(monkeypatch):
+    train = Train(epochs=1, batch_size=2, gradient_accumulation=8, learning_rate=5e-5)
+    expected = {1: (2, 8), 2: (2, 4), 4: (2, 2), 8: (2, 1), 16: (1, 1)}
+    for count, (batch, accumulation) in expected.items():
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        assert micro_batches(train, largest=2) == (batch, accumulation)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match="2 × 8 rows, which 3 processes cannot share"):
+        micro_batches(train, largest=2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert micro_batches(Train(epochs=1, batch_size=6, gradient_accumulation=1, learning_rate=1e-4), largest=5) == (3, 2)
+
+
+def test_the_validation_loss_is_the_mean_over_all_learned_tokens(call, packed, model, clock, tmp_path):
+    assert sft(call, packed, tmp_path / "sft", epochs=1).exit_code == 0
+    metrics = json.loads((tmp_path / "sft/metrics.json").read_text("utf-8"))
+    [state] = (tmp_path / "sft").glob(f"checkpoints/checkpoint-{metrics['best_step']}")
+    adapted = load_adapter(load_model(CONFIG), find_adapter(state))
+    rows = TrainingSet(PackedSplit(packed["deferred"], "validation"), clock)
+    total = tokens = 0
+    with torch.inference_mode():
+        for index in range(len(rows)):
+            batch = Collator(clock)([rows[index]])
+            count = int((batch["labels"] != -100).sum())
+            total, tokens = total + adapted(**batch).loss.item() * count, tokens + count
+    assert rows.target_tokens == tokens
+    assert metrics["best_validation_loss"] == pytest.approx(total / tokens, rel=1e-5)

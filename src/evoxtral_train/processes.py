@@ -5,6 +5,7 @@ tracking, the terminal) is the first process's; work is shared out by `share`.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -33,6 +34,15 @@ def join(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def leave() -> None:
+    """Part from the other processes; one that ends without a word may be taken for a crash."""
+    if count() > 1 and "torch" in sys.modules:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def share(items: Sequence[ResultT]) -> list[ResultT]:

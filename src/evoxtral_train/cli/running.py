@@ -82,7 +82,10 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
         module = importlib.import_module(f"..stages.{stage}", __package__)
         return module.run(config) if options is None else module.run(config, options)
 
-    report = guarded(work)
+    try:
+        report = guarded(work)
+    finally:
+        processes.leave()
     if processes.is_first():
         show(report)
 

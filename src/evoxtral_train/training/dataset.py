@@ -51,6 +51,11 @@ class TrainingSet(Dataset):
         example = self._split.examples[target.index]
         return lay_out(self._split.layout, self._clock, example.utterance_tokens, example.row_tokens, target.target_ids)
 
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that are learned, EOS included."""
+        return sum(row.needed_tokens - row.prompt_tokens for row in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -42,7 +42,7 @@ def train_adapter(
     while True:
         arguments = _arguments(model, config, folder, validation is not None, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config))
-        trainer = Trainer(
+        trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=train,
@@ -144,6 +144,19 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     """The latest checkpoint with all its files; one that a kill cut short is passed over."""
     found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in _CHECKPOINT_FILES)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class _Trainer(Trainer):
+    """Transformers' own, but for the validation loss: theirs is a mean over batches, which changes with the
+    batch size; this is the mean over all tokens that are learned."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        # The evaluation loop averages over rows, so each batch is divided by its rows' share of all tokens.
+        share = len(inputs["labels"]) * self.eval_dataset.target_tokens / len(self.eval_dataset)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs, num_items_in_batch=share)["loss"]
+        return loss.detach(), None, None
 
 
 class _Watcher(TrainerCallback):

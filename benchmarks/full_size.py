@@ -1,0 +1,215 @@
+"""What a user meets at full size: the 4.4 B-parameter model with random weights, on a CUDA GPU; nothing is downloaded.
+
+Generation: 808 clips × 4 candidates of 64 tokens (random weights write no EOS, so this is the upper
+bound), audio encoding included, against one clip at a time through stock `generate`.
+Training: 46 optimizer steps of 16 rows from cached audio, against the plain Trainer on the stock class.
+Peak memory of each. Where the plain way would take too long, a few clips or steps of it are timed
+and their time is scaled up; the table says so.
+
+    python benchmarks/full_size.py [--layout packed] [--only generation|training] [--json FILE]
+    python benchmarks/full_size.py --device cpu --model data/tiny-base --clips 6 --plain-clips 2 --steps 2 --plain-steps 1
+
+The second line is for trying the script itself, without a GPU.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import machine, seconds_of
+from transformers import AutoConfig, Trainer, TrainingArguments, VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
+
+from evoxtral_train.config.schema import Lora, Model, Tracking, Train
+from evoxtral_train.data import layouts
+from evoxtral_train.data.clock import Clock
+from evoxtral_train.data.packing import Example
+from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
+from evoxtral_train.decoding.sampling import Sampling
+from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
+from evoxtral_train.modeling.audio_cache import open_cache
+from evoxtral_train.modeling.realtime import (
+    CachedAudioVoxtralRealtimeForConditionalGeneration,
+    drop_audio_path,
+    place_audio_path,
+    place_language_model,
+)
+from evoxtral_train.tracking import Tracker
+from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.training.trainer import train_adapter
+from evoxtral_train.units import FRAMES_PER_TOKEN, MEL_BINS, PREPAD_SAMPLES, SAMPLE_RATE_HZ, samples_to_tokens
+
+# The ids and lengths of the published processor at 480 ms of delay.
+CLOCK = Clock(
+    bos_id=1, eos_id=2, pad_id=11, streaming_pad_id=32, streaming_word_id=33, left_pad_tokens=32, delay_tokens=6,
+    right_pad_tokens=17,
+)  # fmt: skip
+LORA, ROOM_TOKENS, NEW_TOKENS, CANDIDATES, TARGET_TOKENS = Lora(), 65, 64, 4, 10
+SHARPNESS = 4.0
+"""Random weights give a nearly flat distribution, from which no one would sample; the last norm times this
+makes it about as peaked as a trained model's."""
+
+
+@dataclass
+class RandomSplit:
+    """A packed split of clips of 5 to 15 s without meaning: random mel, random targets of 10 tokens."""
+
+    layout: str
+    clips: int
+    folder: Path
+    split: str = "train"
+    fingerprint: str = "random"
+    room_tokens: int = ROOM_TOKENS
+    examples: list[Example] = field(default_factory=list)
+
+    def __post_init__(self):
+        random = np.random.default_rng(0)
+        for index in range(self.clips):
+            samples = int(random.uniform(5, 15) * SAMPLE_RATE_HZ)
+            tokens = samples_to_tokens(samples)
+            row = layouts.clock_tokens(self.layout, CLOCK, samples, tokens, PREPAD_SAMPLES, ROOM_TOKENS)
+            target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
+            self.examples.append(Example(f"clip-{index}", "", "", target, tokens, row))
+        self._mel = random.standard_normal((MEL_BINS, 4000), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def mel_of(self, index: int, tokens: int) -> np.ndarray:
+        return np.roll(self._mel, index, axis=1)[:, : tokens * FRAMES_PER_TOKEN]
+
+
+class Bench:
+    """Measurements of one model shape, layout and device."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.asked = arguments
+        self.device = torch.device(arguments.device)
+        self.config = AutoConfig.from_pretrained(arguments.model) if arguments.model else VoxtralRealtimeConfig()
+        self.results: dict[str, dict] = {}
+
+    def model(self, kind: type) -> VoxtralRealtimeForConditionalGeneration:
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.bfloat16)
+        with self.device:
+            model = kind(self.config)
+        torch.set_default_dtype(torch.float32)
+        model.model.language_model.norm.weight.data *= SHARPNESS
+        return model.requires_grad_(False).eval()
+
+    def measure(self, name: str, work: Callable[[], object], scaled_by: float = 1.0) -> None:
+        """Seconds and peak memory of `work`; `scaled_by`: how many times as much work the user has."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = seconds_of(work)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
+        self.results[name] = {"seconds": seconds * scaled_by, "measured_s": seconds, "scaled_by": scaled_by, "peak_gb": peak}
+        scaled = f" ({seconds:.1f} s measured × {scaled_by:.3g})" if scaled_by != 1 else ""
+        memory = f"{peak:.2f} GB" if peak is not None else "not on a GPU"
+        print(f"| {name} | {seconds * scaled_by:.1f} s{scaled} | {memory} |", flush=True)
+
+    def generation(self, folder: Path) -> None:
+        split = RandomSplit(self.asked.layout, self.asked.clips, folder / "generation")
+        requests = requests_of(split, CLOCK)
+        model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).eval()
+        wanted = Decoding(CANDIDATES, Sampling(0.7, 0.9, 0, 0), NEW_TOKENS, self.asked.batch_tokens, self.asked.compile)
+        cache = []
+
+        def encode():
+            cache.append(open_cache(model.get_base_model(), self.device, "random", split, CLOCK))
+
+        def generate():
+            completions = [each for batch in decode(model, CLOCK, cache[0], requests, wanted) for each in batch]
+            assert len(completions) == len(split) * CANDIDATES
+
+        place_language_model(model, torch.device("cpu"))
+        self.measure(f"encode the audio of {len(split)} clips once", encode)
+        place_language_model(model, self.device)
+        self.measure(f"generate {len(split)} × {CANDIDATES} candidates", generate)
+        place_audio_path(model, self.device)
+        stock = self.model(VoxtralRealtimeForConditionalGeneration)
+        del model
+        plain = add_lora(stock, LORA, Model(base="random")).eval()
+        few = sorted(requests, key=lambda each: each.row_tokens)[:: max(1, len(requests) // self.asked.plain_clips)]
+        few = few[: self.asked.plain_clips]
+
+        @torch.inference_mode()
+        def loop():
+            for request in few:
+                mel = torch.from_numpy(split.mel_of(request.index, request.row_tokens))[None].to(self.device, torch.bfloat16)
+                plain.generate(
+                    input_ids=torch.tensor([request.prompt], device=self.device), input_features=mel,
+                    num_delay_tokens=CLOCK.delay_tokens, do_sample=True, temperature=0.7, top_p=0.9, top_k=0,
+                    num_return_sequences=CANDIDATES, max_new_tokens=NEW_TOKENS,
+                )  # fmt: skip
+
+        self.measure("the same by a plain `generate` loop", loop, scaled_by=len(split) / len(few))
+
+    def training(self, folder: Path) -> None:
+        for batch, accumulation in ((2, 8), (16, 1)):
+            split = RandomSplit(self.asked.layout, 16 * self.asked.steps, folder / f"training-{batch}")
+            model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random"))
+            checkpoint_language_model(model)
+            cache = open_cache(model.get_base_model(), self.device, "random", split, CLOCK)
+            drop_audio_path(model.get_base_model())
+            rows = TrainingSet(split, CLOCK, cache=cache)
+            wanted = Train(
+                epochs=1, batch_size=batch, gradient_accumulation=accumulation, learning_rate=5e-5, evaluate_every_steps=1000
+            )
+            tracker = Tracker(Tracking(mode="disabled"), "benchmark", folder, Tracking())
+
+            def train(model=model, rows=rows, wanted=wanted, batch=batch, tracker=tracker):
+                train_adapter(model, CLOCK, rows, None, wanted, folder / f"checkpoints-{batch}", False, tracker)
+
+            self.measure(f"train {self.asked.steps} steps of {batch} × {accumulation}, cached audio, checkpointing", train)
+            del model, train
+        split = RandomSplit(self.asked.layout, 16 * self.asked.plain_steps, folder / "plain")
+        plain = add_lora(self.model(VoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).train()
+        arguments = TrainingArguments(
+            output_dir=str(folder / "plain"), per_device_train_batch_size=2, gradient_accumulation_steps=8, num_train_epochs=1,
+            learning_rate=5e-5, bf16=True, remove_unused_columns=False, save_strategy="no", report_to=[], disable_tqdm=True,
+            use_cpu=self.device.type == "cpu",
+        )  # fmt: skip
+        trainer = Trainer(model=plain, args=arguments, train_dataset=TrainingSet(split, CLOCK), data_collator=Collator(CLOCK))
+        self.measure(
+            "the same by the plain Trainer on the stock class, 2 × 8", trainer.train, self.asked.steps / self.asked.plain_steps
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layout", choices=["packed", "deferred"], default="packed", help="packed: the published recipe")
+    parser.add_argument("--only", choices=["generation", "training"])
+    parser.add_argument("--clips", type=int, default=808)
+    parser.add_argument("--plain-clips", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=46)
+    parser.add_argument("--plain-steps", type=int, default=4)
+    parser.add_argument("--batch-tokens", type=int, default=65_536)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the decoding step")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--model", help="a folder with a config.json of another size; for trying the script")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("benchmarks/full_size.py needs a CUDA GPU; nothing was measured")
+    bench = Bench(arguments)
+    with torch.device("meta"):
+        parameters = VoxtralRealtimeForConditionalGeneration(bench.config).num_parameters()
+    print(f"{parameters:,} parameters, random weights, bfloat16, layout {arguments.layout}: {machine()}\n")
+    print("| what | time | peak memory |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("generation", "training"):
+            if arguments.only in (None, name):
+                getattr(bench, name)(Path(folder))
+    if arguments.json:
+        content = {"machine": machine(), "parameters": parameters, "layout": arguments.layout, "results": bench.results}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""RAFT generation on the tiny base: the decoder against one clip at a time through stock `generate`.
+
+The same clips, adapter and sampling; both ways run in turn, in one process. Then: are the candidates the
+same at any batch and in any order, and how does the time grow with clips, N and clip length?
+
+    python benchmarks/generation.py [--dataset runs/demo/packed] [--adapter runs/demo/sft] [--clips 64] [--rounds 5]
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from measuring import in_turn, machine, ratio, seconds_of
+from peft import PeftModel
+from transformers import VoxtralRealtimeForConditionalGeneration
+
+from evoxtral_train.config.schema import Model
+from evoxtral_train.data.clock import Clock
+from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.processor import load_processor
+from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
+from evoxtral_train.decoding.sampling import Sampling
+from evoxtral_train.modeling.adapters import find_adapter, load_adapter
+from evoxtral_train.modeling.audio_cache import open_cache
+from evoxtral_train.modeling.realtime import base_fingerprint, load_model, stock
+
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=0)
+NEW_TOKENS = 64
+
+
+class Bench:
+    """Both ways of decoding the clips of one packed split."""
+
+    def __init__(self, dataset: Path, adapter: Path, base: str):
+        self.split = PackedSplit(dataset, "train")
+        self.clock = Clock.of(load_processor(Path(base)))
+        self.requests = requests_of(self.split, self.clock)
+        self.ours = load_adapter(load_model(Model(base=base, dtype="float32", device="cpu")), find_adapter(adapter))
+        self.audio = open_cache(stock(self.ours), torch.device("cpu"), base_fingerprint(Path(base)), self.split, self.clock)
+        plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+        self.plain = PeftModel.from_pretrained(plain, find_adapter(adapter).folder).eval()
+
+    def decode(self, requests: list[Request], candidates: int = 4, batch_tokens: int = 16_384) -> dict:
+        decoding = Decoding(candidates, SAMPLING, NEW_TOKENS, batch_tokens)
+        batches = decode(self.ours, self.clock, self.audio, requests, decoding)
+        return {(each.utterance_id, each.candidate_id): each.token_ids for batch in batches for each in batch}
+
+    @torch.inference_mode()
+    def generate(self, requests: list[Request], candidates: int = 4) -> None:
+        """What a user writes without this toolkit, with the encoder's own cache that the stock class has."""
+        for request in requests:
+            mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None]
+            self.plain.generate(
+                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.clock.delay_tokens,
+                do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
+                num_return_sequences=candidates, max_new_tokens=NEW_TOKENS,
+            )  # fmt: skip
+
+    def longest(self, requests: list[Request]) -> int:
+        return max(min(each.row_tokens, len(each.prompt) + NEW_TOKENS) for each in requests)
+
+
+def same_candidates(bench: Bench, requests: list[Request]) -> None:
+    width, expected = bench.longest(requests), bench.decode(requests)
+    print(f"\nThe same {len(expected)} candidates, token for token?")
+    settings = {f"{clips} clips at a time": (requests, clips * 4 * width) for clips in (1, 7, 32)}
+    settings["in reverse order"] = (requests[::-1], 16_384)
+    for name, (ordered, budget) in settings.items():
+        found = bench.decode(ordered, batch_tokens=budget)
+        different = sum(found[key] != tokens for key, tokens in expected.items())
+        print(f"  {name:<20} {'identical' if not different else f'{different} differ'}")
+
+
+def scaling(bench: Bench) -> None:
+    """Milliseconds per candidate: a flat column is linear growth."""
+    print("\n| what | clips | N | mean prompt, tokens | seconds | ms per candidate |\n|---|---|---|---|---|---|")
+    by_length = sorted(bench.requests, key=lambda request: len(request.prompt))
+    third = len(by_length) // 3
+    rows = [("clips", bench.requests[:clips], 4) for clips in (16, 64, 256, 1024)]
+    rows += [("N", bench.requests[:64], candidates) for candidates in (1, 2, 4, 8, 16)]
+    rows += [("length", by_length[start : start + 256], 4) for start in (0, third, len(by_length) - 256)]
+    for what, requests, candidates in rows:
+        seconds = min(seconds_of(lambda r=requests, n=candidates: bench.decode(r, n)) for _ in range(3))
+        prompt = statistics.mean(len(request.prompt) for request in requests)
+        each = 1000 * seconds / (len(requests) * candidates)
+        print(f"| {what} | {len(requests)} | {candidates} | {prompt:.0f} | {seconds:.2f} | {each:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", type=Path, default=Path("runs/demo/packed"))
+    parser.add_argument("--adapter", type=Path, default=Path("runs/demo/sft"))
+    parser.add_argument("--base", default="data/tiny-base")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    bench = Bench(arguments.dataset, arguments.adapter, arguments.base)
+    requests = bench.requests[: arguments.clips]
+    ways = {"generate": lambda: bench.generate(requests), "decoder": lambda: bench.decode(requests)}
+    seconds = in_turn(ways, arguments.rounds)
+    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout}: {machine()}")
+    for name, times in seconds.items():
+        print(f"  {name:<9} {statistics.median(times):.2f} s")
+    print(f"  ratio     {ratio(*seconds.values())}")
+    same_candidates(bench, requests)
+    scaling(bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Two ways of the same work, timed in turn in one process; ratios with their spread; which machine it was."""
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock time of `work`, until the device is done too."""
+    _finish()
+    started = time.perf_counter()
+    work()
+    _finish()
+    return time.perf_counter() - started
+
+
+def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """name -> seconds of each round. Every way runs once before, unmeasured."""
+    for work in ways.values():
+        work()
+    seconds = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, work in ways.items():
+            seconds[name].append(seconds_of(work))
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    """The ratio of the times, round by round: "2.86 (2.40 to 3.13 in 7 rounds)", the median first."""
+    ratios = [one / other for one, other in zip(slow, fast, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
+
+
+def machine() -> str:
+    """Date, device and torch, as they are noted beside a result."""
+    date = datetime.datetime.now(tz=datetime.UTC).date()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{torch.get_num_threads()} threads of {_processor()}"
+    return f"{date}, {device}, torch {torch.__version__}"
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

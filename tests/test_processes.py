@@ -1,0 +1,87 @@
+"""Two processes = one: the same adapter and the same candidates, through the real launcher."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import REPO
+from evoxtral_train import processes
+from evoxtral_train.records import Candidate, read_rows
+
+# `--multi_gpu` chooses accelerate's launcher of several processes; on a machine without a GPU they meet over gloo.
+LAUNCHER = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
+
+
+def launch(count: int, *arguments) -> subprocess.CompletedProcess:
+    launcher = LAUNCHER if count == 2 else ()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, "evoxtral_train.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(packed, tmp_path_factory):
+    """SFT and RAFT generation on a dataset of their own, which has no audio cache yet: {processes: folder}."""
+    folders = {}
+    for count in (1, 2):
+        folder = folders[count] = tmp_path_factory.mktemp(f"processes-{count}")
+        shutil.copytree(packed["deferred"], folder / "packed", ignore=shutil.ignore_patterns("audio-cache"))
+        common = ("--set", f"dataset={folder}/packed", "--set", "tracking.mode=disabled")
+        sft = launch(
+            count, "sft", "configs/demo/sft.yaml", *common, "--set", f"output={folder}/sft", "--set", "train.epochs=2",
+            "--set", "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1",
+        )  # fmt: skip
+        assert sft.returncode == 0, sft.stderr
+        assert sft.stdout.count("training loss") == 1, "the first process speaks for all"
+        generate = launch(
+            count, "raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={folder}/raft",
+            "--set", f"adapter={folders[1]}/sft", "--set", "generate.max_new_tokens=16",
+        )  # fmt: skip
+        assert generate.returncode == 0, generate.stderr
+    return folders
+
+
+def test_the_adapter_is_the_same(runs):
+    one, two = (load_file(runs[count] / "sft/adapter/adapter_model.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_the_candidates_are_the_same_token_for_token(runs):
+    one, two = (read_rows(runs[count] / "raft/candidates/candidates.jsonl", Candidate) for count in (1, 2))
+    assert len(one) == 12 * 4
+    keys = [(each.utterance_id, each.candidate_id, each.token_ids, each.text, each.finish_reason) for each in one]
+    assert keys == [(each.utterance_id, each.candidate_id, each.token_ids, each.text, each.finish_reason) for each in two]
+    assert not list((runs[2] / "raft/candidates").glob("*part*"))
+
+
+def test_both_processes_filled_the_audio_cache(runs):
+    one, two = (next((runs[count] / "packed").glob("audio-cache/*/train.bin")) for count in (1, 2))
+    found, expected = (torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32) for path in (two, one))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert not list(two.parent.glob("*.done"))
+
+
+def test_an_error_of_the_first_process_ends_them_all(runs):
+    again = launch(
+        2, "raft", "generate", "configs/demo/raft.yaml", "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
+        "--set", f"adapter={runs[1]}/sft", "--set", "generate.max_new_tokens=16", "--set", "tracking.mode=disabled",
+    )  # fmt: skip
+    assert again.returncode != 0
+    assert again.stderr.count("this run is finished — use --overwrite") == 1
+
+
+def test_shares_are_disjoint_and_whole(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(processes.share([10, 11, 12, 13, 14, 15, 16]))
+    assert parts == [[10, 13, 16], [11, 14], [12, 15]]

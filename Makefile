@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on synthetic speech, with a table at the end
 # make test   style check and tests
-# make bench  what the audio cache saves, on the demo's dataset
+# make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # All install what is missing into .venv first. A finished step of the demo is not done again:
 # `make clean-demo` starts over.
 PYTHON ?= python3
@@ -64,9 +64,11 @@ $(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/comple
 clean-demo:
 	rm -rf $(DEMO)
 
-# Ratios of two ways in one run, on the demo's dataset.
-bench: $(DEMO)/packed/complete.json
+# Ratios of two ways in one run, on the demo's dataset and adapter; full_size.py says so where there is no GPU.
+bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/cached_audio.py --dataset $(DEMO)/packed
+	$(BIN)/python benchmarks/generation.py --dataset $(DEMO)/packed --adapter $(DEMO)/sft
+	-$(BIN)/python benchmarks/full_size.py
 
 # Trains data/tiny-base again from nothing.
 tiny-base: .venv/installed

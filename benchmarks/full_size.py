@@ -15,6 +15,7 @@ The second line is for trying the script itself, without a GPU.
 import argparse
 import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +29,13 @@ from evoxtral_train.config.schema import Lora, Model, Tracking, Train
 from evoxtral_train.data import layouts
 from evoxtral_train.data.clock import Clock
 from evoxtral_train.data.packing import Example
-from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
+from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
 from evoxtral_train.modeling.audio_cache import open_cache
 from evoxtral_train.modeling.realtime import (
     CachedAudioVoxtralRealtimeForConditionalGeneration,
     drop_audio_path,
-    place_audio_path,
     place_language_model,
 )
 from evoxtral_train.tracking import Tracker
@@ -116,6 +116,12 @@ class Bench:
     def generation(self, folder: Path) -> None:
         split = RandomSplit(self.asked.layout, self.asked.clips, folder / "generation")
         requests = requests_of(split, CLOCK)
+        self._our_generation(split, requests)
+        by_length = sorted(requests, key=lambda each: each.row_tokens)
+        few = by_length[:: max(1, len(requests) // self.asked.plain_clips)][: self.asked.plain_clips]
+        self._plain_generation(split, few)
+
+    def _our_generation(self, split: RandomSplit, requests: list[Request]) -> None:
         model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).eval()
         wanted = Decoding(CANDIDATES, Sampling(0.7, 0.9, 0, 0), NEW_TOKENS, self.asked.batch_tokens, self.asked.compile)
         cache = []
@@ -131,16 +137,13 @@ class Bench:
         self.measure(f"encode the audio of {len(split)} clips once", encode)
         place_language_model(model, self.device)
         self.measure(f"generate {len(split)} × {CANDIDATES} candidates", generate)
-        place_audio_path(model, self.device)
-        stock = self.model(VoxtralRealtimeForConditionalGeneration)
-        del model
-        plain = add_lora(stock, LORA, Model(base="random")).eval()
-        few = sorted(requests, key=lambda each: each.row_tokens)[:: max(1, len(requests) // self.asked.plain_clips)]
-        few = few[: self.asked.plain_clips]
+
+    def _plain_generation(self, split: RandomSplit, requests: list[Request]) -> None:
+        plain = add_lora(self.model(VoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).eval()
 
         @torch.inference_mode()
         def loop():
-            for request in few:
+            for request in requests:
                 mel = torch.from_numpy(split.mel_of(request.index, request.row_tokens))[None].to(self.device, torch.bfloat16)
                 plain.generate(
                     input_ids=torch.tensor([request.prompt], device=self.device), input_features=mel,
@@ -148,7 +151,7 @@ class Bench:
                     num_return_sequences=CANDIDATES, max_new_tokens=NEW_TOKENS,
                 )  # fmt: skip
 
-        self.measure("the same by a plain `generate` loop", loop, scaled_by=len(split) / len(few))
+        self.measure("the same by a plain `generate` loop", loop, scaled_by=len(split) / len(requests))
 
     def training(self, folder: Path) -> None:
         for batch, accumulation in ((2, 8), (16, 1)):
@@ -197,6 +200,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks/full_size.py needs a CUDA GPU; nothing was measured")
+    warnings.filterwarnings("ignore", module="peft")  # it looks for the config of a base that has none
     bench = Bench(arguments)
     with torch.device("meta"):
         parameters = VoxtralRealtimeForConditionalGeneration(bench.config).num_parameters()

@@ -8,6 +8,7 @@ same at any batch and in any order, and how does the time grow with clips, N and
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,13 +33,13 @@ NEW_TOKENS = 64
 class Bench:
     """Both ways of decoding the clips of one packed split."""
 
-    def __init__(self, dataset: Path, adapter: Path, base: str):
+    def __init__(self, dataset: Path, adapter: Path, base: str, dtype: str):
         self.split = PackedSplit(dataset, "train")
         self.clock = Clock.of(load_processor(Path(base)))
         self.requests = requests_of(self.split, self.clock)
-        self.ours = load_adapter(load_model(Model(base=base, dtype="float32", device="cpu")), find_adapter(adapter))
+        self.ours = load_adapter(load_model(Model(base=base, dtype=dtype, device="cpu")), find_adapter(adapter))
         self.audio = open_cache(stock(self.ours), torch.device("cpu"), base_fingerprint(Path(base)), self.split, self.clock)
-        plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+        plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=getattr(torch, dtype))
         self.plain = PeftModel.from_pretrained(plain, find_adapter(adapter).folder).eval()
 
     def decode(self, requests: list[Request], candidates: int = 4, batch_tokens: int = 16_384) -> dict:
@@ -50,7 +51,7 @@ class Bench:
     def generate(self, requests: list[Request], candidates: int = 4) -> None:
         """What a user writes without this toolkit, with the encoder's own cache that the stock class has."""
         for request in requests:
-            mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None]
+            mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None].to(self.plain.dtype)
             self.plain.generate(
                 input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.clock.delay_tokens,
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
@@ -74,17 +75,18 @@ def same_candidates(bench: Bench, requests: list[Request]) -> None:
 
 def scaling(bench: Bench) -> None:
     """Milliseconds per candidate: a flat column is linear growth."""
-    print("\n| what | clips | N | mean prompt, tokens | seconds | ms per candidate |\n|---|---|---|---|---|---|")
+    print("\n| what grows | clips | N | mean prompt, tokens | mean written, tokens | seconds | ms per candidate |")
+    print("|---|---|---|---|---|---|---|")
     by_length = sorted(bench.requests, key=lambda request: len(request.prompt))
-    third = len(by_length) // 3
     rows = [("clips", bench.requests[:clips], 4) for clips in (16, 64, 256, 1024)]
     rows += [("N", bench.requests[:64], candidates) for candidates in (1, 2, 4, 8, 16)]
-    rows += [("length", by_length[start : start + 256], 4) for start in (0, third, len(by_length) - 256)]
+    rows += [("length", by_length[start : start + 256], 4) for start in (0, len(by_length) // 3, len(by_length) - 256)]
     for what, requests, candidates in rows:
-        seconds = min(seconds_of(lambda r=requests, n=candidates: bench.decode(r, n)) for _ in range(3))
+        seconds = min(seconds_of(partial(bench.decode, requests, candidates)) for _ in range(3))
         prompt = statistics.mean(len(request.prompt) for request in requests)
+        written = statistics.mean(1 + len(tokens) for tokens in bench.decode(requests, candidates).values())
         each = 1000 * seconds / (len(requests) * candidates)
-        print(f"| {what} | {len(requests)} | {candidates} | {prompt:.0f} | {seconds:.2f} | {each:.2f} |")
+        print(f"| {what} | {len(requests)} | {candidates} | {prompt:.0f} | {written:.1f} | {seconds:.2f} | {each:.2f} |")
 
 
 def main() -> None:
@@ -92,14 +94,15 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("runs/demo/packed"))
     parser.add_argument("--adapter", type=Path, default=Path("runs/demo/sft"))
     parser.add_argument("--base", default="data/tiny-base")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    bench = Bench(arguments.dataset, arguments.adapter, arguments.base)
+    bench = Bench(arguments.dataset, arguments.adapter, arguments.base, arguments.dtype)
     requests = bench.requests[: arguments.clips]
     ways = {"generate": lambda: bench.generate(requests), "decoder": lambda: bench.decode(requests)}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout}: {machine()}")
+    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout}, {arguments.dtype}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<9} {statistics.median(times):.2f} s")
     print(f"  ratio     {ratio(*seconds.values())}")

@@ -18,7 +18,7 @@ from ..scoring.tables import per_tag_table, systems_table
 from ..text.tags import keep_first_tags
 from ..tracking import Tracker
 from .inputs import Base, open_adapter, open_base, open_for_decoding
-from .plans import count_rows, plan_adapter, plan_model
+from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 
 
@@ -32,6 +32,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     if options.dry_run:
         check_plan(config.output, "eval", asked, options)
         facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model)
+        facts |= plan_decoding(config.model, config.decode.batch_tokens)
         facts |= {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in paths if path}
         return Report("plan: eval", facts)
     processes.join(config.model.device)

@@ -17,7 +17,7 @@ from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
 from .inputs import Base, open_adapter, open_base, open_for_decoding
-from .plans import count_rows, plan_adapter, plan_model
+from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 
 _PART = "candidates.part-{}.jsonl"  # one for each process
@@ -52,6 +52,7 @@ def plan(config: RaftConfig, options: Options) -> Report:
     check_plan(raft_folders.candidates(config), "raft generate", raft_folders.asked(config, "generate"), options)
     adapter, lora = plan_adapter(config.adapter)
     facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
+    facts |= plan_decoding(config.model, config.generate.batch_tokens)
     return Report("plan: raft generate", facts | {"output": raft_folders.candidates(config)})
 
 

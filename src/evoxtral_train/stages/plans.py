@@ -34,6 +34,14 @@ def plan_model(config: Model, lora: Lora | None = None) -> dict:
     return facts
 
 
+def plan_decoding(config: Model, batch_tokens: int) -> dict:
+    """What the rows that are decoded together hold: keys, values and one audio embedding for each token."""
+    text = describe_model(config.base, config.revision)[0].config.text_config
+    numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim + text.hidden_size
+    held = gigabytes(batch_tokens * numbers * getattr(torch, config.dtype).itemsize)
+    return {"decoded together": f"{batch_tokens:,} tokens, {held} beside the weights"}
+
+
 def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
     """What is known of the adapter to start from, and its LoRA settings when it is there."""
     try:

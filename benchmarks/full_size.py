@@ -9,7 +9,7 @@ and their time is scaled up; the table says so.
     python benchmarks/full_size.py [--layout packed] [--only generation|training] [--json FILE]
     python benchmarks/full_size.py --device cpu --model data/tiny-base --clips 6 --plain-clips 2 --steps 2 --plain-steps 1
 
-The second line is for trying the script itself, without a GPU.
+The second line is for trying the script itself, without a GPU; peak memory is then the process's resident set.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import machine, seconds_of
+from measuring import machine, peak_gb_of
 from transformers import AutoConfig, Trainer, TrainingArguments, VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
 from evoxtral_train.config.schema import Lora, Model, Tracking, Train
@@ -103,15 +103,10 @@ class Bench:
 
     def measure(self, name: str, work: Callable[[], object], scaled_by: float = 1.0) -> None:
         """Seconds and peak memory of `work`; `scaled_by`: how many times as much work the user has."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        seconds = seconds_of(work)
-        peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
+        seconds, peak = peak_gb_of(work)
         self.results[name] = {"seconds": seconds * scaled_by, "measured_s": seconds, "scaled_by": scaled_by, "peak_gb": peak}
         scaled = f" ({seconds:.1f} s measured × {scaled_by:.3g})" if scaled_by != 1 else ""
-        memory = f"{peak:.2f} GB" if peak is not None else "not on a GPU"
-        print(f"| {name} | {seconds * scaled_by:.1f} s{scaled} | {memory} |", flush=True)
+        print(f"| {name} | {seconds * scaled_by:.1f} s{scaled} | {peak:.2f} GB |", flush=True)
 
     def generation(self, folder: Path) -> None:
         split = RandomSplit(self.asked.layout, self.asked.clips, folder / "generation")
@@ -154,7 +149,7 @@ class Bench:
         self.measure("the same by a plain `generate` loop", loop, scaled_by=len(split) / len(requests))
 
     def training(self, folder: Path) -> None:
-        for batch, accumulation in ((2, 8), (16, 1)):
+        for batch, accumulation in self.asked.batches:
             split = RandomSplit(self.asked.layout, 16 * self.asked.steps, folder / f"training-{batch}")
             model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random"))
             checkpoint_language_model(model)
@@ -184,6 +179,12 @@ class Bench:
         )
 
 
+def _batch(text: str) -> tuple[int, int]:
+    """ "2x8" -> (2, 8)."""
+    rows, accumulation = text.split("x")
+    return int(rows), int(accumulation)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layout", choices=["packed", "deferred"], default="packed", help="packed: the published recipe")
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=808)
     parser.add_argument("--plain-clips", type=int, default=8)
     parser.add_argument("--steps", type=int, default=46)
+    parser.add_argument("--batches", type=_batch, nargs="+", default=[(2, 8), (16, 1)], help="rows at a time × how often")
     parser.add_argument("--plain-steps", type=int, default=4)
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--compile", action="store_true", help="torch.compile the decoding step")

@@ -1,7 +1,9 @@
 """Two ways of the same work, timed in turn in one process; ratios with their spread; which machine it was."""
 
 import datetime
+import gc
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -34,6 +36,19 @@ def ratio(slow: list[float], fast: list[float]) -> str:
     """The ratio of the times, round by round: "2.86 (2.40 to 3.13 in 7 rounds)", the median first."""
     ratios = [one / other for one, other in zip(slow, fast, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
+
+
+def peak_gb_of(work: Callable[[], object]) -> tuple[float, float]:
+    """(seconds, peak memory in GB): what CUDA allocated, or without CUDA the resident set of the process."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return seconds_of(work), torch.cuda.max_memory_allocated() / 1e9
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    seconds = seconds_of(work)
+    [kilobytes] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    return seconds, int(kilobytes) * 1024 / 1e9
 
 
 def machine() -> str:

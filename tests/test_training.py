@@ -12,7 +12,7 @@ from evoxtral_train.data.packing import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
 from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
-from evoxtral_train.training.dataset import Collator, Target, TrainingSet
+from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import last_whole_checkpoint, micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
@@ -238,3 +238,19 @@ def test_the_validation_loss_is_the_mean_over_all_learned_tokens(call, packed, m
             total, tokens = total + adapted(**batch).loss.item() * count, tokens + count
     assert rows.target_tokens == tokens
     assert metrics["best_validation_loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_step_has_the_random_orders_rows_the_longest_first():
+    lengths = [5, 3, 9, 4, 9, 3, 5, 8, 7, 6]
+    sampler = StepSampler(lengths, rows_per_step=4, seed=3)
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert sorted(epochs[0]) == list(range(10))
+    plain = torch.randperm(10, generator=torch.Generator().manual_seed(3)).tolist()
+    for start in (0, 4, 8):
+        step = epochs[0][start : start + 4]
+        assert set(step) == set(plain[start : start + 4])
+        assert [lengths[row] for row in step] == sorted((lengths[row] for row in step), reverse=True)

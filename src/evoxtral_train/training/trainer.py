@@ -14,7 +14,7 @@ from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device
 from ..progress import Progress
 from ..tracking import Tracker
-from .dataset import Collator, TrainingSet
+from .dataset import Collator, StepSampler, TrainingSet
 
 _CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
@@ -101,7 +101,7 @@ def micro_batches(config: Train, largest: int) -> tuple[int, int]:
 
 def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, accumulation: int) -> TrainingArguments:
     device = language_model_device(model)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=batch,
@@ -128,11 +128,19 @@ def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, 
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,  # every LoRA weight takes part in every step
         seed=config.seed,
-        data_seed=config.seed,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
     )
+    if device.type == "cuda":
+        if arguments.device != device:
+            raise UsageError(
+                f"training runs on {arguments.device}, not on {device}",
+                where="model.device",
+                fix="set it to auto, and choose the GPU with CUDA_VISIBLE_DEVICES",
+            )
+        arguments._n_gpu = 1  # one GPU per process: with more in sight, Trainer would take them all by DataParallel
+    return arguments
 
 
 def stock_dtype(model) -> torch.dtype:
@@ -147,8 +155,14 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 class _Trainer(Trainer):
-    """Transformers' own, but for the validation loss: theirs is a mean over batches, which changes with the
-    batch size; this is the mean over all tokens that are learned."""
+    """Transformers' own, with the order of `StepSampler`, and with a validation loss that is the mean over all
+    learned tokens (theirs is a mean over batches, which changes with the batch size)."""
+
+    def _get_train_sampler(self, train_dataset=None) -> StepSampler:
+        rows = self.train_dataset.rows
+        arguments = self.args
+        rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return StepSampler([row.needed_tokens for row in rows], rows_per_step, arguments.seed)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 import torch
 from transformers import DynamicCache
@@ -137,15 +138,18 @@ class _Decoder:
         return free >= max(1, self._table.rows // 2)
 
     def _reseat(self, budget_tokens: int) -> None:
-        candidates = self._wanted.candidates
-        requests = [request for request, _ in self._seated.values()] + list(self._waiting)[:1]
-        width = max(self._reach(request) for request in requests)
-        rows = len(self._seated) + candidates * len(self._waiting)
-        rows = max(candidates, len(self._seated), min(rows, budget_tokens // width))
+        """Lay out the table anew where that pays (at first, when the clips to come are much shorter, and at
+        the end), then fill its free rows."""
+        candidates, seated = self._wanted.candidates, [request for request, _ in self._seated.values()]
+        width = max(self._reach(request) for request in [*seated, *islice(self._waiting, 1)])
+        rows = len(seated)
+        if self._waiting:
+            wanted = rows + candidates * len(self._waiting)
+            rows = max(candidates, rows, min(wanted, budget_tokens // width))
         if self._table is None or not self._waiting or 4 * rows > 5 * self._table.rows:
             self._resize(rows, width)
         while self._waiting and (room := (self._table.rows - len(self._seated)) // candidates):
-            lengths = [self._reach(request) for request in list(self._waiting)[:room]]
+            lengths = [self._reach(request) for request in islice(self._waiting, room)]
             count = leading_batch(lengths, min(_PREFILL_TOKENS, budget_tokens))
             self._seat([self._waiting.popleft() for _ in range(count)])
 

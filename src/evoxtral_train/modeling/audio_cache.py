@@ -29,6 +29,7 @@ from ..data.clock import Clock
 from ..data.packing import PackedSplit
 from ..errors import EvoxtralError
 from ..progress import progress
+from ..records import drop_partial_line
 from ..runs import disk_errors, write_atomic
 from .memory import shrink
 from .realtime import audio_embeddings, place_audio_path
@@ -155,9 +156,9 @@ class _Files:
             with self.rows.open("ab") as file:
                 file.truncate(size_bytes)
             write_atomic(self.record, json.dumps(made_from | {"whole": False}) + "\n")
-        # a line that a killed process left half-written has no line end and does not count
-        lines = [line for path in self.done() for line in path.read_text("ascii").splitlines(keepends=True)]
-        done = {int(index) for line in lines if line.endswith("\n") for index in line.split()}
+        for path in self.done():
+            drop_partial_line(path)
+        done = {int(index) for path in self.done() for index in path.read_text("ascii").split()}
         return sorted(set(range(clips)) - done)
 
     def finish(self, made_from: dict) -> None:
@@ -177,7 +178,6 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,
     ):  # fmt: skip
-        done.write("\n")  # ends a line that was left half-written
         for batch, embeddings in batches:
             for index, row in zip(batch, embeddings, strict=True):
                 kept = row[: tokens[index]].contiguous()
@@ -194,7 +194,7 @@ def encoded_batches(live: LiveAudio, clips: list[int], tokens: list[int]) -> Ite
     CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
     budget, position = _BATCH_TOKENS, 0
     while position < len(clips):
-        lengths = [tokens[index] for index in clips[position:]]
+        lengths = [tokens[index] for index in clips[position : position + budget]]
         batch = clips[position : position + leading_batch(lengths, budget)]
         embeddings = None
         with suppress(torch.OutOfMemoryError), torch.inference_mode():

@@ -1,0 +1,38 @@
+"""The full-size benchmark runs as it stands, on a small shape: without a GPU it could otherwise rot."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import REPO, TINY_BASE
+
+SCRIPT = REPO / "benchmarks" / "full_size.py"
+
+
+def test_full_size_measures_both_ways(tmp_path):
+    small = ("--model", TINY_BASE, "--device", "cpu", "--clips", "3", "--plain-clips", "1", "--steps", "1", "--plain-steps", "1")
+    command = [sys.executable, SCRIPT, *small, "--batches", "2x8", "--layout", "deferred", "--json", tmp_path / "out.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert content["parameters"] == 2_691_264
+    results = content["results"]
+    assert list(results) == [
+        "encode the audio of 3 clips once",
+        "generate 3 × 4 candidates",
+        "the same by a plain `generate` loop",
+        "train 1 steps of 2 × 8, cached audio, checkpointing",
+        "the same by the plain Trainer on the stock class, 2 × 8",
+    ]
+    assert all(each["seconds"] > 0 and each["peak_gb"] > 0.1 for each in results.values())
+    assert results["the same by a plain `generate` loop"]["scaled_by"] == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_that_nothing_was_measured():
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs a CUDA GPU; nothing was measured" in done.stderr

@@ -236,7 +236,7 @@ def test_the_validation_loss_is_the_mean_over_all_learned_tokens(call, packed, m
             batch = Collator(clock)([rows[index]])
             count = int((batch["labels"] != -100).sum())
             total, tokens = total + adapted(**batch).loss.item() * count, tokens + count
-    assert rows.target_tokens == tokens
+    assert rows.label_weight == tokens
     assert metrics["best_validation_loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 

@@ -62,7 +62,7 @@ class Audio(Section):
 
 
 class Layout(Section):
-    kind: Literal["packed", "deferred"] = "deferred"
+    kind: Literal["packed", "deferred", "aligned"] = "deferred"
     room_tokens: PositiveInt = 65
 
 
@@ -104,6 +104,7 @@ class Train(Section):
     evaluate_every_steps: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
     gradient_checkpointing: bool = False
+    pad_weight: PositiveFloat = 1.0
     seed: int = Field(default=0, ge=0)
 
 

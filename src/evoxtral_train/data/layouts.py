@@ -11,6 +11,8 @@ of 3 audio tokens, target ids [70, 71], BOS 1, EOS 2, pad 11, streaming pad P = 
               labels  .  .  .  . 70 71  2  .  .  .
     deferred  ids     1  P  P  P  P  P 70 71  2 11      as many pads as it takes to hear the clip
               labels  .  .  .  .  .  . 70 71  2  .      out, plus the delay; then the target
+    aligned   ids     1  P  P  P  P  W 70 71  2 11      each piece once it has been heard (here at the
+              labels  .  .  .  .  P  W 70 71  2  .      clip's second token): see `lay_out_stream`
 
 Nothing after the last label can change the loss (the model is causal), so a training row may be
 cut there, its mel frames with it; `Row.needed_tokens` says where.
@@ -22,7 +24,7 @@ from ..errors import RowError
 from ..units import TOKEN_S
 from .clock import Clock
 
-LAYOUTS = ("packed", "deferred")
+LAYOUTS = ("packed", "deferred", "aligned")
 IGNORED = -100
 
 
@@ -41,25 +43,32 @@ def prompt_tokens(layout: str, clock: Clock, utterance_tokens: int) -> int:
 
     `utterance_tokens`: audio tokens that cover the clip, without any padding.
     """
-    if layout == "packed":
+    if layout in ("packed", "aligned"):
         return clock.prompt_tokens
     if layout == "deferred":
         return clock.written_at(utterance_tokens)
     raise ValueError(f"unknown layout {layout!r}")
 
 
+def room_start(layout: str, clock: Clock, utterance_tokens: int) -> int:
+    """Where the room for text begins: `room_tokens` and `max_new_tokens` are counted from here. `aligned`
+    writes while the clip is heard, and has its room after it, as `deferred` does."""
+    return clock.prompt_tokens if layout == "packed" else clock.written_at(utterance_tokens)
+
+
 def clock_tokens(layout: str, clock: Clock, samples: int, utterance_tokens: int, prepad_samples: int, room_tokens: int) -> int:
-    """Length of a clip's row: what the stock processor would make, and for `deferred` at least
-    `room_tokens` positions after the utterance, so that a clip as long as the pre-padding still
-    has time to write."""
+    """Length of a clip's row: what the stock processor would make, and for `deferred` and `aligned` at
+    least `room_tokens` positions after the utterance, so that a clip as long as the pre-padding
+    still has time to write."""
     stock = clock.stock_tokens(samples, prepad_samples)
     if layout == "packed":
         return stock
-    return max(stock, prompt_tokens(layout, clock, utterance_tokens) + room_tokens)
+    return max(stock, room_start(layout, clock, utterance_tokens) + room_tokens)
 
 
 def lay_out(layout: str, clock: Clock, utterance_tokens: int, row_tokens: int, target_ids: list[int]) -> Row:
-    """The training row of a clip. `target_ids` come without EOS; EOS is added and learned.
+    """The training row of a clip. `target_ids` come without EOS; EOS is added and learned. For `aligned`
+    they are what `stream_ids` made: pads, words and tags, one for each 80 ms.
 
     Raises RowError when target and EOS do not fit: a target is never cut.
     """
@@ -72,6 +81,12 @@ def lay_out(layout: str, clock: Clock, utterance_tokens: int, row_tokens: int, t
             fix="shorten the text, or raise layout.room_tokens (deferred) or audio.prepad_samples (packed)",
         )
     return _row(clock, start, written, row_tokens)
+
+
+def stream_ids(clock: Clock, pieces: list[tuple[list[int], float]], utterance_tokens: int, row_tokens: int) -> list[int]:
+    """The `aligned` target: what `lay_out_stream` writes after the prompt, without EOS. Raises RowError."""
+    row = lay_out_stream(clock, pieces, utterance_tokens, row_tokens)
+    return row.ids[row.prompt_tokens : row.needed_tokens - 1]
 
 
 def prompt_ids(layout: str, clock: Clock, utterance_tokens: int) -> list[int]:

@@ -24,6 +24,7 @@ from .audio import read_audio
 from .clock import Clock
 from .features import log_mel, restore_silence, trim_silence
 from .manifest import SPLITS, ManifestRow, Rejected
+from .timing import timed_target
 
 _SCHEMA = pyarrow.schema(
     [
@@ -50,6 +51,11 @@ def encode_target(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, bos=False, eos=False) if text else []
 
 
+def encode_piece(tokenizer, text: str) -> list[int]:
+    """A word or tag in the base model's streaming form: with the space that stands before it."""
+    return tokenizer.encode(f" {text}", bos=False, eos=False)
+
+
 def text_tokenizer(processor):
     """mistral-common's tokenizer inside the processor: ids in, ids out, no template."""
     return processor.tokenizer.tokenizer.instruct_tokenizer.tokenizer
@@ -69,11 +75,16 @@ def prepare_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -
     target = target_text(row.text, config.target)
     if config.target == "text" and not target:
         raise RowError("no words to learn: the text holds tags alone", fix="use target: tags, or leave the row out")
-    target_ids = encode_target(text_tokenizer(processor), target)
     utterance_tokens = samples_to_tokens(len(samples))
     row_tokens = layouts.clock_tokens(
         config.layout.kind, clock, len(samples), utterance_tokens, config.audio.prepad_samples, config.layout.room_tokens
     )
+    tokenizer = text_tokenizer(processor)
+    if config.layout.kind == "aligned":
+        pieces = [(encode_piece(tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
+        target_ids = layouts.stream_ids(clock, pieces, utterance_tokens, row_tokens)
+    else:
+        target_ids = encode_target(tokenizer, target)
     layouts.lay_out(config.layout.kind, clock, utterance_tokens, row_tokens, target_ids)  # refuses what does not fit
     columns = {
         "id": row.id, "text": row.text, "target_text": target, "target_ids": target_ids,

@@ -18,9 +18,9 @@ from itertools import islice
 import torch
 from transformers import DynamicCache
 
+from ..data import layouts
 from ..data.batching import leading_batch
 from ..data.clock import Clock
-from ..data.layouts import prompt_ids
 from ..data.packing import PackedSplit
 from ..modeling.audio_cache import AudioSource
 from ..modeling.memory import shrink
@@ -33,12 +33,14 @@ _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device bu
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to decode: its prompt, the length of its row, and which clip of the audio source it is."""
+    """One clip to decode: its prompt, the length of its row, and which clip of the audio source it is.
+    `max_new_tokens` are counted from `room_start`, by default the prompt's end."""
 
     utterance_id: str
     prompt: list[int]
     row_tokens: int
     index: int
+    room_start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,13 @@ class Decoding:
 def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
     """Every clip of a packed split, laid out as its training row is."""
     return [
-        Request(example.id, prompt_ids(split.layout, clock, example.utterance_tokens), example.row_tokens, index)
+        Request(
+            example.id,
+            layouts.prompt_ids(split.layout, clock, example.utterance_tokens),
+            example.row_tokens,
+            index,
+            layouts.room_start(split.layout, clock, example.utterance_tokens),
+        )
         for index, example in enumerate(split.examples)
     ]
 
@@ -112,7 +120,8 @@ class _Decoder:
         self.table_tokens = self.smallest_tokens  # the most that was held
 
     def _reach(self, request: Request) -> int:
-        return min(request.row_tokens, len(request.prompt) + self._wanted.max_new_tokens)
+        room_start = len(request.prompt) if request.room_start is None else request.room_start
+        return min(request.row_tokens, room_start + self._wanted.max_new_tokens)
 
     @torch.inference_mode()
     def run(self, budget_tokens: int) -> Iterator[list[Completion]]:

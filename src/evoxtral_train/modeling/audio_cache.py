@@ -112,8 +112,9 @@ def open_cache(model, device: torch.device, base_fingerprint: str, split: Packed
 def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
     """Up to the end of the longest text that may be trained on or decoded for the clip."""
     example = split.examples[index]
-    start = layouts.prompt_tokens(split.layout, clock, example.utterance_tokens)
-    return min(example.row_tokens, start + max(split.room_tokens, len(example.target_ids) + 1))
+    target_end = layouts.prompt_tokens(split.layout, clock, example.utterance_tokens) + len(example.target_ids) + 1
+    room_end = layouts.room_start(split.layout, clock, example.utterance_tokens) + split.room_tokens
+    return min(example.row_tokens, max(target_end, room_end))
 
 
 @dataclass(frozen=True)

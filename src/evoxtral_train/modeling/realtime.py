@@ -27,16 +27,25 @@ class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForCondi
 
     The stock forward refuses to run without audio. Given the projected audio [B, T, hidden], this
     one runs the language model alone, and `lm_head` only where labels stand: the same loss, without
-    T × 131,072 logits. Without `audio_embeds` it is the stock forward. Same weights, same names: an
-    adapter trained here loads into the stock class.
+    T × 131,072 logits. `label_weights` [B, T]: what each label counts in the loss. With neither it is the
+    stock forward. Same weights, same names: an adapter trained here loads into the stock class.
     """
 
-    def forward(self, input_ids=None, audio_embeds=None, labels=None, num_delay_tokens=None, **kwargs):
-        if audio_embeds is None:
+    def forward(
+        self, input_ids=None, audio_embeds=None, labels=None, num_delay_tokens=None, label_weights=None, **kwargs
+    ):  # fmt: skip
+        if audio_embeds is None and label_weights is None:
             return super().forward(input_ids=input_ids, labels=labels, num_delay_tokens=num_delay_tokens, **kwargs)
+        if audio_embeds is None:
+            audio_embeds = audio_embeddings(self, kwargs.pop("input_features"))
         hidden = language_model_hidden(self, input_ids, audio_embeds, num_delay_tokens)
         wanted = labels[:, 1:] != -100
         logits = self.lm_head(hidden[:, :-1][wanted])
+        if label_weights is not None:
+            weights = label_weights[:, 1:][wanted]
+            losses = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+            total = kwargs.get("num_items_in_batch")
+            return {"loss": (losses * weights).sum() / (weights.sum() if total is None else total)}
         loss = self.loss_function(
             logits=logits,
             labels=None,

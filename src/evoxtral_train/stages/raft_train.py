@@ -1,16 +1,18 @@
 """`evoxtral raft train`: SFT on the curated candidates, from the adapter that wrote them."""
 
 import time
+from pathlib import Path
 
 import torch
 
 from .. import processes
 from ..config.schema import RaftConfig
+from ..data import layouts
 from ..data.packing import PackedSplit, encode_target
 from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
-from ..records import CuratedRow, read_rows
+from ..records import Candidate, CuratedRow, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
 from ..training.dataset import Target, TrainingSet
@@ -51,10 +53,9 @@ def run(config: RaftConfig, options: Options) -> Report:
     model = load_adapter(load_model(config.model), adapter, trainable=True)
     if config.train.gradient_checkpointing:
         checkpoint_language_model(model)
-    count, targets = sizes(model), _targets(curated, split, base)
-    longest = max(len(target.target_ids) for target in targets) + 1
-    cache = open_audio(config, model, base, split, longest)
-    train = TrainingSet(split, base.clock, targets, cache)
+    count, targets = sizes(model), _targets(curated, candidates_folder, split, base)
+    cache = open_audio(config, model, base, split, _room_needed(targets, split, base))
+    train = TrainingSet(split, base.clock, targets, cache, config.train.pad_weight)
     if cache:
         drop_audio_path(stock(model))
     place_language_model(model, pick_device(config.model.device))
@@ -77,8 +78,24 @@ def plan(config: RaftConfig, options: Options) -> Report:
     return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})
 
 
-def _targets(curated: list[CuratedRow], split: PackedSplit, base: Base) -> list[Target]:
+def _room_needed(targets: list[Target], split: PackedSplit, base: Base) -> int:
+    """How far the longest target and its EOS reach past the place from which room is counted."""
+    reaches = []
+    for target in targets:
+        heard = split.examples[target.index].utterance_tokens
+        start = layouts.prompt_tokens(split.layout, base.clock, heard)
+        reaches.append(start + len(target.target_ids) + 1 - layouts.room_start(split.layout, base.clock, heard))
+    return max(reaches)
+
+
+def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, base: Base) -> list[Target]:
+    """The curated texts as target ids. For `aligned` these are the candidate's own tokens: a text alone would
+    lose when each piece was written."""
     missing = [row.utterance_id for row in curated if row.utterance_id not in split.index_of]
     if missing:
         raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
+    if split.layout == "aligned":
+        rows = read_rows(candidates / "candidates.jsonl", Candidate)
+        written = {(each.utterance_id, each.candidate_id): each.token_ids for each in rows}
+        return [Target(split.index_of[row.utterance_id], written[row.utterance_id, row.candidate_id]) for row in curated]
     return [Target(split.index_of[row.utterance_id], encode_target(base.tokenizer, row.target_text)) for row in curated]

@@ -39,7 +39,10 @@ def run(config: SftConfig, options: Options) -> Report:
     if has_split(config.dataset, "validation"):
         splits.append(PackedSplit(config.dataset, "validation"))
     caches = [open_audio(config, model, base, each) for each in splits]
-    train, *validation = (TrainingSet(each, base.clock, cache=cache) for each, cache in zip(splits, caches, strict=True))
+    weight = config.train.pad_weight
+    train, *validation = (
+        TrainingSet(each, base.clock, cache=cache, pad_weight=weight) for each, cache in zip(splits, caches, strict=True)
+    )
     if caches[0]:
         drop_audio_path(stock(model))
     place_language_model(model, pick_device(config.model.device))

@@ -34,7 +34,8 @@ class Target:
 
 
 class TrainingSet(Dataset):
-    """Rows of a packed split, with its own targets or with others (RAFT)."""
+    """Rows of a packed split, with its own targets or with others (RAFT). `pad_weight`: what a
+    `[STREAMING_PAD]` that is learned counts in the loss; only `aligned` learns any."""
 
     def __init__(
         self,
@@ -42,8 +43,9 @@ class TrainingSet(Dataset):
         clock: Clock,
         targets: Sequence[Target] | None = None,
         cache: CachedAudio | None = None,
+        pad_weight: float = 1.0,
     ):
-        self._split, self._clock, self._cache = split, clock, cache
+        self._split, self._clock, self._cache, self._pad_weight = split, clock, cache, pad_weight
         self._targets = targets or [Target(i, example.target_ids) for i, example in enumerate(split.examples)]
         self.rows = [self._lay_out(target) for target in self._targets]
 
@@ -52,9 +54,11 @@ class TrainingSet(Dataset):
         return lay_out(self._split.layout, self._clock, example.utterance_tokens, example.row_tokens, target.target_ids)
 
     @property
-    def target_tokens(self) -> int:
-        """Tokens that are learned, EOS included."""
-        return sum(row.needed_tokens - row.prompt_tokens for row in self.rows)
+    def label_weight(self) -> float:
+        """What all labels together count: their number, but for the pads of an `aligned` target."""
+        learned = [row.labels[row.prompt_tokens : row.needed_tokens] for row in self.rows]
+        pads = sum(labels.count(self._clock.streaming_pad_id) for labels in learned)
+        return sum(map(len, learned)) - pads + self._pad_weight * pads
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,6 +67,9 @@ class TrainingSet(Dataset):
         row = self.rows[index]
         clip, tokens = self._targets[index].index, row.needed_tokens
         item = {"input_ids": torch.tensor(row.ids[:tokens]), "labels": torch.tensor(row.labels[:tokens])}
+        if self._pad_weight != 1:
+            is_pad = item["labels"] == self._clock.streaming_pad_id
+            item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
         if self._cache:
             return item | {"audio_embeds": self._cache.row(clip, tokens)}
         return item | {"input_features": torch.from_numpy(self._split.mel_of(clip, tokens))}
@@ -107,6 +114,8 @@ class Collator:
             "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=IGNORED),
             "num_delay_tokens": self.clock.delay_tokens,  # a plain int: a 0-d tensor breaks `generate`
         }
+        if "label_weights" in rows[0]:
+            batch["label_weights"] = pad_sequence([row["label_weights"] for row in rows], batch_first=True)
         if "audio_embeds" in rows[0]:
             audio = [row["audio_embeds"] for row in rows]
             return batch | {"audio_embeds": pad_sequence(audio, batch_first=True)}

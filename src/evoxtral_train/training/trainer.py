@@ -164,10 +164,17 @@ class _Trainer(Trainer):
         rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         return StepSampler([row.needed_tokens for row in rows], rows_per_step, arguments.seed)
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """What the labels of an optimizer step count together, on all processes."""
+        if not batch_samples or "label_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         # The evaluation loop averages over rows, so each batch is divided by its rows' share of all tokens.
-        share = len(inputs["labels"]) * self.eval_dataset.target_tokens / len(self.eval_dataset)
+        share = len(inputs["labels"]) * self.eval_dataset.label_weight / len(self.eval_dataset)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs, num_items_in_batch=share)["loss"]
         return loss.detach(), None, None

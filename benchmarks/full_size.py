@@ -73,7 +73,7 @@ class RandomSplit:
             tokens = samples_to_tokens(samples)
             row = layouts.clock_tokens(self.layout, CLOCK, samples, tokens, PREPAD_SAMPLES, ROOM_TOKENS)
             target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
-            self.examples.append(Example(f"clip-{index}", "", "", target, tokens, row))
+            self.examples.append(Example(f"clip-{index}", "", "", target, tokens, row, []))
         self._mel = random.standard_normal((MEL_BINS, 4000), dtype=np.float32)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import soundfile
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Layout, PackConfig, Tracking
 from evoxtral_train.data.audio import read_audio
+from evoxtral_train.data.packing import PackedSplit
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
 from evoxtral_train.stages import check, pack
@@ -124,3 +125,29 @@ def test_no_row_at_all_is_an_error(write_manifest, tmp_path):
 def test_a_folder_is_no_audio(tmp_path):
     with pytest.raises(RowError, match="no such audio file"):
         read_audio(tmp_path, 30)
+
+
+def test_words_and_events_with_bad_times_are_reported(clip_row, write_manifest, tmp_path):
+    good = {"events": [{"tag": "sighs", "start_s": 0.1, "end_s": 0.4}]}
+    faults = {
+        "no-list": {"events": {"tag": "sighs"}},
+        "no-time": {"events": [{"tag": "sighs", "start_s": 0.1}]},
+        "backwards": {"events": [{"tag": "sighs", "start_s": 2, "end_s": 1}]},
+    }
+    manifest = write_manifest([clip_row("good") | good, *(clip_row(name) | fault for name, fault in faults.items())])
+    report = pack.run(config(manifest, tmp_path), Options())
+    found = {identity: reason for identity, reason in rejected(tmp_path).values()}
+    assert found.keys() == faults.keys()
+    assert found["no-list"].startswith("`events` is not a list of objects — {tag, start_s, end_s} each")
+    assert "bad times of a word or event" in found["no-time"]
+    assert "0 ≤ start_s ≤ end_s" in found["backwards"]
+    assert report.facts["packed"] == 1
+    assert PackedSplit(tmp_path / "packed", "train").examples[0].events == good["events"]
+
+
+def test_a_dataset_of_another_version_is_refused(clip_row, write_manifest, tmp_path):
+    pack.run(config(write_manifest([clip_row("good")]), tmp_path), Options())
+    path = tmp_path / "packed" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format": 1}), "utf-8")
+    with pytest.raises(UsageError, match="packed by another version of evoxtral — pack it again"):
+        PackedSplit(tmp_path / "packed", "train")

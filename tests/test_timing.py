@@ -13,11 +13,14 @@ from evoxtral_train.data.manifest import ManifestRow, read_manifest
 from evoxtral_train.data.packing import PackedSplit, encode_piece, text_tokenizer
 from evoxtral_train.data.timing import timed_target
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
+from evoxtral_train.decoding.emission import written_tags
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.realtime import audio_embeddings, load_model
+from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.runs import Options
+from evoxtral_train.scoring.metrics import Tolerances, evaluate
 from evoxtral_train.stages import pack
 from evoxtral_train.text.tags import BASE_TAGS
 from evoxtral_train.training.dataset import Collator, TrainingSet
@@ -71,8 +74,8 @@ def test_the_same_tag_twice_and_a_mark_that_stands_alone():
         (row("come closer", [("come", 0, 1)]), "text", "time of every word: the text has 2, `words` has 1 — give each word"),
         (row("[laughs] come"), "tags", r"\[laughs\] stands 1 times in the text, 0 times in `events`"),
         (row("come", [("come", 0, 1)], [("sighs", 0, 1)]), "tagged_text", r"\[sighs\] stands 0 times in the text, 1 times"),
-        (row("come", [("come", 2, 1)]), "text", "a word with bad times"),
-        (row("[sighs]", (), [("sighs", None, 1)]), "tags", "an? event with bad times"),
+        (row("come", [("come", 2, 1)]), "text", "bad times of a word or event"),
+        (row("[sighs]", (), [("sighs", None, 1)]), "tags", "bad times of a word or event"),
     ],
 )
 def test_missing_or_bad_times_are_reported(bad, target, message):
@@ -110,6 +113,39 @@ def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, 
             position += len(ids)
         assert tokenizer.decode(example.target_ids).strip() == " ".join(text for text, _ in pieces)
         assert laid_out.needed_tokens > clock.written_at(example.utterance_tokens), "the whole clip is heard before EOS"
+
+
+def test_a_tag_is_written_when_its_last_token_is(clock, processor):
+    tokenizer = text_tokenizer(processor)
+    sighs, come, laughs = (encode_piece(tokenizer, text) for text in ("[sighs]", "come", "[clears throat]"))
+    p, w = clock.streaming_pad_id, clock.streaming_word_id
+    ids = [p, p, w, *sighs, *come, p, w, *laughs]
+    start, end = 39 + 3, 39 + len(ids)
+    # the [STREAMING_WORD] before a group stands 6 tokens of delay after what the group speaks of
+    places = [(start - 1 - 6 - 32) * 0.08, (end - len(laughs) - 1 - 6 - 32) * 0.08]
+    ends = [(start + len(sighs) - 1 - 32) * 0.08, (end - 1 - 32) * 0.08]
+    assert written_tags(clock, tokenizer, 39, ids) == [
+        {"tag": "sighs", "at_s": pytest.approx(places[0]), "written_s": pytest.approx(ends[0])},
+        {"tag": "clears throat", "at_s": pytest.approx(places[1]), "written_s": pytest.approx(ends[1])},
+    ]
+    assert written_tags(clock, tokenizer, 39, [p, w, *sighs[:-1], p]) == [], "a tag that was never closed"
+
+
+def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, processor):
+    """What the rows teach: each tag speaks of its event's end, later only while another tag is being written, and
+    is complete after the delay and the time that writing takes."""
+    if aligned.target != "tags":
+        pytest.skip("words take time to write, too")
+    rows = []
+    for example in aligned.examples:
+        written = written_tags(clock, text_tokenizer(processor), 39, example.target_ids)
+        rows.append(Prediction(example.id, example.text, example.target_text, example.events, written))
+    report = evaluate(rows, with_words=False, samples=10, tolerances=Tolerances(seconds=0.5))["placed"]
+    assert report["unit"] == "s"
+    assert report["micro"]["f1"]["value"] == 1
+    assert report["latency_s"]["tags"] == sum(len(example.events) for example in aligned.examples)
+    # the delay of 0.48 s, up to 0.08 s of rounding, [STREAMING_WORD] and 3 to 7 subwords of 0.08 s
+    assert 0.48 + 3 * 0.08 <= report["latency_s"]["median"] <= report["latency_s"]["p90"] <= 0.48 + 12 * 0.08
 
 
 def test_decoding_may_write_until_the_clip_has_been_heard_and_the_room_after_it(aligned, clock, model):
@@ -162,3 +198,12 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     assert raft.exit_code == 0, raft.stderr
     metrics = json.loads((tmp_path / "raft/train/metrics.json").read_text("utf-8"))
     assert metrics["train_rows"] == 10
+    judged = call("eval", "configs/demo/eval-sft.yaml", *common[:-2], "--set", f"output={tmp_path}/eval", "--set",
+                  f"systems=[{{name: SFT, adapter: {tmp_path}/sft}}]", "--set", "placement.tolerance_s=0.7", "--set",
+                  "placement.tolerance_words=2")  # fmt: skip
+    assert judged.exit_code == 0, judged.stderr
+    placed = json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["systems"]["SFT"]["placed"]
+    assert (placed["unit"], placed["tolerance"]) == ("s", 0.7)
+    [prediction, *_] = read_rows(tmp_path / "eval/predictions/SFT.jsonl", Prediction)
+    assert prediction.events is not None
+    assert prediction.written is not None

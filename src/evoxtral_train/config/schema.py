@@ -174,6 +174,11 @@ class Bootstrap(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class Placement(Section):
+    tolerance_s: float = Field(default=1.0, ge=0)
+    tolerance_words: int = Field(default=1, ge=0)
+
+
 class EvalConfig(Section):
     """`evoxtral eval`"""
 
@@ -184,6 +189,7 @@ class EvalConfig(Section):
     audio_cache: AudioCache = "auto"
     systems: list[System] = Field(min_length=1)
     decode: Decode = Decode()
+    placement: Placement = Placement()
     bootstrap: Bootstrap = Bootstrap()
     tracking: Tracking = Tracking()
 

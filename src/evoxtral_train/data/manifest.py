@@ -93,6 +93,11 @@ def _check(content: dict, folder: Path, line: int, taxonomy: tuple[str, ...]) ->
     split = content.get("split") or split_of_sentence(tag_text.strip_tags(content["text"]))
     if split not in SPLITS:
         raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
+    for name in ("words", "events"):
+        entries = content.get(name) or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            what = "word" if name == "words" else "tag"
+            raise RowError(f"`{name}` is not a list of objects", fix=f"{{{what}, start_s, end_s}} each")
     return ManifestRow(
         id=content["id"], audio=folder / content["audio"], text=content["text"], split=split, line=line,
         speaker=content.get("speaker"), words=content.get("words") or [], events=content.get("events") or [],

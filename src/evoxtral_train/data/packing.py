@@ -24,14 +24,16 @@ from .audio import read_audio
 from .clock import Clock
 from .features import log_mel, restore_silence, trim_silence
 from .manifest import SPLITS, ManifestRow, Rejected
-from .timing import timed_target
+from .timing import events_of, timed_target
 
+FORMAT = 2  # of the packed files; older ones are refused
+_EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
 _SCHEMA = pyarrow.schema(
     [
         ("id", pyarrow.string()), ("text", pyarrow.string()), ("target_text", pyarrow.string()),
         ("target_ids", pyarrow.list_(pyarrow.int32())), ("duration_s", pyarrow.float32()),
         ("utterance_tokens", pyarrow.int32()), ("row_tokens", pyarrow.int32()),
-        ("mel", pyarrow.large_binary()), ("mel_start", pyarrow.int32()),
+        ("events", pyarrow.list_(_EVENT)), ("mel", pyarrow.large_binary()), ("mel_start", pyarrow.int32()),
     ]
 )  # fmt: skip
 
@@ -89,6 +91,7 @@ def prepare_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -
     columns = {
         "id": row.id, "text": row.text, "target_text": target, "target_ids": target_ids,
         "duration_s": len(samples) / SAMPLE_RATE_HZ, "utterance_tokens": utterance_tokens, "row_tokens": row_tokens,
+        "events": [dict(zip(("tag", "start_s", "end_s"), event, strict=True)) for event in events_of(row)],
     }  # fmt: skip
     return Prepared(samples, columns)
 
@@ -131,7 +134,8 @@ def write_splits(
 
 @dataclass(frozen=True)
 class Example:
-    """One packed row. `mel` is read with `mel_of`; ids and labels come from `layouts`."""
+    """One packed row. `mel` is read with `mel_of`; ids and labels come from `layouts`. `events`: the
+    manifest's, [] where there are none."""
 
     id: str
     text: str
@@ -139,6 +143,7 @@ class Example:
     target_ids: list[int]
     utterance_tokens: int
     row_tokens: int
+    events: list[dict]
 
 
 def has_split(folder: Path, split: str) -> bool:
@@ -157,6 +162,12 @@ class PackedSplit:
         self.fingerprint = require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
         self.folder, self.split = folder, split
         content = json.loads((folder / "dataset.json").read_text("utf-8"))
+        if content.get("format") != FORMAT:
+            raise UsageError(
+                "was packed by another version of evoxtral",
+                where=str(folder),
+                fix="pack it again: evoxtral data pack … --overwrite",
+            )
         self.layout: str = content["layout"]
         self.target: str = content["target"]
         self.room_tokens: int = content["room_tokens"]

@@ -13,7 +13,7 @@ written with the first of them, and a sound at its own end:
 from itertools import accumulate
 
 from ..errors import RowError
-from ..text.tags import parse
+from ..text.tags import canonical, parse
 from .manifest import ManifestRow
 
 Timed = tuple[str, float]
@@ -34,7 +34,7 @@ def timed_target(row: ManifestRow, target: str) -> list[Timed]:
             found = _words(piece.value)
             words += found
             place += len(found)
-    events = _events_of(row, [tag for _, tag in tags]) if target != "text" else []
+    events = _spans_of(row, [tag for _, tag in tags]) if target != "text" else []
     if target == "tags":
         heard = [(f"[{tag}]", end) for (_, tag), (_, end) in zip(tags, events, strict=True)]
         return sorted(heard, key=lambda each: each[1])
@@ -54,6 +54,11 @@ def timed_target(row: ManifestRow, target: str) -> list[Timed]:
     return [(text, time) for (text, _), time in zip(timed, times, strict=True)]
 
 
+def events_of(row: ManifestRow) -> list[tuple[str, float, float]]:
+    """(tag, start_s, end_s) of the row's events. Raises RowError for one without a name or with bad times."""
+    return [(canonical(str(event.get("tag", ""))), *_span(event)) for event in row.events]
+
+
 def _words(text: str) -> list[str]:
     """Words with their punctuation; a mark that stands alone goes with the word before it."""
     words: list[str] = []
@@ -71,14 +76,14 @@ def _word_ends(row: ManifestRow, words: list[str]) -> list[float]:
             f"layout aligned needs the time of every word: the text has {len(words)}, `words` has {len(row.words)}",
             fix="give each word of the text its start_s and end_s, or use layout deferred",
         )
-    return [_span(each, "word")[1] for each in row.words]
+    return [_span(each)[1] for each in row.words]
 
 
-def _events_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
+def _spans_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
     """The span of each tag: the k-th [laughs] of the text is the k-th of the events."""
     spans: dict[str, list[tuple[float, float]]] = {}
-    for event in row.events:
-        spans.setdefault(str(event.get("tag")), []).append(_span(event, "event"))
+    for tag, start, end in events_of(row):
+        spans.setdefault(tag, []).append((start, end))
     for name in {*tags, *spans}:
         if len(spans.get(name, ())) != tags.count(name):
             raise RowError(
@@ -90,8 +95,8 @@ def _events_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
     return [next(ordered[tag]) for tag in tags]
 
 
-def _span(entry: dict, kind: str) -> tuple[float, float]:
+def _span(entry: dict) -> tuple[float, float]:
     start, end = entry.get("start_s"), entry.get("end_s")
     if not all(isinstance(each, int | float) for each in (start, end)) or not 0 <= start <= end:
-        raise RowError(f"a {kind} with bad times: {entry}", fix="start_s and end_s are seconds, 0 ≤ start_s ≤ end_s")
+        raise RowError(f"bad times of a word or event: {entry}", fix="start_s and end_s are seconds, 0 ≤ start_s ≤ end_s")
     return float(start), float(end)

@@ -6,19 +6,31 @@
 `macro`  the mean over the tags that occur in the references, each tag scored over all clips.
 
 A rate without a denominator (precision of a system that wrote nothing) is None, not 0 or 1, in
-`micro`; in `macro` such a tag counts 0. Beside them: false tags per untagged clip, tags per clip,
+`micro`; in `macro` such a tag counts 0. `placed` holds the same three families for tags that also
+stand in their place (see `placement`), wherever places are known. Beside them: false tags per untagged clip, tags per clip,
 WER and CER where the system writes words, and a table per tag with its support.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..records import Prediction
 from ..text.tags import find_tags
 from . import tag_counts
+from .placement import Span, pair, placed_counts, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_character_errors, count_word_errors
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far from its place a tag may stand and still count: in seconds of the clip, or in words."""
+
+    seconds: float = 1.0
+    words: int = 1
+
 
 _CARD = {
     "precision": tag_counts.precision,
@@ -28,7 +40,9 @@ _CARD = {
 }
 
 
-def evaluate(rows: Sequence[Prediction], with_words: bool, samples: int = 2000, seed: int = 0) -> dict:
+def evaluate(
+    rows: Sequence[Prediction], with_words: bool, samples: int = 2000, seed: int = 0, tolerances: Tolerances = Tolerances()
+) -> dict:
     """Every metric as {value, low, high}, nested by family.
 
     `with_words`: whether the system writes words, so that WER and CER mean something. `samples`
@@ -46,9 +60,7 @@ def evaluate(rows: Sequence[Prediction], with_words: bool, samples: int = 2000, 
         "clips_without_predicted_tags": sum(each.predicted.total() == 0 for each in counts),
         "reference_tags": sum(each.reference.total() for each in counts),
         "predicted_tags": sum(each.predicted.total() for each in counts),
-        "card": {name: _mean([score(each) for each in counts], weights) for name, score in _CARD.items()},
-        "micro": _micro(counts, weights),
-        "macro": _macro(counts, tags, weights),
+        **_families(counts, tags, weights),
         "tags_per_clip": _mean([each.predicted.total() for each in counts], weights),
         "false_tags_per_untagged_clip": _ratio(
             np.array([each.predicted.total() for each in counts]) * untagged, untagged.astype(float), weights
@@ -56,9 +68,37 @@ def evaluate(rows: Sequence[Prediction], with_words: bool, samples: int = 2000, 
         "per_tag": {tag: _tag_row(counts, tag) for tag in tags},
         "bootstrap": {"samples": samples, "seed": seed, "level": 0.95},
     }
+    if all(row.events is not None and row.written is not None for row in rows):
+        report["placed"] = _placed_in_seconds(rows, tags, weights, tolerances.seconds)
+    elif with_words:
+        placed = [placed_counts(*word_places(row.reference, row.prediction), tolerances.words) for row in rows]
+        report["placed"] = {"unit": "words", "tolerance": tolerances.words, **_families(placed, tags, weights)}
     if with_words:
         report |= _words(rows, weights)
     return report
+
+
+def _families(counts: list[TagCounts], tags: list[str], weights: np.ndarray) -> dict:
+    return {
+        "card": {name: _mean([score(each) for each in counts], weights) for name, score in _CARD.items()},
+        "micro": _micro(counts, weights),
+        "macro": _macro(counts, tags, weights),
+    }
+
+
+def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], weights: np.ndarray, tolerance_s: float) -> dict:
+    """`latency_s`: the moment at which a tag was complete minus its event's end, over the tags in their place."""
+    counts, latencies = [], []
+    for row in rows:
+        places = [Span(event["tag"], event["start_s"], event["end_s"]) for event in row.events]
+        written = [Span(each["tag"], each["at_s"], each["at_s"]) for each in row.written]
+        counts.append(placed_counts(places, written, tolerance_s))
+        pairs = pair(places, written, tolerance_s)
+        latencies += [row.written[index]["written_s"] - places[place].end for place, index in pairs]
+    latency = {"tags": len(latencies), "median": None, "p90": None}
+    if latencies:
+        latency |= {"median": float(np.median(latencies)), "p90": float(np.percentile(latencies, 90))}
+    return {"unit": "s", "tolerance": tolerance_s, **_families(counts, tags, weights), "latency_s": latency}
 
 
 def _words(rows: Sequence[Prediction], weights: np.ndarray) -> dict:

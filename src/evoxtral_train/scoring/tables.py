@@ -7,6 +7,7 @@ _COLUMNS = (
     ("micro P", ("micro", "precision")),
     ("micro R", ("micro", "recall")),
     ("macro F1", ("macro", "f1")),
+    ("placed micro F1", ("placed", "micro", "f1")),
     ("card F1", ("card", "f1")),
     ("card P", ("card", "precision")),
     ("card R", ("card", "recall")),

@@ -5,21 +5,24 @@ from pathlib import Path
 
 from .. import processes
 from ..config.schema import EvalConfig
-from ..data.packing import PackedSplit
-from ..decoding.decoder import Decoding, decode, requests_of
+from ..data.packing import Example, PackedSplit
+from ..decoding.decoder import Completion, Decoding, decode, requests_of
+from ..decoding.emission import written_tags
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Prediction
 from ..runs import Options, Run, check_plan, fingerprint_text
-from ..scoring.metrics import evaluate
+from ..scoring.metrics import Tolerances, evaluate
 from ..scoring.tables import per_tag_table, systems_table
-from ..text.tags import keep_first_tags
+from ..text.tags import find_tags, keep_first_tags
 from ..tracking import Tracker
 from .inputs import Base, open_adapter, open_base, open_for_decoding
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
+
+Text = tuple[str, list[dict] | None]
 
 
 def run(config: EvalConfig, options: Options) -> Report:
@@ -51,18 +54,16 @@ def run(config: EvalConfig, options: Options) -> Report:
     return Report("eval", facts, table=table)
 
 
-def _score(run: Run, config: EvalConfig, split: PackedSplit, written: dict[Path | None, dict[str, str]], tracker: Tracker) -> str:
+def _score(
+    run: Run, config: EvalConfig, split: PackedSplit, written: dict[Path | None, dict[str, Text]], tracker: Tracker
+) -> str:
     """Everything that is written; returns the table."""
     reports = {}
     for system in config.systems:
-        rows = [
-            Prediction(example.id, example.text, _filtered(written[system.adapter][example.id], system.top_k))
-            for example in split.examples
-        ]
+        rows = [_prediction(example, *written[system.adapter][example.id], system.top_k) for example in split.examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows)
-        reports[system.name] = evaluate(
-            rows, with_words=split.target != "tags", samples=config.bootstrap.samples, seed=config.bootstrap.seed
-        )
+        tolerances = Tolerances(config.placement.tolerance_s, config.placement.tolerance_words)
+        reports[system.name] = evaluate(rows, split.target != "tags", config.bootstrap.samples, config.bootstrap.seed, tolerances)
     table = systems_table(reports)
     run.write_text("table.md", f"{table}\n\n{per_tag_table(reports)}\n")
     tracker.summary(reports)
@@ -80,8 +81,8 @@ def _asked(config: EvalConfig, clips: int | str) -> dict:
 
 def _decode_all(
     config: EvalConfig, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
-) -> dict[Path | None, dict[str, str]]:
-    """adapter path (None: the base) -> clip id -> text."""
+) -> dict[Path | None, dict[str, Text]]:
+    """adapter path (None: the base) -> clip id -> text, and when its tags were written."""
     requests = sorted(requests_of(split, base.clock), key=lambda request: len(request.prompt))
     wanted = config.decode
     decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
@@ -93,12 +94,28 @@ def _decode_all(
             audio = open_for_decoding(config, system, base, split, wanted.max_new_tokens)
             texts = []
             for completions in decode(system, base.clock, audio, processes.share(requests), decoding):
-                texts += [(each.utterance_id, base.tokenizer.decode(each.token_ids).strip()) for each in completions]
+                texts += [(each.utterance_id, _read(each, base, split)) for each in completions]
                 bar.advance(processes.count() * len(completions), note=str(path or "base"))
             written[path] = dict(processes.gather(texts))
             if path:
                 model = system.unload()
     return written
+
+
+def _read(completion: Completion, base: Base, split: PackedSplit) -> tuple[str, list[dict] | None]:
+    """The text, and for `aligned`, whose positions are times, when each tag was written."""
+    text = base.tokenizer.decode(completion.token_ids).strip()
+    if split.layout != "aligned":
+        return text, None
+    return text, written_tags(base.clock, base.tokenizer, base.clock.prompt_tokens, completion.token_ids)
+
+
+def _prediction(example: Example, text: str, written: list[dict] | None, top_k: int | None) -> Prediction:
+    """With the times of events and tags where both are known: every tag of the reference has its event."""
+    timed = written is not None and len(example.events) == len(find_tags(example.text))
+    if not timed:
+        return Prediction(example.id, example.text, _filtered(text, top_k))
+    return Prediction(example.id, example.text, _filtered(text, top_k), example.events, written[:top_k])
 
 
 def _filtered(text: str, top_k: int | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from ..config.schema import PackConfig
 from ..data.clock import Clock
 from ..data.manifest import read_manifest
-from ..data.packing import pack_row, write_splits
+from ..data.packing import FORMAT, pack_row, write_splits
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..errors import UsageError
 from ..progress import track
@@ -48,7 +48,7 @@ def run(config: PackConfig, options: Options) -> Report:
         run.write_json(
             "dataset.json",
             {
-                "rows": counts, "layout": config.layout.kind, "target": config.target,
+                "format": FORMAT, "rows": counts, "layout": config.layout.kind, "target": config.target,
                 "room_tokens": config.layout.room_tokens, "clock": asdict(clock),
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": fingerprint,
             },

@@ -60,6 +60,20 @@ def find_tags(text: str) -> list[str]:
     return [name for name in names if name]
 
 
+def parse_leniently(text: str) -> list[Piece]:
+    """As `parse`, for model output: a broken bracket is text. "[laughs] a [sig" -> [tag "laughs", text "a [sig"]."""
+    pieces, end = [], 0
+    for match in [*_TAG.finditer(text), None]:
+        stretch = " ".join(text[end : match.start() if match else len(text)].split())
+        if stretch:
+            pieces.append(Piece("text", stretch))
+        if match:
+            end = match.end()
+            if name := canonical(match.group(1)):
+                pieces.append(Piece("tag", name))
+    return pieces
+
+
 def strip_tags(text: str) -> str:
     """The words alone: "[sighs] I told you." -> "I told you."."""
     return " ".join(_TAG.sub(" ", text).split())

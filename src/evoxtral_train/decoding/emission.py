@@ -1,0 +1,27 @@
+"""When a tag was written: from the positions of its tokens back to seconds of the clip.
+
+Token j is written when j − `left_pad_tokens` audio tokens of the clip have been heard. An `aligned` target
+has a [STREAMING_WORD] first, `delay_tokens` after what it speaks of has been heard.
+"""
+
+from ..data.clock import Clock
+from ..text.tags import find_tags
+from ..units import TOKEN_S
+
+
+def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[dict]:
+    """[{tag, at_s, written_s}] in order. `at_s`: the place in the clip that the tag speaks of, its [STREAMING_WORD]
+    less the delay. `written_s`: how much of the clip had been heard when its closing bracket was written."""
+    tags, group, begun = [], [], prompt_tokens
+    for position, token in enumerate(token_ids, start=prompt_tokens):
+        if token in (clock.streaming_pad_id, clock.streaming_word_id):
+            group, begun = [], position
+            continue
+        group.append(token)
+        for tag in find_tags(tokenizer.decode(group)):
+            heard_tokens = begun - clock.left_pad_tokens - clock.delay_tokens
+            written_tokens = position - clock.left_pad_tokens
+            times = {"at_s": max(heard_tokens, 0) * TOKEN_S, "written_s": written_tokens * TOKEN_S}
+            tags.append({"tag": tag} | {name: round(time, 3) for name, time in times.items()})
+            group = []
+    return tags

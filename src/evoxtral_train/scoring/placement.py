@@ -1,0 +1,98 @@
+"""Tags and where they stand: a tag counts when it is within a tolerance of its place.
+
+Two scales. Seconds, where the reference has events with times and the system says when it wrote
+each tag; the place of a tag is its event, from start to end. Words, where only text is known; the
+place of a tag is a gap between words of the reference, and a predicted tag is carried over by the
+alignment that WER uses:
+
+    reference    i [sighs] told you        gap 1 of 0..3
+    prediction   and i [sighs] sold        "and" is inserted, so its gap 2 is gap 1 of the reference
+
+Tags of one name are paired one to one, the nearest first, so that as many as possible count.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..text.normalize import normalize_words
+from ..text.tags import parse_leniently
+from .tag_counts import TagCounts
+
+
+@dataclass(frozen=True)
+class Span:
+    """A tag from `start` to `end`, in seconds or in words before it; a point has both equal."""
+
+    tag: str
+    start: float
+    end: float
+
+
+def distance(first: Span, second: Span) -> float:
+    """0 when they touch: 1.0–2.0 against 2.5–2.5 is 0.5."""
+    return max(0.0, first.start - second.end, second.start - first.end)
+
+
+def pair(places: Sequence[Span], written: Sequence[Span], tolerance: float) -> list[tuple[int, int]]:
+    """(place, written) indices of equal tags no further apart than `tolerance`; the most pairs that there can be."""
+    options = [
+        sorted(
+            (index for index, span in enumerate(written) if span.tag == place.tag and distance(place, span) <= tolerance),
+            key=lambda index, place=place: distance(place, written[index]),
+        )
+        for place in places
+    ]
+    taken: dict[int, int] = {}  # written -> place
+
+    def seat(place: int, seen: set[int]) -> bool:
+        for index in options[place]:
+            if index not in seen:
+                seen.add(index)
+                if index not in taken or seat(taken[index], seen):
+                    taken[index] = place
+                    return True
+        return False
+
+    for place in range(len(places)):
+        seat(place, set())
+    return sorted((place, index) for index, place in taken.items())
+
+
+def placed_counts(places: Sequence[Span], written: Sequence[Span], tolerance: float) -> TagCounts:
+    """As `TagCounts.of`, but a tag away from its place is a false tag and a missed one."""
+    matched = Counter(places[place].tag for place, _ in pair(places, written, tolerance))
+    return TagCounts(Counter(span.tag for span in places), Counter(span.tag for span in written), matched)
+
+
+def word_places(reference: str, prediction: str) -> tuple[list[Span], list[Span]]:
+    """The tags of both texts on the reference's word gaps."""
+    import jiwer
+
+    (wanted_words, wanted_tags), (got_words, got_tags) = _words_and_tags(reference), _words_and_tags(prediction)
+    places = [Span(tag, gap, gap) for tag, gap in wanted_tags]
+    if not wanted_words or not got_words:
+        last = len(wanted_words)
+        return places, [Span(tag, 0, last) for tag, _ in got_tags]
+    [chunks] = jiwer.process_words(" ".join(wanted_words), " ".join(got_words)).alignments
+    before, after = {0: 0}, {len(got_words): len(wanted_words)}  # gap of the prediction -> lowest and highest of the reference
+    for chunk in chunks:
+        length = chunk.hyp_end_idx - chunk.hyp_start_idx
+        for offset in range(length):
+            inserted = chunk.type == "insert"
+            at = chunk.ref_start_idx if inserted else chunk.ref_start_idx + offset
+            after[chunk.hyp_start_idx + offset] = at
+            before[chunk.hyp_start_idx + offset + 1] = at if inserted else at + 1
+    return places, [Span(tag, before[gap], after[gap]) for tag, gap in got_tags]
+
+
+def _words_and_tags(text: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """(normalised words, [(tag, words before it)])."""
+    words: list[str] = []
+    tags = []
+    for piece in parse_leniently(text):
+        if piece.kind == "tag":
+            tags.append((piece.value, len(words)))
+        else:
+            words += normalize_words(piece.value).split()
+    return words, tags

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evoxtral_train.config.schema import RewardWeights, Score
 from evoxtral_train.records import Candidate, ScoredCandidate
 from evoxtral_train.scoring.curation import curate
-from evoxtral_train.scoring.reward import score
+from evoxtral_train.scoring.reward import PROFILES, Answer, formula, score, weights_of
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,58 @@ from evoxtral_train.scoring.reward import score
     ],
 )
 def test_card_reward(reference, candidate, reward):
-    assert score("card", reference, candidate)[0] == pytest.approx(reward)
+    assert score(weights_of("card", "tags"), Answer(reference, candidate))[0] == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "extra", "missing", "reward"),
+    [
+        ("[sighs] i told you", "[sighs]", 0, 0, 1.0),
+        ("[sighs] i told you", "[sighs] [pause]", 1, 0, 2 / 3 - 0.2),
+        ("[sighs] i told you", "", 0, 1, -0.1),
+        ("i told you", "", 0, 0, 1.0),
+        ("i told you", "[calm] [pause] [clears throat]", 3, 0, -0.6),
+        ("[sighs] [sighs] oh", "[sighs] [laughs]", 1, 1, 0.5 - 0.2 - 0.1),
+    ],
+)
+def test_counts_reward_for_tags_alone(reference, candidate, extra, missing, reward):
+    found, components = score(weights_of("counts", "tags"), Answer(reference, candidate))
+    assert found == pytest.approx(reward)
+    assert (components["extra_tags"], components["missing_tags"], components["misplaced_tags"]) == (extra, missing, 0)
+    assert "word_accuracy" not in components
+
+
+def test_each_false_tag_has_its_price_where_the_published_reward_asks_less_and_less():
+    reference, counts, card = "[sighs] [pause] [laughs] [gasps]", weights_of("counts", "tags"), weights_of("card", "tags")
+    texts = [reference + " [calm]" * extra for extra in range(5)]
+    ours, published = ([score(weights, Answer(reference, text))[0] for text in texts] for weights in (counts, card))
+    assert all(before - after >= 0.2 for before, after in zip(ours, ours[1:], strict=False))
+    costs = [before - after for before, after in zip(published, published[1:], strict=False)]
+    assert costs == pytest.approx([0.0844, 0.0622, 0.0481, 0.0385], abs=1e-4)
+
+
+def test_a_tag_in_the_wrong_place_is_misplaced():
+    weights = weights_of("counts", "tagged_text")
+    assert weights["word_accuracy"] == 0.4
+    right = score(weights, Answer("oh [sighs] no one two", "oh [sighs] no one two"))
+    wrong = score(weights, Answer("oh [sighs] no one two", "oh no one two [sighs]"))
+    assert (right[0], right[1]["misplaced_tags"]) == (pytest.approx(1.4), 0)
+    assert (wrong[0], wrong[1]["misplaced_tags"]) == (pytest.approx(1.3), 1)
+    events = [{"tag": "sighs", "start_s": 1.0, "end_s": 2.0}]
+    for at_s, misplaced in ((2.9, 0), (3.1, 1)):
+        answer = Answer("[sighs] oh", "[sighs]", events, [{"tag": "sighs", "at_s": at_s}], tolerance_s=1.0)
+        assert score(weights_of("counts", "tags"), answer)[1]["misplaced_tags"] == misplaced
+
+
+def test_weights_come_from_the_config_and_card_is_fixed():
+    assert weights_of("counts", "tags", {"extra_tags": -0.5, "missing_tags": 0.0}) == {
+        "tag_f1": 1.0, "extra_tags": -0.5, "misplaced_tags": -0.1,
+    }  # fmt: skip
+    assert formula(weights_of("counts", "tags")) == "1 × tag_f1 − 0.2 × extra_tags − 0.1 × missing_tags − 0.1 × misplaced_tags"
+    assert formula(weights_of("card", "text")) == "0.4 × word_accuracy + 0.4 × tag_f1 + 0.2 × tag_faithfulness"
+    with pytest.raises(ValueError, match="weights of profile card are the published ones"):
+        Score(weights={"tag_f1": 0.5})
+    assert set(RewardWeights.model_fields) == set(PROFILES["counts"])
 
 
 def make(rewards: dict[str, list[float]]):

@@ -15,7 +15,8 @@ RowT = TypeVar("RowT")
 @dataclass(frozen=True)
 class Candidate:
     """One sampled completion (`candidates.jsonl`). `mean_logprob` is over the written tokens, EOS
-    included, under the model without temperature; to 4 digits, since rounding differs with the batch."""
+    included, under the model without temperature; to 4 digits, since rounding differs with the batch.
+    `written`: see `Prediction`."""
 
     utterance_id: str
     candidate_id: int
@@ -24,6 +25,7 @@ class Candidate:
     seed: int
     finish_reason: str  # "eos" or "length"
     mean_logprob: float
+    written: list[dict] | None = None
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,31 @@ class Generate(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class Placement(Section):
+    tolerance_s: float = Field(default=1.0, ge=0)
+    tolerance_words: int = Field(default=1, ge=0)
+
+
+class RewardWeights(Section):
+    """Weights in place of the profile's; None keeps it."""
+
+    word_accuracy: float | None = None
+    tag_f1: float | None = None
+    extra_tags: float | None = None
+    missing_tags: float | None = None
+    misplaced_tags: float | None = None
+
+
 class Score(Section):
-    profile: Literal["card"] = "card"
+    profile: Literal["card", "counts"] = "card"
+    weights: RewardWeights = RewardWeights()
+    placement: Placement = Placement()
+
+    @model_validator(mode="after")
+    def _card_is_fixed(self) -> "Score":
+        if self.profile == "card" and self.weights != RewardWeights():
+            raise ValueError("the weights of profile card are the published ones; choose profile counts to set your own")
+        return self
 
 
 class Curate(Section):
@@ -172,11 +195,6 @@ class Decode(Section):
 class Bootstrap(Section):
     samples: PositiveInt = 2000
     seed: int = Field(default=0, ge=0)
-
-
-class Placement(Section):
-    tolerance_s: float = Field(default=1.0, ge=0)
-    tolerance_words: int = Field(default=1, ge=0)
 
 
 class EvalConfig(Section):

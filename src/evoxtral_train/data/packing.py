@@ -145,6 +145,11 @@ class Example:
     row_tokens: int
     events: list[dict]
 
+    @property
+    def timed_events(self) -> list[dict] | None:
+        """The events, where every tag of the text has one."""
+        return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
+
 
 def has_split(folder: Path, split: str) -> bool:
     """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""

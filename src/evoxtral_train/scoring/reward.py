@@ -1,51 +1,109 @@
-"""Rewards by rule. A profile is a weighted sum of named components, each between 0 and 1.
+"""Rewards by rule: a weighted sum of named components, each a pure function of one candidate.
 
 `card` is the published one (Evoxtral-Realtime model card) and never changes:
 
     0.4 × (1 − min(WER, 1)) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)
 
-Reference is the clip's whole tagged transcript. For a target of tags alone the candidate holds no
-words, so WER is 1 and its term the constant 0, as the card says of the published adapter.
+For a target of tags alone the candidate holds no words, so WER is 1 and its term the constant 0, as the
+card says of the published adapter. Its rates forgive chatter: a third false tag costs less than
+the first, and on a clip with many tags nearly nothing.
+
+`counts` is ours. It counts false, missing and misplaced tags, each at a fixed price, and leaves
+the words out where the target has none:
+
+    tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced (+ 0.4 × (1 − min(WER, 1)))
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..text.tags import find_tags
 from . import tag_counts
+from .placement import Span, placed_counts, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_word_errors
 
 
-def word_accuracy(reference: str, candidate: str) -> float:
+@dataclass(frozen=True)
+class Answer:
+    """A candidate beside its clip's whole tagged transcript. Where times are known, `events` are the reference's
+    tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. The tolerances: how far from its
+    place a tag may stand, in seconds or in words."""
+
+    reference: str
+    candidate: str
+    events: list[dict] | None = None
+    written: list[dict] | None = None
+    tolerance_s: float = 1.0
+    tolerance_words: int = 1
+
+    @property
+    def counts(self) -> TagCounts:
+        return TagCounts.of(find_tags(self.reference), find_tags(self.candidate))
+
+
+def word_accuracy(answer: Answer) -> float:
     """1 − min(WER, 1) of the words, tags stripped; 1 when neither holds a word."""
-    return 1.0 - min(count_word_errors(reference, candidate).rate, 1.0)
+    return 1.0 - min(count_word_errors(answer.reference, answer.candidate).rate, 1.0)
 
 
-def tag_f1(reference: str, candidate: str) -> float:
-    """F1 of the tags as multisets; 1 when neither holds a tag."""
-    return tag_counts.f1(_counts(reference, candidate))
+def tag_f1(answer: Answer) -> float:
+    """2 × matched / (reference + predicted) of the tags as multisets; 1 when neither holds a tag."""
+    return tag_counts.f1(answer.counts)
 
 
-def tag_faithfulness(reference: str, candidate: str) -> float:
-    """1 − hallucination rate: the share of written tags that the reference holds; 1 when none was written."""
-    return 1.0 - tag_counts.hallucination(_counts(reference, candidate))
+def tag_faithfulness(answer: Answer) -> float:
+    """1 − hallucination rate = matched / predicted; 1 when no tag was written."""
+    return 1.0 - tag_counts.hallucination(answer.counts)
 
 
-PROFILES: dict[str, list[tuple[str, float, Callable[[str, str], float]]]] = {
-    "card": [
-        ("word_accuracy", 0.4, word_accuracy),
-        ("tag_f1", 0.4, tag_f1),
-        ("tag_faithfulness", 0.2, tag_faithfulness),
-    ],
+def extra_tags(answer: Answer) -> float:
+    """predicted − matched: how many tags were written beyond the reference. A number, not a rate."""
+    return float(answer.counts.predicted.total() - answer.counts.matched.total())
+
+
+def missing_tags(answer: Answer) -> float:
+    """reference − matched: how many tags were not written."""
+    return float(answer.counts.reference.total() - answer.counts.matched.total())
+
+
+def misplaced_tags(answer: Answer) -> float:
+    """matched − matched in place: tags that are right but stand elsewhere. By seconds where times are known, else by
+    words where the candidate holds any; else 0, since nothing says where a tag stands."""
+    counts = answer.counts
+    if answer.events is not None and answer.written is not None:
+        places = [Span(each["tag"], each["start_s"], each["end_s"]) for each in answer.events]
+        written = [Span(each["tag"], each["at_s"], each["at_s"]) for each in answer.written]
+        placed = placed_counts(places, written, answer.tolerance_s)
+    else:
+        placed = placed_counts(*word_places(answer.reference, answer.candidate), answer.tolerance_words)
+    return float(max(counts.matched.total() - placed.matched.total(), 0))
+
+
+COMPONENTS: dict[str, Callable[[Answer], float]] = {
+    each.__name__: each for each in (word_accuracy, tag_f1, tag_faithfulness, extra_tags, missing_tags, misplaced_tags)
+}
+PROFILES: dict[str, dict[str, float]] = {
+    "card": {"word_accuracy": 0.4, "tag_f1": 0.4, "tag_faithfulness": 0.2},
+    "counts": {"word_accuracy": 0.4, "tag_f1": 1.0, "extra_tags": -0.2, "missing_tags": -0.1, "misplaced_tags": -0.1},
 }
 
 
-def score(profile: str, reference: str, candidate: str) -> tuple[float, dict[str, float]]:
-    """(reward, components by name) of one candidate against the tagged reference."""
-    components = {name: component(reference, candidate) for name, _, component in PROFILES[profile]}
-    reward = sum(weight * components[name] for name, weight, _ in PROFILES[profile])
-    return round(reward, 10), components
+def weights_of(profile: str, target: str, changed: dict[str, float] | None = None) -> dict[str, float]:
+    """The weights of a profile for a target, with those of `changed` in their place; weight 0 leaves one out."""
+    weights = PROFILES[profile] | (changed or {})
+    if target == "tags" and profile != "card":
+        weights.pop("word_accuracy", None)  # a constant: the candidate has no words
+    return {name: weight for name, weight in weights.items() if weight}
 
 
-def _counts(reference: str, candidate: str) -> TagCounts:
-    return TagCounts.of(find_tags(reference), find_tags(candidate))
+def score(weights: dict[str, float], answer: Answer) -> tuple[float, dict[str, float]]:
+    """(reward, components by name)."""
+    components = {name: COMPONENTS[name](answer) for name in weights}
+    return round(sum(weight * components[name] for name, weight in weights.items()), 10), components
+
+
+def formula(weights: dict[str, float]) -> str:
+    """{"tag_f1": 1, "extra_tags": -0.2} -> "1 × tag_f1 − 0.2 × extra_tags"."""
+    terms = [f"{'−' if weight < 0 else '+'} {abs(weight):g} × {name}" for name, weight in weights.items()]
+    return " ".join(terms).removeprefix("+ ")

@@ -7,7 +7,6 @@ from .. import processes
 from ..config.schema import EvalConfig
 from ..data.packing import Example, PackedSplit
 from ..decoding.decoder import Completion, Decoding, decode, requests_of
-from ..decoding.emission import written_tags
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.realtime import load_model
@@ -16,9 +15,9 @@ from ..records import Prediction
 from ..runs import Options, Run, check_plan, fingerprint_text
 from ..scoring.metrics import Tolerances, evaluate
 from ..scoring.tables import per_tag_table, systems_table
-from ..text.tags import find_tags, keep_first_tags
+from ..text.tags import keep_first_tags
 from ..tracking import Tracker
-from .inputs import Base, open_adapter, open_base, open_for_decoding
+from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 
@@ -104,18 +103,12 @@ def _decode_all(
 
 def _read(completion: Completion, base: Base, split: PackedSplit) -> tuple[str, list[dict] | None]:
     """The text, and for `aligned`, whose positions are times, when each tag was written."""
-    text = base.tokenizer.decode(completion.token_ids).strip()
-    if split.layout != "aligned":
-        return text, None
-    return text, written_tags(base.clock, base.tokenizer, base.clock.prompt_tokens, completion.token_ids)
+    return base.tokenizer.decode(completion.token_ids).strip(), times_of_tags(completion.token_ids, base, split)
 
 
 def _prediction(example: Example, text: str, written: list[dict] | None, top_k: int | None) -> Prediction:
-    """With the times of events and tags where both are known: every tag of the reference has its event."""
-    timed = written is not None and len(example.events) == len(find_tags(example.text))
-    if not timed:
-        return Prediction(example.id, example.text, _filtered(text, top_k))
-    return Prediction(example.id, example.text, _filtered(text, top_k), example.events, written[:top_k])
+    written = written if written is None else written[:top_k]
+    return Prediction(example.id, example.text, _filtered(text, top_k), example.timed_events, written)
 
 
 def _filtered(text: str, top_k: int | None) -> str:

@@ -16,7 +16,7 @@ from ..records import Candidate, JsonlAppender, drop_partial_line, read_rows
 from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
-from .inputs import Base, open_adapter, open_base, open_for_decoding
+from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 
@@ -80,7 +80,7 @@ def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, mode
         bar.skip(len(done))
         for completions in decode(model, base.clock, audio, mine, decoding):
             with disk_errors(appender.path):
-                appender.append([_candidate(each, base.tokenizer, wanted.seed) for each in completions])
+                appender.append([_candidate(each, base, split, wanted.seed) for each in completions])
             bar.advance(processes.count() * len(completions) // wanted.candidates)
     processes.wait()
 
@@ -123,13 +123,14 @@ def _finish(run: Run, split: PackedSplit, candidates_per_clip: int, started: flo
     return metrics
 
 
-def _candidate(completion: Completion, tokenizer, seed: int) -> Candidate:
+def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int) -> Candidate:
     return Candidate(
         utterance_id=completion.utterance_id,
         candidate_id=completion.candidate_id,
-        text=tokenizer.decode(completion.token_ids).strip(),
+        text=base.tokenizer.decode(completion.token_ids).strip(),
         token_ids=completion.token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,
         mean_logprob=round(completion.mean_logprob, 4),
+        written=times_of_tags(completion.token_ids, base, split),
     )

@@ -7,6 +7,7 @@ from ..config.schema import EvalConfig, Model, RaftConfig, SftConfig
 from ..data.clock import Clock
 from ..data.packing import PackedSplit, text_tokenizer
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
+from ..decoding.emission import written_tags
 from ..errors import UsageError
 from ..modeling.adapters import Adapter, check_base, find_adapter, trains_audio_path
 from ..modeling.audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
@@ -67,6 +68,13 @@ def open_for_decoding(config: RaftConfig | EvalConfig, model, base: Base, split:
     cached = open_audio(config, model, base, split, new_tokens)
     place_language_model(model, pick_device(config.model.device))
     return cached or LiveAudio(model, split)
+
+
+def times_of_tags(token_ids: list[int], base: Base, split: PackedSplit) -> list[dict] | None:
+    """When each tag was written, where positions are times: in layout `aligned`."""
+    if split.layout != "aligned":
+        return None
+    return written_tags(base.clock, base.tokenizer, base.clock.prompt_tokens, token_ids)
 
 
 def open_adapter(path: Path, base: Base, model: Model) -> Adapter:

@@ -2,12 +2,12 @@
 
 from statistics import fmean
 
-from ..config.schema import RaftConfig
+from ..config.schema import Placement, RaftConfig
 from ..data.packing import PackedSplit
 from ..errors import EvoxtralError
 from ..records import Candidate, ScoredCandidate, read_rows
 from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
-from ..scoring.reward import PROFILES, score
+from ..scoring.reward import Answer, formula, score, weights_of
 from ..tracking import Tracker
 from . import raft_folders
 from .report import Report
@@ -22,8 +22,8 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     require_same_input(source, "dataset", split.fingerprint, str(config.dataset))
     require_same_config(source, raft_folders.asked(config, "generate"), ("split", "generate", "adapter"))
-    weights = " + ".join(f"{weight:g} × {name}" for name, weight, _ in PROFILES[config.score.profile])
-    facts = {"profile": f"{config.score.profile}: {weights}", "output": raft_folders.scores(config)}
+    weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
+    facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": raft_folders.scores(config)}
     asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
     candidates = read_rows(source / "candidates.jsonl", Candidate)
     if options.dry_run:
@@ -31,7 +31,7 @@ def run(config: RaftConfig, options: Options) -> Report:
         return Report("plan: raft score", {"candidates": len(candidates), **facts})
     run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options)
     with Tracker(config.tracking, "raft score", run.path, config) as tracker:
-        scored = [_score(each, split, config.score.profile) for each in candidates]
+        scored = [_score(each, split, weights, config.score.placement) for each in candidates]
         run.write_rows("scores.jsonl", scored)
         metrics = _summary(scored)
         tracker.summary(metrics)
@@ -55,11 +55,15 @@ def run(config: RaftConfig, options: Options) -> Report:
     return Report("raft score", facts)
 
 
-def _score(candidate: Candidate, split: PackedSplit, profile: str) -> ScoredCandidate:
+def _score(candidate: Candidate, split: PackedSplit, weights: dict[str, float], placement: Placement) -> ScoredCandidate:
     index = split.index_of.get(candidate.utterance_id)
     if index is None:
         raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
-    reward, components = score(profile, split.examples[index].text, candidate.text)
+    example = split.examples[index]
+    answer = Answer(
+        example.text, candidate.text, example.timed_events, candidate.written, placement.tolerance_s, placement.tolerance_words
+    )
+    reward, components = score(weights, answer)
     return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
 
 

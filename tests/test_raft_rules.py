@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoxtral_train.config.schema import RewardWeights, Score
-from evoxtral_train.records import Candidate, ScoredCandidate
-from evoxtral_train.scoring.curation import curate
+from evoxtral_train.records import REFERENCE, Candidate, CuratedRow, ScoredCandidate
+from evoxtral_train.scoring.curation import curate, replay
 from evoxtral_train.scoring.reward import PROFILES, Answer, formula, score, weights_of
 
 
@@ -119,3 +119,28 @@ def test_rows_are_joined_by_key_not_by_position(rewards, share, generator):
     generator.shuffle(shuffled)
     assert curate(candidates, shuffled, share) == expected
     assert len(expected[0]) + len(expected[1]) == len(candidates)
+
+
+def test_clips_without_spread_are_skipped_when_asked():
+    rows = make({"flat": [0.9, 0.9], "low": [0.1, 0.2], "high": [0.3, 0.8]})
+    curated, dropped = curate(*rows, drop_lowest_share=0.5, skip_without_spread=True)
+    assert [row.utterance_id for row in curated] == ["high"]
+    assert {(row.utterance_id, row.reason) for row in dropped if row.utterance_id != "high"} == {
+        ("flat", "all candidates of this clip have this reward"),
+        ("low", "candidate 1 of this clip has reward 0.2"),
+        ("low", "among the lowest 50% of clips"),
+    }
+    assert [row.utterance_id for row in curate(*rows, drop_lowest_share=0.5)[0]] == ["flat"]
+
+
+def test_replayed_references_are_first_those_that_were_not_curated():
+    curated = [CuratedRow("a", 1, "[sighs]", 0.9), CuratedRow("b", 0, "", 0.8), CuratedRow("c", 0, "", 0.7)]
+    references = {clip: f"[{clip}]" for clip in "abcde"}
+    rows = replay(curated, references, share=0.7, seed=0)
+    assert rows[:3] == curated
+    assert {(row.utterance_id, row.candidate_id, row.target_text) for row in rows[3:]} == {
+        ("d", REFERENCE, "[d]"), ("e", REFERENCE, "[e]"),
+    }  # fmt: skip
+    assert replay(curated, references, 0.7, 0) == rows
+    assert replay(curated, references, 0.0, 0) == curated
+    assert len(replay(curated, references, 1.0, 0)) == 6

@@ -38,9 +38,13 @@ class ScoredCandidate:
     components: dict[str, float]
 
 
+GREEDY, REFERENCE = -1, -2
+"""Candidate ids of what was not sampled: the greedy completion, and the reference itself."""
+
+
 @dataclass(frozen=True)
 class CuratedRow:
-    """`curated.jsonl`: what the adapter will be trained to write for a clip."""
+    """`curated.jsonl`: what the adapter will be trained to write for a clip; `candidate_id` REFERENCE is replay."""
 
     utterance_id: str
     candidate_id: int

@@ -160,6 +160,9 @@ class Score(Section):
 
 class Curate(Section):
     drop_lowest_share: float = Share
+    skip_without_spread: bool = False
+    reference_replay: float = Field(default=0.0, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class RaftConfig(Section):

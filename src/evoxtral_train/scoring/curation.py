@@ -1,10 +1,11 @@
 """Which candidates to train on: the best of each clip, then all but the lowest share of clips."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..records import Candidate, CuratedRow, DroppedRow, ScoredCandidate
+from ..records import REFERENCE, Candidate, CuratedRow, DroppedRow, ScoredCandidate
 
 
 def clips_kept(clips: int, drop_lowest_share: float) -> int:
@@ -13,11 +14,15 @@ def clips_kept(clips: int, drop_lowest_share: float) -> int:
 
 
 def curate(
-    candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate], drop_lowest_share: float
+    candidates: Sequence[Candidate],
+    scores: Sequence[ScoredCandidate],
+    drop_lowest_share: float,
+    skip_without_spread: bool = False,
 ) -> tuple[list[CuratedRow], list[DroppedRow]]:
     """Join by (utterance_id, candidate_id), keep the best per clip (ties: the lowest candidate id),
     then drop the clips with the lowest rewards: floor(clips × (1 − share)) stay, so 808 leave 727
-    (ties: by utterance id). Curated rows come in the order of the candidates.
+    (ties: by utterance id). Curated rows come in the order of the candidates. With `skip_without_spread`
+    a clip whose candidates all have one reward is dropped first: its best is no better than its worst.
 
     Raises ValueError when a candidate has no score, or a score no candidate, or a key comes twice.
     """
@@ -29,14 +34,18 @@ def curate(
     for key in texts:
         clips[key[0]].append(by_key[key])
     best = {clip: min(rows, key=lambda row: (-row.reward, row.candidate_id)) for clip, rows in clips.items()}
-    stay = clips_kept(len(best), drop_lowest_share)
-    ranked = sorted(best.values(), key=lambda row: (-row.reward, row.utterance_id))
+    flat = {clip for clip, rows in clips.items() if skip_without_spread and len({row.reward for row in rows}) == 1}
+    spread = [row for clip, row in best.items() if clip not in flat]
+    stay = clips_kept(len(spread), drop_lowest_share)
+    ranked = sorted(spread, key=lambda row: (-row.reward, row.utterance_id))
     kept = {row.utterance_id for row in ranked[:stay]}
     curated, dropped = [], []
     for clip, rows in clips.items():
         for row in rows:
             text = texts[row.utterance_id, row.candidate_id]
-            if row is not best[clip]:
+            if clip in flat:
+                dropped.append(DroppedRow(clip, row.candidate_id, row.reward, "all candidates of this clip have this reward"))
+            elif row is not best[clip]:
                 reason = f"candidate {best[clip].candidate_id} of this clip has reward {best[clip].reward:g}"
                 dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason))
             elif clip not in kept:
@@ -45,3 +54,12 @@ def curate(
             else:
                 curated.append(CuratedRow(clip, row.candidate_id, text, row.reward))
     return curated, dropped
+
+
+def replay(curated: Sequence[CuratedRow], references: dict[str, str], share: float, seed: int) -> list[CuratedRow]:
+    """`curated` and, drawn by `seed`, reference targets of `share` times as many clips: first of those
+    that were not curated. `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
+    kept = {row.utterance_id for row in curated}
+    wanted = min(round(share * len(curated)), len(references))
+    drawn = sorted(references, key=lambda clip: (clip in kept, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
+    return [*curated, *(CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn[:wanted])]

@@ -3,10 +3,11 @@
 from statistics import fmean
 
 from ..config.schema import RaftConfig
+from ..data.packing import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Candidate, ScoredCandidate, read_rows
 from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
-from ..scoring.curation import curate
+from ..scoring.curation import curate, replay
 from ..tracking import Tracker
 from . import raft_folders
 from .report import Report
@@ -23,15 +24,24 @@ def run(config: RaftConfig, options: Options) -> Report:
     asked, inputs = raft_folders.asked(config, "curate"), {"candidates": fingerprint, "scores": scores_fingerprint}
     candidates = read_rows(candidates_folder / "candidates.jsonl", Candidate)
     scores = read_rows(source / "scores.jsonl", ScoredCandidate)
+    wanted = config.curate
     try:
-        curated, dropped = curate(candidates, scores, config.curate.drop_lowest_share)
+        curated, dropped = curate(candidates, scores, wanted.drop_lowest_share, wanted.skip_without_spread)
     except ValueError as error:
         raise EvoxtralError(str(error), where=str(source), fix="score again with --overwrite") from None
     if not curated:
-        raise UsageError("no clip is left", where="curate.drop_lowest_share", fix="drop a smaller share")
+        fix = "drop a smaller share, or do not skip the clips without spread"
+        raise UsageError("no clip is left", where="curate", fix=fix)
+    reward = fmean(each.reward for each in curated)
+    best = len(curated)
+    if wanted.reference_replay:
+        split = PackedSplit(config.dataset, config.split)
+        references = {example.id: example.target_text for example in split.examples}
+        curated = replay(curated, references, wanted.reference_replay, wanted.seed)
     facts = {
-        "candidates": f"{len(candidates)} = {len(curated)} curated + {len(dropped)} dropped",
-        "mean reward of the curated": f"{fmean(each.reward for each in curated):.4f}",
+        "candidates": f"{len(candidates)} = {best} curated + {len(dropped)} dropped",
+        "replayed references": len(curated) - best,
+        "mean reward of the curated": f"{reward:.4f}",
         "output": raft_folders.curated(config),
     }
     if options.dry_run:
@@ -43,10 +53,11 @@ def run(config: RaftConfig, options: Options) -> Report:
         run.write_rows("dropped.jsonl", dropped)
         metrics = {
             "candidates": len(candidates),
-            "curated": len(curated),
+            "curated": best,
+            "replayed": len(curated) - best,
             "dropped": len(dropped),
-            "mean_reward": fmean(each.reward for each in curated),
-            "lowest_reward": min(each.reward for each in curated),
+            "mean_reward": reward,
+            "lowest_reward": min(each.reward for each in curated[:best]),
         }
         tracker.summary(metrics)
         tracker.table(

@@ -12,7 +12,7 @@ from ..data.packing import PackedSplit, encode_target
 from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
-from ..records import Candidate, CuratedRow, read_rows
+from ..records import REFERENCE, Candidate, CuratedRow, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
 from ..training.dataset import Target, TrainingSet
@@ -94,8 +94,15 @@ def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, ba
     missing = [row.utterance_id for row in curated if row.utterance_id not in split.index_of]
     if missing:
         raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
+    written = {}
     if split.layout == "aligned":
         rows = read_rows(candidates / "candidates.jsonl", Candidate)
         written = {(each.utterance_id, each.candidate_id): each.token_ids for each in rows}
-        return [Target(split.index_of[row.utterance_id], written[row.utterance_id, row.candidate_id]) for row in curated]
-    return [Target(split.index_of[row.utterance_id], encode_target(base.tokenizer, row.target_text)) for row in curated]
+    targets = []
+    for row in curated:
+        index, key = split.index_of[row.utterance_id], (row.utterance_id, row.candidate_id)
+        if row.candidate_id == REFERENCE:
+            targets.append(Target(index, split.examples[index].target_ids))
+        else:
+            targets.append(Target(index, written.get(key) or encode_target(base.tokenizer, row.target_text)))
+    return targets

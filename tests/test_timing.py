@@ -18,7 +18,7 @@ from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.realtime import audio_embeddings, load_model
-from evoxtral_train.records import Prediction, read_rows
+from evoxtral_train.records import GREEDY, Candidate, Prediction, read_rows
 from evoxtral_train.runs import Options
 from evoxtral_train.scoring.metrics import Tolerances, evaluate
 from evoxtral_train.stages import pack
@@ -194,10 +194,18 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
                "--set", "train.batch_size=4", "--set", "train.warmup_steps=1")  # fmt: skip
     assert sft.exit_code == 0, sft.stderr
     raft = call("raft", "run", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft", "--set",
-                f"adapter={tmp_path}/sft", "--set", "generate.max_new_tokens=20", "--set", "train.batch_size=4")  # fmt: skip
+                f"adapter={tmp_path}/sft", "--set", "generate.max_new_tokens=20", "--set", "train.batch_size=4", "--set",
+                "score.profile=counts", "--set", "score.placement.tolerance_s=0.5", "--set", "score.placement.tolerance_words=0",
+                "--set", "curate.reference_replay=0.5", "--set", "curate.seed=3")  # fmt: skip
     assert raft.exit_code == 0, raft.stderr
-    metrics = json.loads((tmp_path / "raft/train/metrics.json").read_text("utf-8"))
-    assert metrics["train_rows"] == 10
+    measured = {step: json.loads((tmp_path / "raft" / step / "metrics.json").read_text("utf-8"))
+                for step in ("scores", "curated", "train")}  # fmt: skip
+    assert (measured["curated"]["curated"], measured["curated"]["replayed"]) == (10, 5)
+    assert measured["train"]["train_rows"] == 15
+    assert {"extra_tags", "missing_tags", "misplaced_tags", "tag_f1"} <= set(measured["scores"]["components"])
+    greedy = read_rows(tmp_path / "raft/candidates/greedy.jsonl", Candidate)
+    assert [(each.utterance_id, each.candidate_id) for each in greedy] == [(each.id, GREEDY) for each in aligned.examples]
+    assert measured["scores"]["mean_greedy_reward"] <= 1.4
     judged = call("eval", "configs/demo/eval-sft.yaml", *common[:-2], "--set", f"output={tmp_path}/eval", "--set",
                   f"systems=[{{name: SFT, adapter: {tmp_path}/sft}}]", "--set", "placement.tolerance_s=0.7", "--set",
                   "placement.tolerance_words=2")  # fmt: skip

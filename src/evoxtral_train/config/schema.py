@@ -128,6 +128,7 @@ class Generate(Section):
     max_new_tokens: PositiveInt = 64
     batch_tokens: PositiveInt = 65_536
     compile: bool = False
+    greedy: bool = True
     seed: int = Field(default=0, ge=0)
 
 

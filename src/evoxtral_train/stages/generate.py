@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 from .. import processes
 from ..config.schema import RaftConfig
@@ -10,9 +11,10 @@ from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import EvoxtralError
 from ..modeling.adapters import load_adapter
+from ..modeling.audio_cache import AudioSource
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
-from ..records import Candidate, JsonlAppender, drop_partial_line, read_rows
+from ..records import GREEDY, Candidate, JsonlAppender, drop_partial_line, read_rows
 from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
 from ..tracking import Tracker
 from . import raft_folders
@@ -38,7 +40,11 @@ def run(config: RaftConfig, options: Options) -> Report:
     started = time.monotonic()
     with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
         model = load_adapter(load_model(config.model), adapter)
-        _generate(run, config, base, split, model)
+        audio = open_for_decoding(config, model, base, split, config.generate.max_new_tokens)
+        _generate(run, config, base, split, model, audio)
+        if config.generate.greedy:
+            greedy = _greedy(config, base, split, model, audio)
+            processes.first(lambda: run.write_rows("greedy.jsonl", greedy))
         metrics = processes.first(lambda: _finish(run, split, config.generate.candidates, started, tracker))
     facts |= {
         "ended by EOS": f"{metrics['ended_by_eos_share']:.0%}",
@@ -66,13 +72,12 @@ def _asked(config: RaftConfig, clips: int | str) -> dict:
     }
 
 
-def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, model) -> None:
+def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, model, audio: AudioSource) -> None:
     """Decode the clips that an earlier, unfinished run has not, shared out over the processes; what is
     handed over is on disk before more is asked for."""
     wanted = config.generate
     sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
     decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-    audio = open_for_decoding(config, model, base, split, wanted.max_new_tokens)
     done = processes.first(lambda: _finished_clips(run, wanted.candidates))
     requests = [request for request in requests_of(split, base.clock) if request.utterance_id not in done]
     mine = processes.share(sorted(requests, key=lambda request: len(request.prompt)))
@@ -83,6 +88,20 @@ def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, mode
                 appender.append([_candidate(each, base, split, wanted.seed) for each in completions])
             bar.advance(processes.count() * len(completions) // wanted.candidates)
     processes.wait()
+
+
+def _greedy(config: RaftConfig, base: Base, split: PackedSplit, model, audio: AudioSource) -> list[Candidate]:
+    """What the adapter writes without sampling, one row per clip, in the order of the split: the score that
+    curation has to beat."""
+    wanted = config.generate
+    decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
+    mine = processes.share(sorted(requests_of(split, base.clock), key=lambda request: len(request.prompt)))
+    rows = []
+    with progress("greedy", len(split), "clips") as bar:
+        for completions in decode(model, base.clock, audio, mine, decoding):
+            rows += [replace(_candidate(each, base, split, wanted.seed), candidate_id=GREEDY) for each in completions]
+            bar.advance(processes.count() * len(completions))
+    return sorted(processes.gather(rows), key=lambda each: split.index_of[each.utterance_id])
 
 
 def _finished_clips(run: Run, candidates: int) -> set[str]:

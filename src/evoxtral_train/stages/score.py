@@ -34,6 +34,11 @@ def run(config: RaftConfig, options: Options) -> Report:
         scored = [_score(each, split, weights, config.score.placement) for each in candidates]
         run.write_rows("scores.jsonl", scored)
         metrics = _summary(scored)
+        if (source / "greedy.jsonl").is_file():
+            greedy = [
+                _score(each, split, weights, config.score.placement) for each in read_rows(source / "greedy.jsonl", Candidate)
+            ]
+            metrics["mean_greedy_reward"] = fmean(each.reward for each in greedy)
         tracker.summary(metrics)
         names = list(scored[0].components)
         tracker.table(
@@ -48,9 +53,10 @@ def run(config: RaftConfig, options: Options) -> Report:
         run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
     facts |= {
         "candidates": metrics["candidates"],
-        "mean reward": f"{metrics['mean_reward']:.4f}",
-        "mean best of clip": f"{metrics['mean_best_reward']:.4f}",
-        "clips without spread": f"{metrics['clips_without_spread_share']:.0%}",
+        "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",
+        "reward, mean of N": f"{metrics['mean_reward']:.4f}",
+        "reward, best of N": f"{metrics['mean_best_reward']:.4f} (the most that training on them can win)",
+        "clips without spread": f"{metrics['clips_without_spread_share']:.0%} (nothing to choose between)",
     }
     return Report("raft score", facts)
 

@@ -6,12 +6,12 @@ import yaml
 from conftest import REPO
 from evoxtral_train.config import schema
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import EvalConfig, PackConfig, RaftConfig, SftConfig, SynthConfig, TinyBaseConfig
+from evoxtral_train.config.schema import AlignConfig, EvalConfig, PackConfig, RaftConfig, SftConfig, SynthConfig, TinyBaseConfig
 from evoxtral_train.errors import ConfigError
 
 SCHEMAS = {
     "synth": SynthConfig, "pack": PackConfig, "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig,
-    "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig,
+    "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig, "align": AlignConfig,
 }  # fmt: skip
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
 
@@ -23,7 +23,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 16
+    assert len(SHIPPED) == 17
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))

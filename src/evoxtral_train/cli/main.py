@@ -46,6 +46,7 @@ def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str)
 
 _add(data, "synth", "synth", "SynthConfig", "Speak tagged scripts with espeak-ng into audio and a manifest.")
 _add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
+_add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
 _add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
 _add(raft, "generate", "generate", "RaftConfig", "Sample N candidates for every clip.")
 _add(raft, "score", "score", "RaftConfig", "Give every candidate a reward by rule.")

@@ -85,6 +85,20 @@ class PackConfig(Section):
         return [canonical(tag) for tag in tags]
 
 
+class AlignConfig(Section):
+    """`evoxtral data align`"""
+
+    manifest: Path
+    output: Path
+    model: Model
+    max_seconds: PositiveFloat = 30.0
+    min_heard_share: float = Field(default=0.5, ge=0, le=1)
+    keep_given_times: bool = True
+    batch_tokens: PositiveInt = 65_536
+    tags: list[str] = list(BASE_TAGS)
+    tracking: Tracking = Tracking()
+
+
 class Lora(Section):
     r: PositiveInt = 16
     alpha: PositiveFloat = 64

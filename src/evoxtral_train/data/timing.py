@@ -31,7 +31,7 @@ def timed_target(row: ManifestRow, target: str) -> list[Timed]:
         if piece.kind == "tag":
             tags.append((place, piece.value))
         else:
-            found = _words(piece.value)
+            found = words_of(piece.value)
             words += found
             place += len(found)
     events = _spans_of(row, [tag for _, tag in tags]) if target != "text" else []
@@ -59,7 +59,7 @@ def events_of(row: ManifestRow) -> list[tuple[str, float, float]]:
     return [(canonical(str(event.get("tag", ""))), *_span(event)) for event in row.events]
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Words with their punctuation; a mark that stands alone goes with the word before it."""
     words: list[str] = []
     for word in text.split():

@@ -1,4 +1,4 @@
-"""When a tag was written: from the positions of its tokens back to seconds of the clip.
+"""When words and tags were written: from the positions of its tokens back to seconds of the clip.
 
 Token j is written when j − `left_pad_tokens` audio tokens of the clip have been heard. An `aligned` target
 has a [STREAMING_WORD] first, `delay_tokens` after what it speaks of has been heard.
@@ -25,3 +25,16 @@ def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[in
             tags.append({"tag": tag} | {name: round(time, 3) for name, time in times.items()})
             group = []
     return tags
+
+
+def written_words(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[tuple[str, float]]:
+    """(word, the second of the clip at which it had been heard): its [STREAMING_WORD] less the delay."""
+    words, group, begun = [], [], prompt_tokens
+    for position, token in enumerate([*token_ids, clock.streaming_pad_id], start=prompt_tokens):
+        if token not in (clock.streaming_pad_id, clock.streaming_word_id):
+            group.append(token)
+            continue
+        heard_s = max(begun - clock.left_pad_tokens - clock.delay_tokens, 0) * TOKEN_S
+        words += [(word, round(heard_s, 3)) for word in tokenizer.decode(group).split()] if group else []
+        group, begun = [], position
+    return words

@@ -1,0 +1,157 @@
+"""`evoxtral data align`: times for the words and tags of a manifest that has none, by the frozen base itself."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config.schema import AlignConfig
+from ..data import layouts
+from ..data.audio import read_audio
+from ..data.clock import Clock
+from ..data.features import log_mel
+from ..data.manifest import ManifestRow, Rejected, read_manifest
+from ..data.packing import text_tokenizer
+from ..data.processor import load_processor, resolve_base
+from ..data.self_alignment import Alignment, align
+from ..data.timing import timed_target
+from ..decoding.decoder import Decoding, Request, decode
+from ..decoding.emission import written_words
+from ..decoding.sampling import Sampling
+from ..errors import RowError, UsageError
+from ..modeling.audio_cache import LiveAudio
+from ..modeling.realtime import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
+from ..progress import format_seconds, progress
+from ..runs import Options, Run, check_output, fingerprint_files
+from ..tracking import Tracker
+from ..units import SAMPLE_RATE_HZ, samples_to_tokens
+from .plans import plan_decoding, plan_model
+from .report import Report
+
+_ROOM_TOKENS = 64  # after the clip's end: hurried speech is written later than it is heard
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """Mels of manifest rows, made when they are asked for."""
+
+    rows: list[ManifestRow]
+    config: AlignConfig
+    processor: object
+    clock: Clock
+
+    def samples(self, index: int) -> np.ndarray:
+        return read_audio(self.rows[index].audio, self.config.max_seconds)
+
+    def mel_of(self, index: int, tokens: int) -> np.ndarray:
+        return log_mel(self.samples(index), tokens, self.processor.feature_extractor, self.clock)
+
+
+def run(config: AlignConfig, options: Options) -> Report:
+    """Writes `manifest.jsonl`, with `words` and `events` in every row, and `rejected.jsonl`.
+
+    Rows that have times keep them under `keep_given_times`; else their times are replaced, and the report
+    says how far the new ones are from them.
+    """
+    asked, inputs = config.model_dump(mode="json"), {"manifest": fingerprint_files([config.manifest])}
+    rows, rejected = read_manifest(config.manifest, tuple(config.tags))
+    kept = [row for row in rows if config.keep_given_times and row.words]
+    rows = [row for row in rows if not (config.keep_given_times and row.words)]
+    facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
+    if options.dry_run:
+        check_output(config.output, "data align", asked, inputs, options)
+        return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
+    folder = resolve_base(config.model.base, config.model.revision)
+    inputs["base"] = base_fingerprint(folder)
+    run = Run.open(config.output, "data align", asked, inputs, options)
+    started = time.monotonic()
+    with Tracker(config.tracking, "data align", run.path, config) as tracker:
+        found, unfit = _align_all(config, rows, load_processor(folder))
+        rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
+        aligned = [(row, found[row.id]) for row in rows if row.id in found]
+        written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
+        written += [_content(row, run.path, row.words, row.events) for row in kept]
+        if not written:
+            raise UsageError("no row could be aligned", where=str(config.manifest), fix=f"first reason: {rejected[0].reason}")
+        run.write_rows("manifest.jsonl", written)
+        run.write_rows("rejected.jsonl", rejected)
+        heard = [flag for _, each in aligned for flag in each.heard]
+        metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
+        metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
+        metrics |= _errors(aligned)
+        tracker.summary(metrics)
+        run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
+    facts |= {"aligned": len(aligned), "rejected": len(rejected), "time": format_seconds(metrics["seconds"])}
+    if heard:
+        facts["words that the base wrote"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"
+    for kind in ("word", "tag"):
+        if f"{kind}_error_median_s" in metrics:
+            median, p90 = metrics[f"{kind}_error_median_s"], metrics[f"{kind}_error_p90_s"]
+            facts[f"{kind}s, against the given times"] = f"median {median:.3f} s off, 90% within {p90:.3f} s"
+    return Report("data align", facts)
+
+
+def _align_all(config: AlignConfig, rows: list[ManifestRow], processor) -> tuple[dict[str, Alignment], list[Rejected]]:
+    """id -> alignment, and the rows that could not be aligned."""
+    clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
+    clips, requests, durations, rejected = _Clips(rows, config, processor, clock), [], {}, []
+    for index, row in enumerate(rows):
+        try:
+            samples = len(clips.samples(index))
+        except RowError as error:
+            rejected.append(Rejected(str(config.manifest), row.line, row.id, str(error)))
+            continue
+        heard = samples_to_tokens(samples)
+        row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
+        prompt = layouts.prompt_ids("aligned", clock, heard)
+        requests.append(Request(row.id, prompt, row_tokens, index, layouts.room_start("aligned", clock, heard)))
+        durations[row.id] = samples / SAMPLE_RATE_HZ
+    device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
+    model = load_model(config.model)
+    place_audio_path(model, device)
+    place_language_model(model, device)
+    decoding = Decoding(1, Sampling(), _ROOM_TOKENS, config.batch_tokens)
+    with progress("listening", len(requests), "clips") as bar:
+        for completions in decode(model, clock, LiveAudio(model, clips), requests, decoding):
+            for each in completions:
+                row = by_id[each.utterance_id]
+                words = written_words(clock, tokenizer, clock.prompt_tokens, each.token_ids)
+                alignment = align(row.text, words, durations[row.id])
+                share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
+                if share < config.min_heard_share:
+                    reason = f"the base wrote only {share:.0%} of the words: {' '.join(word for word, _ in words)[:80]!r}"
+                    rejected.append(Rejected(str(config.manifest), row.line, row.id, reason))
+                else:
+                    found[row.id] = alignment
+            bar.advance(len(completions))
+    return found, rejected
+
+
+def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
+    """A manifest row whose audio is found from `folder`."""
+    content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
+    if row.speaker:
+        content["speaker"] = row.speaker
+    return content | {"words": words, "events": events}
+
+
+def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
+    """How far words and tags are from where the manifest's own times put them, where it has any: the second at which
+    each is due in a `tagged_text` target."""
+    distances: dict[str, list[float]] = {"word": [], "tag": []}
+    for row, found in aligned:
+        try:
+            given = timed_target(row, "tagged_text")
+        except RowError:  # no times of its own
+            continue
+        new = timed_target(replace(row, words=found.words, events=found.events), "tagged_text")
+        for (piece, due_s), (_, found_s) in zip(given, new, strict=True):
+            distances["tag" if piece.startswith("[") else "word"].append(abs(due_s - found_s))
+    measures = {}
+    for kind, values in distances.items():
+        if values:
+            measures[f"{kind}_error_median_s"] = float(np.median(values))
+            measures[f"{kind}_error_p90_s"] = float(np.percentile(values, 90))
+    return measures

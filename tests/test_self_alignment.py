@@ -1,0 +1,87 @@
+"""Times from what the base heard: literal alignments, and real speech against its true times."""
+
+import json
+
+import pytest
+
+from conftest import TINY_BASE
+from evoxtral_train.config.schema import Layout, PackConfig, Tracking
+from evoxtral_train.data.packing import encode_piece, text_tokenizer
+from evoxtral_train.data.self_alignment import align
+from evoxtral_train.decoding.emission import written_words
+from evoxtral_train.runs import Options
+from evoxtral_train.stages import pack
+
+
+def ends(alignment) -> list[tuple[str, float]]:
+    return [(word["word"], word["end_s"]) for word in alignment.words]
+
+
+def test_a_word_takes_the_time_of_the_word_opposite():
+    found = align("i [sighs] told you.", [("i", 0.4), ("sold", 1.3), ("you", 1.6)], duration_s=2.0)
+    assert ends(found) == [("i", 0.4), ("told", 1.3), ("you.", 1.6)]
+    assert found.heard == [True, False, True]
+    assert found.events == [{"tag": "sighs", "start_s": 0.4, "end_s": 1.3}]
+
+
+def test_words_that_were_not_heard_lie_between_their_neighbours():
+    found = align("one two three four [laughs]", [("one", 0.4), ("um", 0.6), ("four", 1.6)], duration_s=3.0)
+    assert ends(found) == [("one", 0.4), ("two", 0.6), ("three", 1.1), ("four", 1.6)]
+    assert found.heard == [True, False, False, True]
+    assert found.events == [{"tag": "laughs", "start_s": 1.6, "end_s": 3.0}], "up to the end of the clip"
+    silent = align("[calm] one two", [], duration_s=3.0)
+    assert ends(silent) == [("one", 1.0), ("two", 2.0)]
+    assert silent.heard == [False, False]
+    assert align("[laughs]", [("ha", 0.5)], 1.0).events == [{"tag": "laughs", "start_s": 0.0, "end_s": 1.0}]
+
+
+def test_words_are_read_off_the_stream(clock, processor):
+    tokenizer = text_tokenizer(processor)
+    p, w = clock.streaming_pad_id, clock.streaming_word_id
+    the, station, noon = (encode_piece(tokenizer, word) for word in ("the", "station", "noon"))
+    ids = [p, w, *the, *station, p, p, w, *noon]
+    second = 39 + 1 + 1 + len(the) + len(station) + 2
+    assert written_words(clock, tokenizer, 39, ids) == [
+        ("the", pytest.approx((40 - 38) * 0.08)), ("station", pytest.approx((40 - 38) * 0.08)),
+        ("noon", pytest.approx((second - 38) * 0.08)),
+    ]  # fmt: skip
+
+
+def test_speech_without_times_is_aligned_packed_and_close_to_the_truth(call, spoken, tmp_path):
+    run = (
+        "data", "align", "configs/align.yaml", "--set", f"manifest={spoken}/manifest.jsonl", "--set", f"model.base={TINY_BASE}",
+        "--set", "model.dtype=float32", "--set", "keep_given_times=false", "--set", "tracking.mode=disabled", "--set",
+        f"output={tmp_path}/aligned",
+    )  # fmt: skip
+    done = call(*run)
+    assert done.exit_code == 0, done.stderr
+    metrics = json.loads((tmp_path / "aligned/metrics.json").read_text("utf-8"))
+    assert (metrics["aligned"], metrics["rejected"]) == (24, 0)
+    assert metrics["words_heard_share"] > 0.95
+    assert metrics["word_error_median_s"] < 0.1
+    assert metrics["tag_error_median_s"] < 0.5
+    config = PackConfig(manifest=tmp_path / "aligned/manifest.jsonl", output=tmp_path / "packed", base=str(TINY_BASE),
+                        layout=Layout(kind="aligned"), target="tagged_text", tracking=Tracking(mode="disabled"))  # fmt: skip
+    assert pack.run(config, Options()).facts["packed"] == 24
+    kept = call(*run[:3], "--set", f"manifest={tmp_path}/aligned/manifest.jsonl", *run[5:9], "--set", "tracking.mode=disabled",
+                "--set", f"output={tmp_path}/again")  # fmt: skip
+    assert kept.exit_code == 0, kept.stderr
+    rows = [json.loads(line)["words"] for line in (tmp_path / "again/manifest.jsonl").read_text("utf-8").splitlines()]
+    assert rows == [json.loads(line)["words"] for line in (tmp_path / "aligned/manifest.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_a_transcript_of_another_clip_is_rejected(call, spoken, tmp_path):
+    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()][:3]
+    for row in rows:
+        row["audio"] = str(spoken / row["audio"])
+    rows[1]["text"] = "nothing of all this was ever spoken here by anyone"
+    del rows[1]["words"], rows[1]["events"], rows[0]["words"], rows[0]["events"]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    done = call("data", "align", "configs/align.yaml", "--set", f"manifest={manifest}", "--set", f"model.base={TINY_BASE}",
+                "--set", "model.dtype=float32", "--set", "tracking.mode=disabled", "--set", f"output={tmp_path}/out")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text("utf-8"))
+    assert (metrics["aligned"], metrics["already_timed"], metrics["rejected"]) == (1, 1, 1)
+    [rejected] = (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()
+    assert "of the words" in json.loads(rejected)["reason"]

@@ -1,6 +1,7 @@
 """One decoder: greedy as stock `generate`, sampling that depends on the row alone."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.packing import PackedSplit
 from evoxtral_train.decoding import decoder
-from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
+from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.errors import EvoxtralError
 from evoxtral_train.modeling.adapters import add_lora
@@ -215,7 +216,7 @@ def test_out_of_memory_for_one_clip_is_an_error(adapted, clock, split, monkeypat
 
 def test_a_row_ends_at_its_own_clock(adapted, clock, split):
     [first, second, *_] = requests_of(split, clock)
-    short = Request(first.utterance_id, first.prompt, len(first.prompt) + 3, first.index)
+    short = replace(first, row_tokens=len(first.prompt) + 3)
     found = run(adapted, clock, split, [short, second], max_new_tokens=20)
     whole = run(adapted, clock, split, [first, second], max_new_tokens=20)
     assert found[first.utterance_id, 0].token_ids == whole[first.utterance_id, 0].token_ids[:3]

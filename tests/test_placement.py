@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evoxtral_train.config.schema import Placement
 from evoxtral_train.records import Prediction
-from evoxtral_train.scoring.metrics import Tolerances, evaluate
+from evoxtral_train.scoring.metrics import evaluate
 from evoxtral_train.scoring.placement import Span, distance, pair, placed_counts, word_places
 from evoxtral_train.scoring.tag_counts import TagCounts
 
@@ -95,7 +96,7 @@ def test_placed_metrics_literally():
     assert placed["micro"]["recall"]["value"] == 0.5
     assert placed["latency_s"] == {"tags": 1, "median": pytest.approx(0.6), "p90": pytest.approx(0.6)}
     words = evaluate(
-        [Prediction("a", "oh [sighs] no", "oh no [sighs]")], with_words=True, samples=10, tolerances=Tolerances(words=0)
+        [Prediction("a", "oh [sighs] no", "oh no [sighs]")], with_words=True, samples=10, placement=Placement(tolerance_words=0)
     )
     assert (words["placed"]["unit"], words["placed"]["micro"]["f1"]["value"]) == ("words", 0)
     assert evaluate([Prediction("a", "oh [sighs] no", "oh no [sighs]")], True, 10)["placed"]["micro"]["f1"]["value"] == 1

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import RewardWeights, Score
+from evoxtral_train.config.schema import Placement, RewardWeights, Score
 from evoxtral_train.records import REFERENCE, Candidate, CuratedRow, ScoredCandidate
 from evoxtral_train.scoring.curation import curate, replay
 from evoxtral_train.scoring.reward import PROFILES, Answer, formula, score, weights_of
@@ -62,7 +62,7 @@ def test_a_tag_in_the_wrong_place_is_misplaced():
     assert (wrong[0], wrong[1]["misplaced_tags"]) == (pytest.approx(1.3), 1)
     events = [{"tag": "sighs", "start_s": 1.0, "end_s": 2.0}]
     for at_s, misplaced in ((2.9, 0), (3.1, 1)):
-        answer = Answer("[sighs] oh", "[sighs]", events, [{"tag": "sighs", "at_s": at_s}], tolerance_s=1.0)
+        answer = Answer("[sighs] oh", "[sighs]", events, [{"tag": "sighs", "at_s": at_s}], Placement(tolerance_s=1.0))
         assert score(weights_of("counts", "tags"), answer)[1]["misplaced_tags"] == misplaced
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Layout, Model, PackConfig, Tracking
+from evoxtral_train.config.schema import Layout, Model, PackConfig, Placement, Tracking
 from evoxtral_train.data import layouts
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
 from evoxtral_train.data.packing import PackedSplit, encode_piece, text_tokenizer
@@ -20,7 +20,8 @@ from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.realtime import audio_embeddings, load_model
 from evoxtral_train.records import GREEDY, Candidate, Prediction, read_rows
 from evoxtral_train.runs import Options
-from evoxtral_train.scoring.metrics import Tolerances, evaluate
+from evoxtral_train.scoring.metrics import evaluate
+from evoxtral_train.scoring.reward import Answer, score, weights_of
 from evoxtral_train.stages import pack
 from evoxtral_train.text.tags import BASE_TAGS
 from evoxtral_train.training.dataset import Collator, TrainingSet
@@ -140,7 +141,7 @@ def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, proce
     for example in aligned.examples:
         written = written_tags(clock, text_tokenizer(processor), 39, example.target_ids)
         rows.append(Prediction(example.id, example.text, example.target_text, example.events, written))
-    report = evaluate(rows, with_words=False, samples=10, tolerances=Tolerances(seconds=0.5))["placed"]
+    report = evaluate(rows, with_words=False, samples=10, placement=Placement(tolerance_s=0.5))["placed"]
     assert report["unit"] == "s"
     assert report["micro"]["f1"]["value"] == 1
     assert report["latency_s"]["tags"] == sum(len(example.events) for example in aligned.examples)
@@ -205,7 +206,11 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     assert {"extra_tags", "missing_tags", "misplaced_tags", "tag_f1"} <= set(measured["scores"]["components"])
     greedy = read_rows(tmp_path / "raft/candidates/greedy.jsonl", Candidate)
     assert [(each.utterance_id, each.candidate_id) for each in greedy] == [(each.id, GREEDY) for each in aligned.examples]
-    assert measured["scores"]["mean_greedy_reward"] <= 1.4
+    examples, weights = {each.id: each for each in aligned.examples}, weights_of("counts", aligned.target)
+    placement = Placement(tolerance_s=0.5, tolerance_words=0)
+    rewards = [score(weights, Answer(examples[each.utterance_id].text, each.text, examples[each.utterance_id].events,
+                                     each.written, placement))[0] for each in greedy]  # fmt: skip
+    assert measured["scores"]["mean_greedy_reward"] == pytest.approx(np.mean(rewards))
     judged = call("eval", "configs/demo/eval-sft.yaml", *common[:-2], "--set", f"output={tmp_path}/eval", "--set",
                   f"systems=[{{name: SFT, adapter: {tmp_path}/sft}}]", "--set", "placement.tolerance_s=0.7", "--set",
                   "placement.tolerance_words=2")  # fmt: skip

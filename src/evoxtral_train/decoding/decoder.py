@@ -6,7 +6,7 @@ it has `max_new_tokens`, or at the end of its own clip, and its place goes to th
 rows there are is a matter of memory: a budget of tokens, rows × width.
 
 No row sees another's padding, length or order: what it writes depends on its clip, its candidate
-number and the seed alone.
+number and the seed alone, but for rounding, which in bfloat16 may change a token now and then.
 """
 
 from collections import deque
@@ -34,13 +34,19 @@ _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device bu
 @dataclass(frozen=True)
 class Request:
     """One clip to decode: its prompt, the length of its row, and which clip of the audio source it is.
-    `max_new_tokens` are counted from `room_start`, by default the prompt's end."""
+    `max_new_tokens` are counted from `room_start`."""
 
     utterance_id: str
     prompt: list[int]
     row_tokens: int
     index: int
-    room_start: int | None = None
+    room_start: int
+
+    @classmethod
+    def of(cls, utterance_id: str, layout: str, clock: Clock, utterance_tokens: int, row_tokens: int, index: int) -> "Request":
+        """Laid out as the clip's training row is."""
+        prompt = layouts.prompt_ids(layout, clock, utterance_tokens)
+        return cls(utterance_id, prompt, row_tokens, index, layouts.room_start(layout, clock, utterance_tokens))
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Completion:
 @dataclass(frozen=True)
 class Decoding:
     """`batch_tokens`: rows × width that are held at once; the candidates of one clip always are.
-    `compiled`: the step goes through `torch.compile`. Neither changes a token."""
+    `compiled`: the step goes through `torch.compile`. Neither changes a token in float32; in bfloat16 a product of
+    another shape may round otherwise."""
 
     candidates: int
     sampling: Sampling
@@ -68,15 +75,9 @@ class Decoding:
 
 
 def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
-    """Every clip of a packed split, laid out as its training row is."""
+    """Every clip of a packed split."""
     return [
-        Request(
-            example.id,
-            layouts.prompt_ids(split.layout, clock, example.utterance_tokens),
-            example.row_tokens,
-            index,
-            layouts.room_start(split.layout, clock, example.utterance_tokens),
-        )
+        Request.of(example.id, split.layout, clock, example.utterance_tokens, example.row_tokens, index)
         for index, example in enumerate(split.examples)
     ]
 
@@ -120,8 +121,7 @@ class _Decoder:
         self.table_tokens = self.smallest_tokens  # the most that was held
 
     def _reach(self, request: Request) -> int:
-        room_start = len(request.prompt) if request.room_start is None else request.room_start
-        return min(request.row_tokens, room_start + self._wanted.max_new_tokens)
+        return min(request.row_tokens, request.room_start + self._wanted.max_new_tokens)
 
     @torch.inference_mode()
     def run(self, budget_tokens: int) -> Iterator[list[Completion]]:

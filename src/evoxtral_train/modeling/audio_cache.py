@@ -174,7 +174,7 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
     mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
-    batches = encoded_batches(LiveAudio(model, split), mine, tokens)
+    batches = _encoded_batches(LiveAudio(model, split), mine, tokens)
     with (
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,
@@ -190,7 +190,7 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
             bar.advance(len(batch))
 
 
-def encoded_batches(live: LiveAudio, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _encoded_batches(live: LiveAudio, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
     """(clips, their embeddings on the CPU), in padded batches within a budget of tokens; it is halved when
     CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
     budget, position = _BATCH_TOKENS, 0

@@ -7,31 +7,24 @@
 
 A rate without a denominator (precision of a system that wrote nothing) is None, not 0 or 1, in
 `micro`; in `macro` such a tag counts 0. `placed` holds the same three families for tags that also
-stand in their place (see `placement`), wherever places are known. Beside them: false tags per untagged clip, tags per clip,
-WER and CER where the system writes words, and a table per tag with its support.
+stand in their place (see `placement`), wherever places are known. Beside them: false tags per
+untagged clip, tags per clip, WER and CER where the system writes words, and a table per tag with
+its support.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from ..config.schema import Placement
 from ..records import Prediction
 from ..text.tags import find_tags
 from . import tag_counts
-from .placement import Span, pair, placed_counts, word_places
+from .placement import pair, placed_counts, time_places, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_character_errors, count_word_errors
 
-
-@dataclass(frozen=True)
-class Tolerances:
-    """How far from its place a tag may stand and still count: in seconds of the clip, or in words."""
-
-    seconds: float = 1.0
-    words: int = 1
-
-
+_PLACEMENT = Placement()
 _CARD = {
     "precision": tag_counts.precision,
     "recall": tag_counts.recall,
@@ -41,7 +34,7 @@ _CARD = {
 
 
 def evaluate(
-    rows: Sequence[Prediction], with_words: bool, samples: int = 2000, seed: int = 0, tolerances: Tolerances = Tolerances()
+    rows: Sequence[Prediction], with_words: bool, samples: int = 2000, seed: int = 0, placement: Placement = _PLACEMENT
 ) -> dict:
     """Every metric as {value, low, high}, nested by family.
 
@@ -69,10 +62,10 @@ def evaluate(
         "bootstrap": {"samples": samples, "seed": seed, "level": 0.95},
     }
     if all(row.events is not None and row.written is not None for row in rows):
-        report["placed"] = _placed_in_seconds(rows, tags, weights, tolerances.seconds)
+        report["placed"] = _placed_in_seconds(rows, tags, weights, placement.tolerance_s)
     elif with_words:
-        placed = [placed_counts(*word_places(row.reference, row.prediction), tolerances.words) for row in rows]
-        report["placed"] = {"unit": "words", "tolerance": tolerances.words, **_families(placed, tags, weights)}
+        placed = [placed_counts(*word_places(row.reference, row.prediction), placement.tolerance_words) for row in rows]
+        report["placed"] = {"unit": "words", "tolerance": placement.tolerance_words, **_families(placed, tags, weights)}
     if with_words:
         report |= _words(rows, weights)
     return report
@@ -90,8 +83,7 @@ def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], weights: np.
     """`latency_s`: the moment at which a tag was complete minus its event's end, over the tags in their place."""
     counts, latencies = [], []
     for row in rows:
-        places = [Span(event["tag"], event["start_s"], event["end_s"]) for event in row.events]
-        written = [Span(each["tag"], each["at_s"], each["at_s"]) for each in row.written]
+        places, written = time_places(row.events, row.written)
         counts.append(placed_counts(places, written, tolerance_s))
         pairs = pair(places, written, tolerance_s)
         latencies += [row.written[index]["written_s"] - places[place].end for place, index in pairs]

@@ -65,6 +65,12 @@ def placed_counts(places: Sequence[Span], written: Sequence[Span], tolerance: fl
     return TagCounts(Counter(span.tag for span in places), Counter(span.tag for span in written), matched)
 
 
+def time_places(events: Sequence[dict], written: Sequence[dict]) -> tuple[list[Span], list[Span]]:
+    """Both on the clip's seconds: {tag, start_s, end_s} of the reference, {tag, at_s} of the prediction."""
+    places = [Span(each["tag"], each["start_s"], each["end_s"]) for each in events]
+    return places, [Span(each["tag"], each["at_s"], each["at_s"]) for each in written]
+
+
 def word_places(reference: str, prediction: str) -> tuple[list[Span], list[Span]]:
     """The tags of both texts on the reference's word gaps."""
     import jiwer

@@ -17,9 +17,10 @@ the words out where the target has none:
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..config.schema import Placement
 from ..text.tags import find_tags
 from . import tag_counts
-from .placement import Span, placed_counts, word_places
+from .placement import placed_counts, time_places, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_word_errors
 
@@ -27,15 +28,14 @@ from .word_errors import count_word_errors
 @dataclass(frozen=True)
 class Answer:
     """A candidate beside its clip's whole tagged transcript. Where times are known, `events` are the reference's
-    tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. The tolerances: how far from its
-    place a tag may stand, in seconds or in words."""
+    tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. `placement`: how far from its place a
+    tag may stand."""
 
     reference: str
     candidate: str
     events: list[dict] | None = None
     written: list[dict] | None = None
-    tolerance_s: float = 1.0
-    tolerance_words: int = 1
+    placement: Placement = Placement()
 
     @property
     def counts(self) -> TagCounts:
@@ -72,11 +72,9 @@ def misplaced_tags(answer: Answer) -> float:
     words where the candidate holds any; else 0, since nothing says where a tag stands."""
     counts = answer.counts
     if answer.events is not None and answer.written is not None:
-        places = [Span(each["tag"], each["start_s"], each["end_s"]) for each in answer.events]
-        written = [Span(each["tag"], each["at_s"], each["at_s"]) for each in answer.written]
-        placed = placed_counts(places, written, answer.tolerance_s)
+        placed = placed_counts(*time_places(answer.events, answer.written), answer.placement.tolerance_s)
     else:
-        placed = placed_counts(*word_places(answer.reference, answer.candidate), answer.tolerance_words)
+        placed = placed_counts(*word_places(answer.reference, answer.candidate), answer.placement.tolerance_words)
     return float(max(counts.matched.total() - placed.matched.total(), 0))
 
 

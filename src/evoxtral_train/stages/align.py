@@ -105,8 +105,7 @@ def _align_all(config: AlignConfig, rows: list[ManifestRow], processor) -> tuple
             continue
         heard = samples_to_tokens(samples)
         row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
-        prompt = layouts.prompt_ids("aligned", clock, heard)
-        requests.append(Request(row.id, prompt, row_tokens, index, layouts.room_start("aligned", clock, heard)))
+        requests.append(Request.of(row.id, "aligned", clock, heard, row_tokens, index))
         durations[row.id] = samples / SAMPLE_RATE_HZ
     device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
     model = load_model(config.model)

@@ -13,7 +13,7 @@ from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import Prediction
 from ..runs import Options, Run, check_plan, fingerprint_text
-from ..scoring.metrics import Tolerances, evaluate
+from ..scoring.metrics import evaluate
 from ..scoring.tables import per_tag_table, systems_table
 from ..text.tags import keep_first_tags
 from ..tracking import Tracker
@@ -61,8 +61,9 @@ def _score(
     for system in config.systems:
         rows = [_prediction(example, *written[system.adapter][example.id], system.top_k) for example in split.examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows)
-        tolerances = Tolerances(config.placement.tolerance_s, config.placement.tolerance_words)
-        reports[system.name] = evaluate(rows, split.target != "tags", config.bootstrap.samples, config.bootstrap.seed, tolerances)
+        reports[system.name] = evaluate(
+            rows, split.target != "tags", config.bootstrap.samples, config.bootstrap.seed, config.placement
+        )
     table = systems_table(reports)
     run.write_text("table.md", f"{table}\n\n{per_tag_table(reports)}\n")
     tracker.summary(reports)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..config.schema import Lora, Model, Train
+from ..config.schema import Curate, Lora, Model, Train
 from ..data.packing import PackedSplit
 from ..errors import UsageError
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
@@ -65,7 +65,11 @@ def plan_steps(rows: int | str, train: Train) -> dict:
     return {"rows": rows, "steps": steps}
 
 
-def plan_curated(dataset: Path, split: str, drop_lowest_share: float) -> int | str:
-    """How many clips curation will leave."""
-    rows = count_rows(dataset, split)
-    return clips_kept(rows, drop_lowest_share) if isinstance(rows, int) else rows
+def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
+    """How many rows curation will leave, replayed references among them."""
+    clips = count_rows(dataset, split)
+    if not isinstance(clips, int):
+        return clips
+    kept = clips_kept(clips, curate.drop_lowest_share)
+    rows = kept + round(curate.reference_replay * kept)
+    return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

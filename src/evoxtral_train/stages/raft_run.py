@@ -22,7 +22,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     """With `--resume` the finished steps are skipped; what they were made from is checked by the next."""
     if options.dry_run:
         facts = generate.plan(config, Options(resume=True)).facts
-        steps = plan_steps(plan_curated(config.dataset, config.split, config.curate.drop_lowest_share), config.train)
+        steps = plan_steps(plan_curated(config.dataset, config.split, config.curate), config.train)
         facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}
         return Report("plan: raft run", facts | {"output": config.output})
     processes.join(config.model.device)

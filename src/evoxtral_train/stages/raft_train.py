@@ -72,7 +72,7 @@ def plan(config: RaftConfig, options: Options) -> Report:
     if curated.is_file():
         rows = len(read_rows(curated, CuratedRow))
     else:
-        rows = plan_curated(config.dataset, config.split, config.curate.drop_lowest_share)
+        rows = plan_curated(config.dataset, config.split, config.curate)
     adapter, lora = plan_adapter(config.adapter)
     facts = plan_model(config.model, lora) | adapter | plan_steps(rows, config.train)
     return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})

@@ -9,7 +9,6 @@ import torch
 from ..config.schema import TinyBaseConfig
 from ..data.clock import Clock
 from ..data.features import log_mel
-from ..data.layouts import prompt_ids
 from ..data.packing import text_tokenizer
 from ..data.processor import load_processor
 from ..data.scripts import Grammar, draw_scripts
@@ -87,7 +86,7 @@ def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
         samples = synthesizer.render(script.text, VOICES[index % len(VOICES)], seed=config.seed + index).samples
         row_tokens = clock.stock_tokens(len(samples), 0) + ROOM_TOKENS
         mels.append(log_mel(samples, row_tokens, processor.feature_extractor, clock))
-        requests.append(Request(script.id, prompt_ids("packed", clock, samples_to_tokens(len(samples))), row_tokens, index))
+        requests.append(Request.of(script.id, "packed", clock, samples_to_tokens(len(samples)), row_tokens, index))
     heard = {}
     decoding = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_tokens=8192)
     for completions in decode(model, clock, LiveAudio(model, _Mels(mels)), requests, decoding):

@@ -9,7 +9,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .. import processes
 from ..config.schema import Train
 from ..data.clock import Clock
-from ..errors import UsageError
+from ..errors import EvoxtralError, UsageError
 from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device
 from ..progress import Progress
@@ -56,8 +56,11 @@ def train_adapter(
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             break
         except torch.OutOfMemoryError:
-            if processes.count() > 1:
-                raise
+            if processes.count() > 1:  # the others wait for this one's gradients and cannot change their batch with it
+                raise EvoxtralError(
+                    f"out of memory with {batch} rows at once on one of {processes.count()} processes",
+                    fix="lower train.batch_size and raise train.gradient_accumulation by as much, then go on with --resume",
+                ) from None
         finally:
             watcher.close()
         smaller, accumulation = micro_batches(config, batch - 1) if batch > 1 else (None, None)

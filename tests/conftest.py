@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +14,7 @@ os.environ.pop("WANDB_API_KEY", None)
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from typer.testing import CliRunner
 
 REPO = Path(__file__).parent.parent
@@ -115,3 +119,50 @@ def write_manifest(tmp_path):
         return path
 
     return write_manifest
+
+
+SMALL = {
+    "synth.yaml": {"clips": {"train": 24, "validation": 6, "test": 10}},
+    "sft.yaml": {"train": {"epochs": 4, "batch_size": 8, "evaluate_every_steps": 5}},
+    "raft.yaml": {"generate": {"candidates": 2, "max_new_tokens": 20}, "train": {"batch_size": 8, "warmup_steps": 1}},
+    "eval-sft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
+    "eval-raft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
+}
+
+
+def merge(content: dict, changes: dict) -> dict:
+    return content | {key: merge(content[key], value) if isinstance(value, dict) else value for key, value in changes.items()}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The folder that `make demo` filled, with the shipped demo configs cut small; `configs/` beside it."""
+    root = tmp_path_factory.mktemp("demo")
+    folder, configs = root / "runs", root / "configs"
+    configs.mkdir()
+    for path in (REPO / "configs/demo").glob("*.yaml"):
+        text = path.read_text("utf-8").replace("runs/demo", str(folder))
+        (configs / path.name).write_text(yaml.safe_dump(merge(yaml.safe_load(text), SMALL.get(path.name, {}))), "utf-8")
+    started = time.monotonic()
+    done = subprocess.run(
+        ["make", "demo", f"DEMO={folder}", f"CONFIGS={configs}"], cwd=REPO, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(f"make demo, cut small: {time.monotonic() - started:.0f} s")
+    (root / "stdout.txt").write_text(done.stdout, "utf-8")
+    return root
+
+
+@pytest.fixture
+def raft(demo, call):
+    """evoxtral raft … with the demo's config, into a copy of its folder that a test may change."""
+    copy = demo.parent / f"copy-{time.monotonic_ns()}"
+    shutil.copytree(demo / "runs" / "raft", copy, ignore=shutil.ignore_patterns("wandb", "checkpoints"))
+
+    def raft(step: str, *more) -> object:
+        config = demo / "configs" / "raft.yaml"
+        return call("raft", step, config, "--set", f"output={copy}", "--set", "tracking.mode=disabled", *more)
+
+    raft.folder = copy
+    return raft

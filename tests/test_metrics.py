@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from evoxtral_train.errors import UsageError
 from evoxtral_train.records import Prediction
-from evoxtral_train.scoring.metrics import evaluate
+from evoxtral_train.scoring.metrics import differences, evaluate
 from evoxtral_train.scoring.word_errors import count_character_errors, count_word_errors
 from evoxtral_train.stages import predictions
 from evoxtral_train.text.tags import BASE_TAGS, find_tags
@@ -145,3 +145,34 @@ def test_bad_prediction_files_say_where(tmp_path, content, reason):
     path.write_text(content, "utf-8")
     with pytest.raises(UsageError, match=reason):
         predictions.run(path, 10, 0)
+
+
+def test_runs_of_one_corpus_pooled_do_not_count_as_more_clips():
+    """Three seeds that wrote the same are as certain as one of them."""
+    clips = [("[sighs] a", "[sighs]"), ("[laughs] b", "[sighs]"), ("c", "[calm]"), ("d", ""), ("[pause] e", "[pause]")] * 6
+    once = evaluate(rows(*clips), with_words=False, samples=300)
+    pooled = evaluate([row for _ in range(3) for row in rows(*clips)], with_words=False, samples=300)
+    for family in ("card", "micro", "macro"):
+        for name, measure in once[family].items():
+            assert pooled[family][name] == pytest.approx(measure), (family, name)
+    assert pooled["false_tags_per_untagged_clip"] == pytest.approx(once["false_tags_per_untagged_clip"])
+
+
+def test_differences_by_hand_and_paired():
+    before = rows(("[sighs] a", "[sighs]"), ("b", "[calm]"), ("c", ""), ("[laughs] d", ""))
+    after = rows(("[sighs] a", "[sighs]"), ("b", ""), ("c", ""), ("[laughs] d", "[laughs] [pause]"))
+    found = {name: measure["value"] for name, measure in differences(before, after, samples=20).items()}
+    assert found == pytest.approx(
+        {
+            "micro_f1": 4 / 5 - 2 / 4,
+            "hallucination": 1 / 3 - 1 / 2,
+            "false_tags_per_untagged_clip": 0 - 1 / 2,
+            "tags_per_clip": 3 / 4 - 2 / 4,
+        }
+    )
+    for measure in differences(before, before, samples=200).values():
+        assert measure == {"value": 0, "low": 0, "high": 0}
+    with pytest.raises(ValueError, match="the same clips in the same order"):
+        differences(before, after[::-1])
+    silent = rows(("[sighs] a", ""), ("b", ""), ("c", ""), ("[laughs] d", ""))
+    assert differences(before, silent)["hallucination"]["value"] is None

@@ -55,11 +55,11 @@ def test_the_adapter_is_the_same(runs):
 
 
 def test_the_candidates_are_the_same_token_for_token(runs):
-    one, two = (read_rows(runs[count] / "raft/candidates/candidates.jsonl", Candidate) for count in (1, 2))
+    one, two = (read_rows(runs[count] / "raft/round-1/candidates/candidates.jsonl", Candidate) for count in (1, 2))
     assert len(one) == 12 * 4
     keys = [(each.utterance_id, each.candidate_id, each.token_ids, each.text, each.finish_reason) for each in one]
     assert keys == [(each.utterance_id, each.candidate_id, each.token_ids, each.text, each.finish_reason) for each in two]
-    assert not list((runs[2] / "raft/candidates").glob("*part*"))
+    assert not list((runs[2] / "raft/round-1/candidates").glob("*part*"))
 
 
 def test_both_processes_filled_the_audio_cache(runs):

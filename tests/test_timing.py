@@ -204,7 +204,7 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     assert (measured["curated"]["curated"], measured["curated"]["replayed"]) == (10, 5)
     assert measured["train"]["train_rows"] == 15
     assert {"extra_tags", "missing_tags", "misplaced_tags", "tag_f1"} <= set(measured["scores"]["components"])
-    greedy = read_rows(tmp_path / "raft/candidates/greedy.jsonl", Candidate)
+    greedy = read_rows(tmp_path / "raft/round-1/candidates/greedy.jsonl", Candidate)
     assert [(each.utterance_id, each.candidate_id) for each in greedy] == [(each.id, GREEDY) for each in aligned.examples]
     examples, weights = {each.id: each for each in aligned.examples}, weights_of("counts", aligned.target)
     placement = Placement(tolerance_s=0.5, tolerance_words=0)

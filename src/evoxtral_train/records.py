@@ -63,6 +63,23 @@ class DroppedRow:
 
 
 @dataclass(frozen=True)
+class PreferencePair:
+    """`pairs.jsonl`: a better and a worse answer to one clip, in TRL's names. `prompt`, `chosen` and `rejected` are
+    texts (the prompt is empty: the audio is what is asked); the `_ids` are what stands on the model's clock."""
+
+    utterance_id: str
+    audio: str
+    prompt: str
+    chosen: str
+    rejected: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_reward: float
+    rejected_reward: float
+
+
+@dataclass(frozen=True)
 class Prediction:
     """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets. Where they are
     known, `events` are the reference's tags {tag, start_s, end_s} and `written` the predicted ones

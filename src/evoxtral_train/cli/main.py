@@ -44,15 +44,40 @@ def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str)
         run_stage(stage, schema, config, set_, options_of(resume, overwrite, dry_run))
 
 
+def _add_raft_step(name: str, stage: str, help_text: str) -> None:
+    """A step of one round: `_add`, and which round."""
+
+    @raft.command(name, help=help_text)
+    def command(
+        config: ConfigArgument,
+        round_: Annotated[int, typer.Option("--round", min=1, help="which of the config's rounds")] = 1,
+        set_: SetOption = None,
+        resume: ResumeOption = False,
+        overwrite: OverwriteOption = False,
+        dry_run: DryRunOption = False,
+    ) -> None:
+        from ..stages.raft_folders import of_round
+
+        options = options_of(resume, overwrite, dry_run)
+        run_stage(stage, "RaftConfig", config, set_, options, lambda whole: of_round(whole, round_))
+
+
 _add(data, "synth", "synth", "SynthConfig", "Speak tagged scripts with espeak-ng into audio and a manifest.")
 _add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
 _add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
 _add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
-_add(raft, "generate", "generate", "RaftConfig", "Sample N candidates for every clip.")
-_add(raft, "score", "score", "RaftConfig", "Give every candidate a reward by rule.")
-_add(raft, "curate", "curate", "RaftConfig", "Keep the best candidate of each clip, drop the lowest share.")
-_add(raft, "train", "raft_train", "RaftConfig", "Train the adapter on the curated candidates.")
-_add(raft, "run", "raft_run", "RaftConfig", "All four steps; finished ones are skipped with --resume.")
+_add_raft_step("generate", "generate", "Sample N candidates for every clip.")
+_add_raft_step("score", "score", "Give every candidate a reward by rule.")
+_add_raft_step("curate", "curate", "Keep the best candidate of each clip, drop the lowest share.")
+_add_raft_step("train", "raft_train", "Train the adapter on the curated candidates.")
+_add_raft_step("pairs", "pairs", "Export the best and the worst of each clip, for DPO.")
+_add(
+    raft,
+    "run",
+    "raft_run",
+    "RaftConfig",
+    "Rounds of all four, as long as they help; --resume skips what is done.",
+)
 _add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
 _add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
 

@@ -64,8 +64,9 @@ def show(report) -> None:
         raise typer.Exit(1)
 
 
-def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options) -> None:
-    """Load the config, then import the stage (some take seconds: torch), run it, print its report.
+def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
+    """Load the config, take the part of it that is asked for, import the stage (some take seconds: torch), run
+    it, print its report.
 
     Of several processes (`accelerate launch`) the first alone does what is not shared out, and prints.
     """
@@ -78,7 +79,7 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
         from ..config import schema as schemas
         from ..config.loader import load_config
 
-        config = load_config(path, getattr(schemas, schema), overrides)
+        config = part_of(load_config(path, getattr(schemas, schema), overrides))
         module = importlib.import_module(f"..stages.{stage}", __package__)
         return module.run(config) if options is None else module.run(config, options)
 

@@ -180,10 +180,32 @@ class Curate(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class Pairs(Section):
+    min_gap: float = Field(default=0.0, ge=0)
+
+
+class Round(Section):
+    """What one round of RAFT does otherwise than `generate` says; None keeps it."""
+
+    candidates: PositiveInt | None = None
+    temperature: PositiveFloat | None = None
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+
+class Gate(Section):
+    """Which rounds help: measured greedily on `split` (None: no gate) before the first round and after each."""
+
+    split: str | None = "validation"
+    measure: Literal["reward", "micro_f1"] = "reward"
+    min_gain: float = 0.0
+
+
 class RaftConfig(Section):
-    """`evoxtral raft generate | score | curate | train | run`"""
+    """`evoxtral raft generate | score | curate | train | pairs | run`"""
 
     output: Path
+    rounds: list[Round] = Field(default=[Round()], min_length=1)
+    gate: Gate = Gate()
     dataset: Path
     split: str = "train"
     model: Model
@@ -192,6 +214,7 @@ class RaftConfig(Section):
     generate: Generate = Generate()
     score: Score = Score()
     curate: Curate = Curate(drop_lowest_share=0.1)
+    pairs: Pairs = Pairs()
     train: Train
     tracking: Tracking = Tracking()
 

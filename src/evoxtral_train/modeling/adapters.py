@@ -28,14 +28,14 @@ class Adapter:
 
 
 def find_adapter(path: Path) -> Adapter:
-    """An adapter of ours (a run of `sft` or `raft train`) or any PEFT folder.
+    """An adapter of ours (a run of `sft`, `raft train` or `raft run`) or any PEFT folder.
 
     Raises UsageError when it does not exist, or when its run is not finished.
     """
     if (path / "run.json").is_file():
         stage = read_run(path)["stage"]
-        hint = "evoxtral raft train configs/raft.yaml" if stage == "raft train" else "evoxtral sft configs/sft.yaml"
-        require_complete(path, stage if stage == "raft train" else "sft", hint)
+        stage = stage if stage in ("raft train", "raft run") else "sft"
+        require_complete(path, stage, f"evoxtral {stage} configs/{stage.split()[0]}.yaml")
         folder, base = path / "adapter", read_run(path)["inputs"]["base"]
     else:
         folder, base = path, None

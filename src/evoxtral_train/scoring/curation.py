@@ -26,13 +26,8 @@ def curate(
 
     Raises ValueError when a candidate has no score, or a score no candidate, or a key comes twice.
     """
-    by_key = {(each.utterance_id, each.candidate_id): each for each in scores}
     texts = {(each.utterance_id, each.candidate_id): each.text for each in candidates}
-    if len(by_key) != len(scores) or len(texts) != len(candidates) or by_key.keys() != texts.keys():
-        raise ValueError("candidates and scores do not hold the same (utterance_id, candidate_id) keys, each once")
-    clips: dict[str, list[ScoredCandidate]] = defaultdict(list)
-    for key in texts:
-        clips[key[0]].append(by_key[key])
+    clips = _by_clip(candidates, scores)
     best = {clip: min(rows, key=lambda row: (-row.reward, row.candidate_id)) for clip, rows in clips.items()}
     flat = {clip for clip, rows in clips.items() if skip_without_spread and len({row.reward for row in rows}) == 1}
     spread = [row for clip, row in best.items() if clip not in flat]
@@ -54,6 +49,32 @@ def curate(
             else:
                 curated.append(CuratedRow(clip, row.candidate_id, text, row.reward))
     return curated, dropped
+
+
+def best_and_worst(
+    candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate], min_gap: float = 0.0
+) -> list[tuple[ScoredCandidate, ScoredCandidate]]:
+    """(best, worst) of each clip whose rewards lie further apart than `min_gap`, in the order of the candidates;
+    ties go to the lowest candidate id. Raises ValueError as `curate` does."""
+    pairs = []
+    for rows in _by_clip(candidates, scores).values():
+        best = min(rows, key=lambda row: (-row.reward, row.candidate_id))
+        worst = min(rows, key=lambda row: (row.reward, row.candidate_id))
+        if best.reward - worst.reward > min_gap:
+            pairs.append((best, worst))
+    return pairs
+
+
+def _by_clip(candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate]) -> dict[str, list[ScoredCandidate]]:
+    """The scores of each clip, joined by key, in the order of the candidates."""
+    by_key = {(each.utterance_id, each.candidate_id): each for each in scores}
+    keys = dict.fromkeys((each.utterance_id, each.candidate_id) for each in candidates)
+    if len(by_key) != len(scores) or len(keys) != len(candidates) or by_key.keys() != keys.keys():
+        raise ValueError("candidates and scores do not hold the same (utterance_id, candidate_id) keys, each once")
+    clips: dict[str, list[ScoredCandidate]] = defaultdict(list)
+    for key in keys:
+        clips[key[0]].append(by_key[key])
+    return clips
 
 
 def replay(curated: Sequence[CuratedRow], references: dict[str, str], share: float, seed: int) -> list[CuratedRow]:

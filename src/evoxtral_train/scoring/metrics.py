@@ -39,13 +39,14 @@ def evaluate(
     """Every metric as {value, low, high}, nested by family.
 
     `with_words`: whether the system writes words, so that WER and CER mean something. `samples`
-    and `seed` of the bootstrap; clips are the unit that is drawn.
+    and `seed` of the bootstrap; clips are the unit that is drawn, and rows of one id (several runs of
+    a study, pooled) are drawn together.
     """
     if not rows:
         raise ValueError("no predictions to evaluate")
     counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
     tags = sorted({tag for each in counts for tag in each.reference | each.predicted})
-    weights = _bootstrap_weights(len(rows), samples, seed)
+    weights = _bootstrap_weights([row.id for row in rows], samples, seed)
     untagged = np.array([each.reference.total() == 0 for each in counts])
     report = {
         "clips": len(rows),
@@ -69,6 +70,47 @@ def evaluate(
     if with_words:
         report |= _words(rows, weights)
     return report
+
+
+def differences(before: Sequence[Prediction], after: Sequence[Prediction], samples: int = 2000, seed: int = 0) -> dict[str, dict]:
+    """What `after` has more than `before`, as {value, low, high}: micro F1 and hallucination, false tags per untagged
+    clip, tags per clip. Each clip is drawn for both at once, so that what makes it hard for both does not
+    widen the interval. Raises ValueError unless both hold the same clips in the same order."""
+    ids = [row.id for row in before]
+    if ids != [row.id for row in after]:
+        raise ValueError("the two systems do not hold the same clips in the same order")
+    weights = _bootstrap_weights(ids, samples, seed)
+    first, second = _sums(before), _sums(after)
+    found = {}
+    for name in first:
+        (point, drawn), (later_point, later_drawn) = (_ratios(*sums[name], weights) for sums in (first, second))
+        both = ~np.isnan(drawn) & ~np.isnan(later_drawn)
+        undefined = np.isnan(point) or np.isnan(later_point)
+        found[name] = _with_interval(None if undefined else float(later_point - point), (later_drawn - drawn)[both])
+    return found
+
+
+def _sums(rows: Sequence[Prediction]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """name -> numerators and denominators, one of each per row."""
+    counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
+    matched, predicted, wanted = (
+        np.array([getattr(each, name).total() for each in counts], float) for name in ("matched", "predicted", "reference")
+    )
+    untagged = (wanted == 0).astype(float)
+    return {
+        "micro_f1": (2 * matched, predicted + wanted),
+        "hallucination": (predicted - matched, predicted),
+        "false_tags_per_untagged_clip": (predicted * untagged, untagged),
+        "tags_per_clip": (predicted, np.ones(len(rows))),
+    }
+
+
+def _ratios(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """(sum over sum, the same in each resample); NaN without a denominator."""
+    every = np.vstack([np.ones(len(numerators)), weights])
+    above, below = every @ numerators, every @ denominators
+    ratios = np.divide(above, below, out=np.full(len(every), np.nan), where=below > 0)
+    return ratios[0], ratios[1:]
 
 
 def _families(counts: list[TagCounts], tags: list[str], weights: np.ndarray) -> dict:
@@ -150,22 +192,22 @@ def _tag_row(counts: list[TagCounts], tag: str) -> dict:
     }
 
 
-def _bootstrap_weights(clips: int, samples: int, seed: int) -> np.ndarray:
-    """[samples, clips]: how often each clip is drawn in each resample of the same size."""
-    return np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=samples).astype(float)
+def _bootstrap_weights(ids: Sequence[str], samples: int, seed: int) -> np.ndarray:
+    """[samples, rows]: how often each row's clip is drawn in each resample of as many clips."""
+    clips = {identity: number for number, identity in enumerate(dict.fromkeys(ids))}
+    drawn = np.random.default_rng(seed).multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=samples)
+    return drawn[:, [clips[identity] for identity in ids]].astype(float)
 
 
 def _mean(values: Sequence[float], weights: np.ndarray) -> dict:
     array = np.asarray(values, float)
-    return _with_interval(float(array.mean()), weights @ array / len(array))
+    return _with_interval(float(array.mean()), weights @ array / weights.sum(axis=1))
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> dict:
     """Sum over sum; None when the denominator is empty. Resamples that lack one are left out of the interval."""
-    total = denominators.sum()
-    below = weights @ denominators
-    drawn = (weights @ numerators)[below > 0] / below[below > 0]
-    return _with_interval(float(numerators.sum() / total) if total else None, drawn)
+    point, drawn = _ratios(numerators, denominators, weights)
+    return _with_interval(None if np.isnan(point) else float(point), drawn[~np.isnan(drawn)])
 
 
 def _with_interval(value: float | None, drawn: np.ndarray) -> dict:

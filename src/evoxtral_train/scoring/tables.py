@@ -1,6 +1,6 @@
 """Evaluation reports as Markdown tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _COLUMNS = (
     ("micro F1", ("micro", "f1")),
@@ -22,26 +22,33 @@ _COLUMNS = (
 def systems_table(systems: Mapping[str, dict]) -> str:
     """One line per system, value [95% interval]; columns that no system has are left out."""
     columns = [(title, path) for title, path in _COLUMNS if any(_find(report, path) is not None for report in systems.values())]
-    lines = [
-        "| system | " + " | ".join(title for title, _ in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for name, report in systems.items():
-        cells = (_cell(_find(report, path)) for _, path in columns)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(interval(_find(report, path)) for _, path in columns)] for name, report in systems.items()]
+    return markdown_table(["system", *(title for title, _ in columns)], rows)
 
 
 def per_tag_table(systems: Mapping[str, dict]) -> str:
     """One line per tag: its support, and for each system F1 (matched / predicted)."""
-    tags = sorted({tag for report in systems.values() for tag in report["per_tag"]})
-    lines = ["| tag | support | " + " | ".join(systems) + " |", "|---" * (len(systems) + 2) + "|"]
-    for tag in tags:
+    lines = []
+    for tag in sorted({tag for report in systems.values() for tag in report["per_tag"]}):
         rows = [report["per_tag"].get(tag) for report in systems.values()]
         support = max((row["support"] for row in rows if row), default=0)
         cells = (f"{row['f1']:.2f} ({row['matched']}/{row['predicted']})" if row else "0.00 (0/0)" for row in rows)
-        lines.append(f"| {tag} | {support} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([tag, str(support), *cells])
+    return markdown_table(["tag", "support", *systems], lines)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def interval(measure: dict | None) -> str:
+    """{"value": 0.7534, "low": 0.71, "high": 0.79} -> "0.753 [0.71, 0.79]"."""
+    if measure is None or measure["value"] is None:
+        return "—"
+    if measure["low"] is None:
+        return f"{measure['value']:.3f}"
+    return f"{measure['value']:.3f} [{measure['low']:.2f}, {measure['high']:.2f}]"
 
 
 def _find(report: dict, path: tuple[str, ...]) -> dict | None:
@@ -50,11 +57,3 @@ def _find(report: dict, path: tuple[str, ...]) -> dict | None:
             return None
         report = report[name]
     return report
-
-
-def _cell(measure: dict | None) -> str:
-    if measure is None or measure["value"] is None:
-        return "—"
-    if measure["low"] is None:
-        return f"{measure['value']:.3f}"
-    return f"{measure['value']:.3f} [{measure['low']:.2f}, {measure['high']:.2f}]"

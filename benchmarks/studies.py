@@ -1,0 +1,112 @@
+"""What the studies share: the project's own commands run in phases, and scores over several seeds.
+
+A study is a list of phases; the commands of one phase do not depend on each other and run `jobs` at a time, each
+with its share of the cores. A command whose output is finished is skipped, so that a study that was
+interrupted goes on by calling it again.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evoxtral_train.progress import Progress, format_seconds
+from evoxtral_train.records import Prediction, read_jsonl, read_rows
+from evoxtral_train.runs import is_complete, write_atomic
+from evoxtral_train.scoring.metrics import evaluate
+
+DEMO = Path("configs/demo")
+SAMPLES, BOOTSTRAP_SEED = 2000, 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """`evoxtral` with arguments; finished when `output` is a finished run."""
+
+    words: Sequence[str]
+    output: Path
+
+    @classmethod
+    def of(cls, command: str, config: Path, output: Path, **settings) -> "Command":
+        """Double underscores stand for dots: of("sft", "sft.yaml", out, train__seed=1)."""
+        changes = {"output": output, "tracking.mode": "disabled"}
+        changes |= {name.replace("__", "."): value for name, value in settings.items()}
+        sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+        return cls([*command.split(), str(config), *sets], output)
+
+    def __str__(self) -> str:
+        return shlex.join(["evoxtral", *self.words])
+
+
+def run_phases(phases: Sequence[Iterable[Command]], jobs: int, logs: Path) -> None:
+    """Run what is not finished; the first failure ends the study with the end of its log."""
+    phases = [list(phase) for phase in phases]
+    everything = [command for phase in phases for command in phase]
+    finished = sum(is_complete(command.output) for command in everything)
+    logs.mkdir(parents=True, exist_ok=True)
+    write_atomic(logs / "commands.txt", "".join(f"{command}\n" for command in everything))
+    print(f"{len(everything)} commands ({logs / 'commands.txt'}), {finished} finished before, {jobs} at a time", flush=True)
+    bar = Progress("study", len(everything), "commands")
+    bar.skip(finished)
+    for phase in phases:
+        waiting = [command for command in phase if not is_complete(command.output)]
+        with ThreadPoolExecutor(jobs) as pool:
+            for command, seconds in pool.map(lambda command: _run(command, jobs, logs), waiting):
+                bar.advance(1)
+                print(f"{format_seconds(seconds):>12}  {command.output}", flush=True)
+    bar.close()
+
+
+def _run(command: Command, jobs: int, logs: Path) -> tuple[Command, float]:
+    started, log = time.monotonic(), logs / f"{'-'.join(command.output.parts[-3:])}.log"
+    threads = str(max((os.cpu_count() or 1) // jobs, 1))
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "evoxtral_train.cli", *command.words, "--resume"], stdout=file, stderr=file, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")},
+        )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{command}\n{log.read_text('utf-8')[-2000:]}")
+    return command, time.monotonic() - started
+
+
+def systems_of(folder: Path) -> dict[str, list[Prediction]]:
+    """name -> predictions of an evaluation."""
+    return {path.stem: read_rows(path, Prediction) for path in sorted((folder / "predictions").glob("*.jsonl"))}
+
+
+def score_over_seeds(predictions: Mapping[str, list[Prediction]]) -> dict:
+    """All seeds pooled, as `evaluate` gives it, and each seed's micro F1. Clips are drawn for the intervals, with
+    what every seed wrote for them: they hold for these seeds; how far the seeds differ stands beside them."""
+    report = evaluate([row for rows in predictions.values() for row in rows], False, SAMPLES, BOOTSTRAP_SEED)
+    seeds = [evaluate(rows, False, 1, 0)["micro"]["f1"]["value"] for rows in predictions.values()]
+    return report | {"micro_f1_of_seeds": seeds}
+
+
+def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:
+    """The predictions with the manifest's events, whatever layout they were packed in."""
+    events = {row["id"]: row["events"] for _, row in read_jsonl(manifest)}
+    return [replace(row, events=events[row.id]) for row in rows]
+
+
+def publish(document: Path, sections: Mapping[str, str], results: dict) -> None:
+    """Write the results beside the document, and each section between its marks in it:
+    `<!-- name -->` … `<!-- end -->`. The prose around them is written by people."""
+    write_atomic(document.with_suffix(".json"), json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(document, filled(document.read_text("utf-8"), sections))
+
+
+def filled(text: str, sections: Mapping[str, str]) -> str:
+    for name, content in sections.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not mark.search(text):
+            raise SystemExit(f"the document has no place for {name!r}")
+        text = mark.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)
+    return text

@@ -1,0 +1,217 @@
+"""Where should the tags be written? Three layouts, the same corpus, steps and adapter, three seeds: `make study`.
+
+    packed      right after the prompt: the published recipe
+    deferred    when the clip has ended
+    aligned     each tag when its event has ended; with pads at full and at lower loss weight
+
+The recipe is the demo's (`configs/demo/`). The base writes in its own streaming form alone, so that neither
+`packed` nor `deferred` is known to it; `aligned` is that form. `packed` is also given twice the steps. The pads'
+weight is chosen on the validation split; everything else is told of the test split.
+
+Writes the results and the figure, and with `--document` puts the tables into it.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from studies import (
+    BOOTSTRAP_SEED,
+    DEMO,
+    SAMPLES,
+    Command,
+    publish,
+    run_phases,
+    score_over_seeds,
+    systems_of,
+    with_events,
+)
+
+from evoxtral_train.records import Prediction
+from evoxtral_train.scoring.tables import interval, markdown_table
+from evoxtral_train.text.tags import find_tags
+
+
+@dataclass(frozen=True)
+class Variant:
+    layout: str
+    settings: dict = field(default_factory=dict)
+    epochs_factor: int = 1
+
+
+VARIANTS = {
+    "packed": Variant("packed"),
+    "packed, twice the steps": Variant("packed", epochs_factor=2),
+    "deferred": Variant("deferred"),
+    "aligned": Variant("aligned"),
+    "aligned, pads 0.5": Variant("aligned", {"train__pad_weight": 0.5}),
+    "aligned, pads 0.2": Variant("aligned", {"train__pad_weight": 0.2}),
+}
+IN_THE_FIGURE = ("packed", "deferred", "aligned")
+TIME_BINS = 6
+
+
+def main() -> None:
+    options = _options()
+    manifest = options.output / "data" / "manifest.jsonl"
+    run_phases(phases(options, manifest), options.jobs, options.output / "logs")
+    results = {
+        split: {name: _scores(options.output, name, split, manifest) for name in VARIANTS} for split in ("validation", "test")
+    }
+    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), options.bins) for name in IN_THE_FIGURE}
+    content = {"seeds": options.seeds, "epochs": options.epochs, "clips": options.clips, **results, "recall_by_time": recall}
+    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    draw(recall, options.output / "recall-by-time.png")
+    print(layouts_table(content), pads_table(content), sep="\n\n")
+    if options.document:
+        publish(options.document, sections(content), content)
+        draw(recall, options.document.with_name("layouts-recall.png"))
+
+
+def sections(content: dict) -> dict[str, str]:
+    """The tables of the document, by the name of their place in it."""
+    return {"layouts": layouts_table(content), "pads": pads_table(content)}
+
+
+def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
+    root = options.output
+    clips = {f"clips__{split}": count for split, count in options.clips.items()}
+    layouts = {variant.layout for variant in VARIANTS.values()}
+    train, evaluate = [], []
+    for name, variant in VARIANTS.items():
+        dataset = root / "packed" / variant.layout
+        for seed in options.seeds:
+            settings = {"train__epochs": options.epochs * variant.epochs_factor, "train__seed": seed, **variant.settings}
+            output = root / "sft" / _slug(name) / f"seed-{seed}"
+            train.append(Command.of("sft", DEMO / "sft.yaml", output, dataset=dataset, **settings))
+        systems = ", ".join(f"{{name: seed {seed}, adapter: {root}/sft/{_slug(name)}/seed-{seed}}}" for seed in options.seeds)
+        for split in ("validation", "test"):
+            settings = {"dataset": dataset, "split": split, "systems": f"[{systems}]", "bootstrap__samples": SAMPLES}
+            evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", root / "eval" / _slug(name) / split, **settings))
+    train.sort(key=lambda command: "twice" not in str(command.output))  # the longest first
+    return [
+        [Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)],
+        [
+            Command.of("data pack", DEMO / "pack.yaml", root / "packed" / layout, manifest=manifest, layout__kind=layout)
+            for layout in sorted(layouts)
+        ],
+        train,
+        evaluate,
+    ]
+
+
+def _scores(root: Path, name: str, split: str, manifest: Path) -> dict:
+    return score_over_seeds(_rows(root, name, split, manifest))
+
+
+def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[Prediction]]:
+    systems = systems_of(root / "eval" / _slug(name) / split)
+    return {seed: with_events(rows, manifest) for seed, rows in systems.items()}
+
+
+def recall_by_time(predictions: dict[str, list[Prediction]], bins: int) -> list[dict]:
+    """Recall of the reference's tags by the second at which their event begins, in bins of equal numbers of events:
+    [{from_s, to_s, mean_s, events, value, low, high}]. Of a tag that a clip has twice and the system wrote once, the
+    earlier counts as found. Clips are drawn for the intervals, all seeds together."""
+    begins, found, clip_of = [], [], []
+    numbers: dict[str, int] = {}
+    for rows in predictions.values():
+        for row in rows:
+            left = Counter(find_tags(row.prediction))
+            for event in sorted(row.events, key=lambda event: event["start_s"]):
+                begins.append(event["start_s"])
+                found.append(left[event["tag"]] > 0)
+                left[event["tag"]] -= 1
+                clip_of.append(numbers.setdefault(row.id, len(numbers)))
+    begins, found, clip_of = np.array(begins), np.array(found, float), np.array(clip_of)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(len(numbers), [1 / len(numbers)] * len(numbers), size=SAMPLES)
+    edges = np.quantile(begins, np.linspace(0, 1, bins + 1))
+    edges = np.unique(edges)
+    table = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        inside = (begins >= first) & ((begins < last) | (last == edges[-1]))
+        weights = drawn[:, clip_of[inside]]
+        spread = (weights @ found[inside]) / np.maximum(weights.sum(axis=1), 1)
+        low, high = np.percentile(spread, [2.5, 97.5])
+        table.append(
+            {"from_s": first, "to_s": last, "mean_s": begins[inside].mean(), "events": int(inside.sum() / len(predictions)),
+             "value": found[inside].mean(), "low": low, "high": high}
+        )  # fmt: skip
+    return [{name: float(value) for name, value in row.items()} for row in table]
+
+
+def layouts_table(content: dict) -> str:
+    header = ["layout", "micro F1", "each seed", "micro P", "micro R", "macro F1", "card F1", "false tags / untagged clip",
+              "tags / clip"]  # fmt: skip
+    rows = []
+    for name, report in content["test"].items():
+        seeds = ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"])
+        measures = (report["micro"]["f1"], report["micro"]["precision"], report["micro"]["recall"], report["macro"]["f1"],
+                    report["card"]["f1"], report["false_tags_per_untagged_clip"], report["tags_per_clip"])  # fmt: skip
+        first, *others = map(interval, measures)
+        rows.append([name, first, seeds, *others])
+    return markdown_table(header, rows)
+
+
+def pads_table(content: dict) -> str:
+    """On the validation split: what the default was chosen by."""
+    rows = []
+    for name, report in content["validation"].items():
+        if name.startswith("aligned"):
+            measures = (report["micro"]["f1"], report["false_tags_per_untagged_clip"], report["placed"]["micro"]["f1"])
+            latency = report["placed"]["latency_s"]
+            rows.append([name, *map(interval, measures), f"{latency['median']:.2f}", f"{latency['p90']:.2f}"])
+    header = ["layout", "micro F1", "false tags / untagged clip", "placed micro F1", "latency, median (s)", "p90 (s)"]
+    return markdown_table(header, rows)
+
+
+def draw(recall: dict[str, list[dict]], path: Path) -> None:
+    """Recall against the time of the event, a line and a 95% band for each layout."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = {"packed": "#d1495b", "deferred": "#30638e", "aligned": "#00798c"}
+    markers = {"packed": "o", "deferred": "s", "aligned": "^"}
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5), dpi=150)
+    for name, rows in recall.items():
+        at = [row["mean_s"] for row in rows]
+        axes.plot(at, [row["value"] for row in rows], marker=markers[name], color=colours[name], label=name)
+        axes.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], color=colours[name], alpha=0.15)
+    axes.axvspan(0.56, 1.3, color="#888888", alpha=0.2, linewidth=0)
+    axes.text(0.93, 0.03, "packed writes its\nfirst to tenth token", ha="center", va="bottom", fontsize=8, color="#555555")
+    axes.set(xlabel="the event begins at (s)", ylabel="recall", ylim=(0, 1), title="Which tags are found, by when they happen")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _slug(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/studies/layouts"))
+    parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the adapter's start and the order of the rows"
+    )
+    parser.add_argument("--corpus-seed", type=int, default=11)
+    parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "test": 500})
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--bins", type=int, default=TIME_BINS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""RAFT through the command line: every row accounted for, resuming, refusals, rounds, the gate, preference pairs."""
+
+import json
+import shutil
+
+import yaml
+
+from evoxtral_train.config.schema import RaftConfig
+from evoxtral_train.modeling.adapters import find_adapter
+from evoxtral_train.records import Candidate, CuratedRow, DroppedRow, PreferencePair, ScoredCandidate, read_rows
+from evoxtral_train.runs import read_run
+from evoxtral_train.stages.raft_folders import of_round
+
+
+def test_every_row_is_accounted_for(demo):
+    raft = demo / "runs/raft/round-1"
+    candidates = read_rows(raft / "candidates/candidates.jsonl", Candidate)
+    scores = read_rows(raft / "scores/scores.jsonl", ScoredCandidate)
+    curated = read_rows(raft / "curated/curated.jsonl", CuratedRow)
+    dropped = read_rows(raft / "curated/dropped.jsonl", DroppedRow)
+    keys = [(each.utterance_id, each.candidate_id) for each in candidates]
+    assert keys == [(f"train-{clip:05d}", number) for clip in range(24) for number in range(2)]
+    assert keys == [(each.utterance_id, each.candidate_id) for each in scores]
+    assert sorted(keys) == sorted((each.utterance_id, each.candidate_id) for each in [*curated, *dropped])
+    assert len(curated) == 21  # floor(24 × 0.9)
+    metrics = json.loads((raft / "train/metrics.json").read_text("utf-8"))
+    assert (metrics["train_rows"], metrics["steps"]) == (21, 3)
+
+
+def test_generation_resumed_equals_uninterrupted(demo, raft, monkeypatch):
+    import evoxtral_train.stages.generate as stage
+
+    shutil.rmtree(raft.folder)
+    real, batches = stage.decode, []
+
+    def stop_after_two(*arguments, **named):
+        for batch in real(*arguments, **named):
+            batches.append(batch)
+            if len(batches) == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(stage, "decode", stop_after_two)
+    small_batches = ("--set", "generate.batch_tokens=2000")
+    assert raft("generate", *small_batches).exit_code == 130
+    assert not (raft.folder / "round-1/candidates/candidates.jsonl").exists()
+    refused = raft("score", *small_batches)
+    assert refused.exit_code == 2
+    assert "is not finished — finish it with: evoxtral raft generate" in refused.stderr
+    monkeypatch.setattr(stage, "decode", real)
+    resumed = raft("generate", *small_batches, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    found, expected = (
+        read_rows(folder / "round-1/candidates/candidates.jsonl", Candidate) for folder in (raft.folder, demo / "runs/raft")
+    )
+    assert [(each.text, each.token_ids) for each in found] == [(each.text, each.token_ids) for each in expected]
+
+
+def test_raft_run_does_all_four_and_resumes(raft):
+    shutil.rmtree(raft.folder / "round-1/scores")
+    shutil.rmtree(raft.folder / "round-1/curated")
+    shutil.rmtree(raft.folder / "round-1/train")
+    result = raft("run", "--resume")
+    assert result.exit_code == 0, result.stderr
+    steps = [line for line in result.stderr.splitlines() if line.startswith("round")]
+    assert steps == [
+        "round 1 of 1: generate, finished before", "round 1 of 1: score", "round 1 of 1: curate", "round 1 of 1: train",
+    ]  # fmt: skip
+    assert (raft.folder / "round-1/train/adapter/adapter_model.safetensors").is_file()
+    assert "this run is finished" in raft("run").stderr
+
+
+def test_inputs_made_from_something_else_are_refused(raft, demo, call, packed, tmp_path):
+    wrong = raft("score", "--overwrite", "--set", f"dataset={packed['deferred']}")
+    assert wrong.exit_code == 2
+    assert "was made from another dataset than" in wrong.stderr
+    wrong = raft("score", "--overwrite", "--set", "generate.temperature=0.8")
+    assert "was made with another config: generate.temperature differ" in wrong.stderr
+    wrong = raft("train", "--overwrite", "--set", "curate.drop_lowest_share=0.2")
+    assert "was made with another config: curate.drop_lowest_share differ" in wrong.stderr
+    other = tmp_path / "other-adapter"
+    shutil.copytree(demo / "runs/sft/adapter", other)
+    with (other / "adapter_config.json").open("a") as file:
+        file.write("\n")
+    wrong = raft("train", "--overwrite", "--set", f"adapter={other}")
+    assert "was made from another adapter than" in wrong.stderr
+    wrong = call("compare", demo / "runs/eval-sft", demo / "runs/eval-sft", demo / "runs/sft")
+    assert "holds a run of `sft`, not of `eval`" in wrong.stderr
+
+
+TWO_ROUNDS = ("--set", "rounds=[{}, {candidates: 3, temperature: 1.1, top_p: 1.0}]")
+NO_GATE = ("--set", "gate.split=null")
+
+
+def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_settings(demo, raft):
+    shutil.rmtree(raft.folder)
+    result = raft("run", *TWO_ROUNDS, *NO_GATE)
+    assert result.exit_code == 0, result.stderr
+    first, second = (raft.folder / f"round-{number}" for number in (1, 2))
+    trained = find_adapter(first / "train").fingerprint
+    assert read_run(second / "candidates")["inputs"]["adapter"] == trained
+    assert read_run(second / "train")["inputs"]["adapter"] == trained
+    assert read_run(first / "train")["inputs"]["adapter"] == find_adapter(demo / "runs/sft").fingerprint
+    sampling = [yaml.safe_load((folder / "candidates/config.yaml").read_text("utf-8"))["generate"] for folder in (first, second)]
+    assert [(each["candidates"], each["temperature"], each["top_p"], each["seed"]) for each in sampling] == [
+        (2, 0.7, 0.9, 0), (3, 1.1, 1.0, 1),
+    ]  # fmt: skip
+    assert len(read_rows(second / "candidates/candidates.jsonl", Candidate)) == 24 * 3
+    assert find_adapter(raft.folder / "result").fingerprint == find_adapter(second / "train").fingerprint
+    rounds = json.loads((raft.folder / "result/rounds.json").read_text("utf-8"))
+    assert [(row["round"], row["gate"], row.get("candidates_per_clip")) for row in rounds] == [
+        (0, None, None), (1, None, 2), (2, None, 3),
+    ]  # fmt: skip
+    for folder in (first, second):
+        for name in ("candidates/candidates", "scores/scores", "curated/curated", "curated/dropped"):
+            assert (folder / f"{name}.jsonl").is_file()
+    assert "| round | N | greedy | mean of N | best of N |" in result.stdout
+
+
+def test_a_round_that_does_not_help_is_the_last_and_its_adapter_is_not_the_result(demo, raft):
+    shutil.rmtree(raft.folder)
+    result = raft("run", *TWO_ROUNDS, "--set", "gate.min_gain=10", "--set", "score.profile=counts")
+    assert result.exit_code == 0, result.stderr
+    assert "ended by the gate: round 1 changed reward by" in result.stdout
+    assert "no round helped" in result.stdout
+    assert (raft.folder / "round-1/train/adapter").is_dir()
+    assert not (raft.folder / "round-2").exists()
+    assert find_adapter(raft.folder / "result").fingerprint == find_adapter(demo / "runs/sft").fingerprint
+    rounds = json.loads((raft.folder / "result/rounds.json").read_text("utf-8"))
+    assert [row["round"] for row in rounds] == [0, 1]
+
+
+def test_rounds_added_later_give_what_they_give_at_once(raft, tmp_path):
+    shutil.rmtree(raft.folder)
+    gate = ("--set", "gate.measure=micro_f1", "--set", "gate.min_gain=-1")
+    assert raft("run", *gate).exit_code == 0
+    first = (raft.folder / "round-1/candidates/complete.json").stat().st_mtime_ns
+    assert "this run is finished" in raft("run", "--resume", *gate).stderr
+    later = raft("run", "--resume", *TWO_ROUNDS, *gate)
+    assert later.exit_code == 0, later.stderr
+    assert (raft.folder / "round-1/candidates/complete.json").stat().st_mtime_ns == first
+    at_once = raft("run", *TWO_ROUNDS, *gate, "--set", f"output={tmp_path}/at-once")
+    assert at_once.exit_code == 0, at_once.stderr
+    one, two = ((folder / "result/rounds.json").read_text("utf-8") for folder in (raft.folder, tmp_path / "at-once"))
+    assert one == two
+    assert find_adapter(raft.folder / "result").fingerprint == find_adapter(tmp_path / "at-once/result").fingerprint
+    fewer = raft("run", "--overwrite", *NO_GATE)
+    assert fewer.exit_code == 0, fewer.stderr
+    assert not (raft.folder / "round-2").exists()
+
+
+def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
+    assert "the dataset has no split 'dev'" in raft("run", "--resume", "--set", "gate.split=dev").stderr
+    none = raft("score", "--round", "2")
+    assert none.exit_code == 2
+    assert "there is no round 2: the config has 1" in none.stderr
+    waiting = raft("generate", "--round", "2", *TWO_ROUNDS, "--dry-run")
+    assert waiting.exit_code == 0, waiting.stderr
+    assert "72 (3 per clip)" in waiting.stdout
+
+
+def test_the_seeds_of_a_round_are_its_own(demo):
+    config = RaftConfig(output="out", dataset="d", model={"base": "b"}, adapter="a", rounds=[{}, {}, {}],
+                        train={"epochs": 1, "learning_rate": 1e-4, "seed": 5}, generate={"seed": 2})  # fmt: skip
+    rounds = [of_round(config, number) for number in (1, 2, 3)]
+    assert [(each.generate.seed, each.train.seed, str(each.adapter)) for each in rounds] == [
+        (2, 5, "a"), (3, 6, "out/round-1/train"), (4, 7, "out/round-2/train"),
+    ]  # fmt: skip
+
+
+def test_preference_pairs_in_trl_s_names(demo, raft, processor, clock):
+    import datasets
+
+    result = raft("pairs")
+    assert result.exit_code == 0, result.stderr
+    path = raft.folder / "round-1/pairs/pairs.jsonl"
+    pairs = read_rows(path, PreferencePair)
+    rewards: dict[str, list[float]] = {}
+    for each in read_rows(raft.folder / "round-1/scores/scores.jsonl", ScoredCandidate):
+        rewards.setdefault(each.utterance_id, []).append(each.reward)
+    spread = {clip: (max(values), min(values)) for clip, values in rewards.items() if max(values) > min(values)}
+    assert {each.utterance_id: (each.chosen_reward, each.rejected_reward) for each in pairs} == spread
+    assert f"24 = {len(spread)} pairs + {24 - len(spread)} without" in result.stdout
+    loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(raft.folder / "cache"))
+    assert {"prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids", "audio"} <= set(loaded.column_names)
+    for each in pairs:
+        assert each.prompt == ""
+        assert each.prompt_ids[:2] == [clock.bos_id, clock.streaming_pad_id]
+        assert (each.chosen, each.rejected) == tuple(
+            processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (each.chosen_ids, each.rejected_ids)
+        )
+        assert each.audio.endswith(f"{each.utterance_id}.flac")
+    far = raft("pairs", "--overwrite", "--set", "pairs.min_gap=9")
+    assert far.exit_code == 2
+    assert "no clip has two candidates that far apart" in far.stderr

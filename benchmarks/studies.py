@@ -28,18 +28,19 @@ SAMPLES, BOOTSTRAP_SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Command:
-    """`evoxtral` with arguments; finished when `output` is a finished run."""
+    """`evoxtral` with arguments; finished when `result` is a finished run."""
 
     words: Sequence[str]
-    output: Path
+    result: Path
 
     @classmethod
-    def of(cls, command: str, config: Path, output: Path, **settings) -> "Command":
-        """Double underscores stand for dots: of("sft", "sft.yaml", out, train__seed=1)."""
+    def of(cls, command: str, config: Path, output: Path, result: str = "", **settings) -> "Command":
+        """Double underscores stand for dots: of("sft", "sft.yaml", out, train__seed=1). `result`: the folder in
+        `output` that the command finishes, where it is not `output` itself."""
         changes = {"output": output, "tracking.mode": "disabled"}
         changes |= {name.replace("__", "."): value for name, value in settings.items()}
         sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
-        return cls([*command.split(), str(config), *sets], output)
+        return cls([*command.split(), str(config), *sets], output / result)
 
     def __str__(self) -> str:
         return shlex.join(["evoxtral", *self.words])
@@ -49,23 +50,23 @@ def run_phases(phases: Sequence[Iterable[Command]], jobs: int, logs: Path) -> No
     """Run what is not finished; the first failure ends the study with the end of its log."""
     phases = [list(phase) for phase in phases]
     everything = [command for phase in phases for command in phase]
-    finished = sum(is_complete(command.output) for command in everything)
+    finished = sum(is_complete(command.result) for command in everything)
     logs.mkdir(parents=True, exist_ok=True)
     write_atomic(logs / "commands.txt", "".join(f"{command}\n" for command in everything))
     print(f"{len(everything)} commands ({logs / 'commands.txt'}), {finished} finished before, {jobs} at a time", flush=True)
     bar = Progress("study", len(everything), "commands")
     bar.skip(finished)
     for phase in phases:
-        waiting = [command for command in phase if not is_complete(command.output)]
+        waiting = [command for command in phase if not is_complete(command.result)]
         with ThreadPoolExecutor(jobs) as pool:
             for command, seconds in pool.map(lambda command: _run(command, jobs, logs), waiting):
                 bar.advance(1)
-                print(f"{format_seconds(seconds):>12}  {command.output}", flush=True)
+                print(f"{format_seconds(seconds):>12}  {command.result}", flush=True)
     bar.close()
 
 
 def _run(command: Command, jobs: int, logs: Path) -> tuple[Command, float]:
-    started, log = time.monotonic(), logs / f"{'-'.join(command.output.parts[-3:])}.log"
+    started, log = time.monotonic(), logs / f"{'-'.join(command.result.parts[-3:])}.log"
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
     with log.open("wb") as file:
         done = subprocess.run(
@@ -94,6 +95,11 @@ def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:
     """The predictions with the manifest's events, whatever layout they were packed in."""
     events = {row["id"]: row["events"] for _, row in read_jsonl(manifest)}
     return [replace(row, events=events[row.id]) for row in rows]
+
+
+def slug(name: str) -> str:
+    """ "packed, twice the steps" -> "packed-twice-the-steps"."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def publish(document: Path, sections: Mapping[str, str], results: dict) -> None:

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from studies import (
     publish,
     run_phases,
     score_over_seeds,
+    slug,
     systems_of,
     with_events,
 )
@@ -61,9 +61,10 @@ def main() -> None:
     manifest = options.output / "data" / "manifest.jsonl"
     run_phases(phases(options, manifest), options.jobs, options.output / "logs")
     results = {
-        split: {name: _scores(options.output, name, split, manifest) for name in VARIANTS} for split in ("validation", "test")
+        split: {name: _scores(options.output, name, split, manifest) for name in options.only} for split in ("validation", "test")
     }
-    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), options.bins) for name in IN_THE_FIGURE}
+    shown = [name for name in IN_THE_FIGURE if name in options.only]
+    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), options.bins) for name in shown}
     content = {"seeds": options.seeds, "epochs": options.epochs, "clips": options.clips, **results, "recall_by_time": recall}
     (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
     draw(recall, options.output / "recall-by-time.png")
@@ -81,19 +82,20 @@ def sections(content: dict) -> dict[str, str]:
 def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
     root = options.output
     clips = {f"clips__{split}": count for split, count in options.clips.items()}
-    layouts = {variant.layout for variant in VARIANTS.values()}
+    variants = {name: VARIANTS[name] for name in options.only}
+    layouts = {variant.layout for variant in variants.values()}
     train, evaluate = [], []
-    for name, variant in VARIANTS.items():
+    for name, variant in variants.items():
         dataset = root / "packed" / variant.layout
         for seed in options.seeds:
             settings = {"train__epochs": options.epochs * variant.epochs_factor, "train__seed": seed, **variant.settings}
-            output = root / "sft" / _slug(name) / f"seed-{seed}"
+            output = root / "sft" / slug(name) / f"seed-{seed}"
             train.append(Command.of("sft", DEMO / "sft.yaml", output, dataset=dataset, **settings))
-        systems = ", ".join(f"{{name: seed {seed}, adapter: {root}/sft/{_slug(name)}/seed-{seed}}}" for seed in options.seeds)
+        systems = ", ".join(f"{{name: seed {seed}, adapter: {root}/sft/{slug(name)}/seed-{seed}}}" for seed in options.seeds)
         for split in ("validation", "test"):
             settings = {"dataset": dataset, "split": split, "systems": f"[{systems}]", "bootstrap__samples": SAMPLES}
-            evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", root / "eval" / _slug(name) / split, **settings))
-    train.sort(key=lambda command: "twice" not in str(command.output))  # the longest first
+            evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", root / "eval" / slug(name) / split, **settings))
+    train.sort(key=lambda command: "twice" not in str(command.result))  # the longest first
     return [
         [Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)],
         [
@@ -110,7 +112,7 @@ def _scores(root: Path, name: str, split: str, manifest: Path) -> dict:
 
 
 def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[Prediction]]:
-    systems = systems_of(root / "eval" / _slug(name) / split)
+    systems = systems_of(root / "eval" / slug(name) / split)
     return {seed: with_events(rows, manifest) for seed, rows in systems.items()}
 
 
@@ -194,11 +196,7 @@ def draw(recall: dict[str, list[dict]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
-
-
-def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/studies/layouts"))
     parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
@@ -208,9 +206,12 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "test": 500})
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="some of the variants"
+    )
     parser.add_argument("--bins", type=int, default=TIME_BINS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -113,11 +113,11 @@ def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:
 nothing by `evoxtral tiny-base configs/tiny-base.yaml` in {format_seconds(metrics["train_s"])} on 2 cores. It is no speech
 recogniser: it knows the {metrics["words"]} words of `data/scripts/grammar.yaml`, spoken by espeak-ng.
 
-It was trained to transcribe, in the base model's own streaming form (each word 480 ms after it was
-heard). It heard speech in every style and every sound that the demo's tags name, but never met a tag together with the
-sound that it stands for: words and tags as text stood over silence, so that it can write the tags' subwords. Two linear
-heads on its audio path, thrown away after training, named phonemes and acoustic descriptions
-(loudness, pitch, voicing, brightness, silence).
+It was trained to transcribe, in the base model's own streaming form (each word 480 ms after it was heard). It heard
+speech in every style and every sound that the demo's tags name, but never met a tag together with the sound that it
+stands for: words and tags as text stood over silence, so that it can write the tags' subwords. They too were in the
+streaming form, so that neither `packed` nor `deferred` is known to it. Two linear heads on its audio path, thrown away
+after training, named phonemes and acoustic descriptions (loudness, pitch, voicing, brightness, silence).
 
 | measured on {metrics["held_out_clips"]} held-out clips, greedy | value | 95% bootstrap interval |
 |---|---|---|

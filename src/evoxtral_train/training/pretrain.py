@@ -4,13 +4,15 @@ Three kinds of supervision share the audio path. Words, each written 480 ms afte
 as Voxtral Realtime writes them. Phonemes per 20 ms encoder frame and acoustic descriptions per
 80 ms token, read off by two linear heads that are thrown away afterwards. Rows of text alone
 (silent audio, random words and tags that belong to no sound) keep the tags' subwords writable:
-without them a LoRA cannot learn to write tags at all.
+without them a LoRA cannot learn to write tags at all. They too are in the streaming form, so that
+the base has never written anything in the form of `packed` or `deferred`.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from ..config.schema import TinyBaseConfig
 from ..data import acoustics
 from ..data.clock import Clock
 from ..data.features import log_mel, restore_silence, trim_silence
-from ..data.layouts import IGNORED, Row, lay_out, lay_out_stream
+from ..data.layouts import IGNORED, Row, lay_out_stream
 from ..data.packing import text_tokenizer
 from ..data.scripts import Grammar, draw_scripts
 from ..data.synthesis import VOICES, Synthesizer
@@ -93,12 +95,18 @@ def _phoneme_frames(phonemes: list[dict], clip_s: float, clock: Clock, tokens: i
 
 
 def _text_row(clock: Clock, tokenizer, vocabulary: list[str], rng: np.random.Generator) -> PretrainRow:
+    """One to four tags, in half of the rows with up to four words, in one to three groups, each written
+    at a moment of its own. A group begins with or without a space, as layouts may write it."""
     tags = [f"[{BASE_TAGS[i]}]" for i in rng.permutation(len(BASE_TAGS))[: rng.integers(1, 5)]]
     words = [vocabulary[i] for i in rng.integers(len(vocabulary), size=rng.integers(0, 5))] if rng.random() < 0.5 else []
     items = [str(item) for item in rng.permutation(tags + words)]
-    ids = tokenizer.encode(" ".join(items), False, False)
+    cuts = rng.integers(1, len(items), size=rng.integers(0, 3)) if len(items) > 1 else []
+    edges = sorted({0, len(items), *map(int, cuts)})
     heard = int(rng.integers(1, 70))
-    row = lay_out("deferred", clock, heard, clock.written_at(heard) + len(ids) + 1, ids)
+    moments = sorted(rng.uniform(0, heard * TOKEN_S, size=len(edges) - 1))
+    groups = [" " * int(rng.integers(2)) + " ".join(items[start:stop]) for start, stop in pairwise(edges)]
+    pieces = [(tokenizer.encode(group, False, False), moment) for group, moment in zip(groups, moments, strict=True)]
+    row = lay_out_stream(clock, pieces, heard, clock.written_at(heard) + 2 * ROOM_TOKENS)
     return PretrainRow(row, np.zeros((128, 0), np.float16), 0, None, None)
 
 

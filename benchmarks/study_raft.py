@@ -1,0 +1,181 @@
+"""What does RAFT win, with the published reward and with ours? `make study`, after `study_layouts.py`.
+
+The adapters are those of the layouts' study, one for each seed. RAFT samples on other clips than they were trained on:
+on clips that SFT has seen there is next to nothing left to choose between. Rewards `card` and `counts`, 4 and 8
+candidates, one and three rounds, without a gate; and `counts` with the clips without spread skipped and reference targets
+replayed. All are told of the layouts' test split.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from studies import DEMO, Command, publish, run_phases, score_over_seeds, slug, systems_of
+
+from evoxtral_train.records import Prediction
+from evoxtral_train.scoring.metrics import differences
+from evoxtral_train.scoring.tables import interval, markdown_table
+
+ROUNDS = 3
+TOLD = (1, ROUNDS)
+
+
+@dataclass(frozen=True)
+class Arm:
+    profile: str
+    candidates: int
+    settings: dict = field(default_factory=dict)
+
+
+ARMS = {
+    "card, N 4": Arm("card", 4),
+    "card, N 8": Arm("card", 8),
+    "counts, N 4": Arm("counts", 4),
+    "counts, N 8": Arm("counts", 8),
+    "counts, N 4, skip and replay": Arm("counts", 4, {"curate__skip_without_spread": True, "curate__reference_replay": 0.5}),
+}
+
+
+def main() -> None:
+    options = _options()
+    run_phases(phases(options), options.jobs, options.output / "logs")
+    predictions = {"SFT": systems_of(options.layouts / "eval" / options.layout / "test")}
+    for name in ARMS:
+        systems = systems_of(options.output / "eval" / slug(name))
+        for number in TOLD:
+            told = {f"seed {seed}": systems[f"seed {seed} round {number}"] for seed in options.seeds}
+            predictions[f"{name}, {number} round{'s' * (number > 1)}"] = told
+    before = _pooled(predictions["SFT"])
+    systems = {
+        name: score_over_seeds(rows) | {"against_sft": differences(before, _pooled(rows))} for name, rows in predictions.items()
+    }
+    content = {"layout": options.layout, "seeds": options.seeds, "clips": options.clips, "systems": systems,
+               "rounds": {name: _rounds(options, name) for name in ARMS}}  # fmt: skip
+    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    draw(systems, options.output / "raft.png")
+    print("\n\n".join(sections(content).values()))
+    if options.document:
+        publish(options.document, sections(content), content)
+        draw(systems, options.document.with_name("raft.png"))
+
+
+def phases(options: argparse.Namespace) -> list[list[Command]]:
+    root, layout = options.output, options.layout
+    dataset, manifest = root / "packed", root / "data" / "manifest.jsonl"
+    runs, evaluations = [], []
+    for name, arm in ARMS.items():
+        systems = []
+        for seed in options.seeds:
+            output = root / "runs" / slug(name) / f"seed-{seed}"
+            settings = {
+                "adapter": options.layouts / "sft" / layout / f"seed-{seed}", "dataset": dataset, "gate__split": "null",
+                "rounds": f"[{', '.join(['{}'] * ROUNDS)}]", "generate__candidates": arm.candidates, "generate__seed": 100 * seed,
+                "train__seed": 100 * seed, "score__profile": arm.profile, **arm.settings,
+            }  # fmt: skip
+            runs.append(Command.of("raft run", DEMO / "raft.yaml", output, result="result", **settings))
+            systems += [f"{{name: seed {seed} round {number}, adapter: {output}/round-{number}/train}}" for number in TOLD]
+        settings = {"dataset": options.layouts / "packed" / layout, "systems": f"[{', '.join(systems)}]"}
+        evaluations.append(Command.of("eval", DEMO / "eval-raft.yaml", root / "eval" / slug(name), **settings))
+    runs.sort(key=lambda command: "N-8" not in str(command.result))  # the longest first
+    clips = {"clips__train": options.clips, "clips__validation": 1, "clips__test": 1}
+    return [
+        [Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)],
+        [Command.of("data pack", DEMO / "pack.yaml", dataset, manifest=manifest, layout__kind=layout)],
+        runs,
+        evaluations,
+    ]
+
+
+def _pooled(rows: dict[str, list[Prediction]]) -> list[Prediction]:
+    return [row for seed in sorted(rows) for row in rows[seed]]
+
+
+def _rounds(options: argparse.Namespace, name: str) -> list[dict]:
+    """The rounds of an arm, each measure a mean over the seeds."""
+    folders = [options.output / "runs" / slug(name) / f"seed-{seed}" / "result" for seed in options.seeds]
+    seeds = [json.loads((folder / "rounds.json").read_text("utf-8"))[1:] for folder in folders]
+    measures = ("greedy_reward", "mean_reward", "best_reward", "clips_without_spread_share", "curated", "replayed")
+    return [{each: sum(row[each] for row in rows) / len(rows) for each in measures} for rows in zip(*seeds, strict=True)]
+
+
+def sections(content: dict) -> dict[str, str]:
+    """The tables of the document, by the name of their place in it."""
+    header = ["system", "micro F1", "each seed", "micro halluc.", "card halluc.", "false tags / untagged clip", "tags / clip"]
+    rows, against = [], []
+    for name, report in content["systems"].items():
+        seeds = ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"])
+        measures = (report["micro"]["hallucination"], report["card"]["hallucination"], report["false_tags_per_untagged_clip"],
+                    report["tags_per_clip"])  # fmt: skip
+        rows.append([name, interval(report["micro"]["f1"]), seeds, *map(interval, measures)])
+        if name != "SFT":
+            against.append([name, *map(_signed, report["against_sft"].values())])
+    sampled = [
+        [f"{name}, round {number}", *(f"{row[each]:.3f}" for each in ("greedy_reward", "mean_reward", "best_reward")),
+         f"{row['clips_without_spread_share']:.0%}", f"{row['curated']:.0f}", f"{row['replayed']:.0f}"]
+        for name, rounds in content["rounds"].items() for number, row in enumerate(rounds, start=1)
+    ]  # fmt: skip
+    return {
+        "systems": markdown_table(header, rows),
+        "against SFT": markdown_table(
+            ["system", "micro F1", "micro halluc.", "false tags / untagged clip", "tags / clip"], against
+        ),
+        "rounds": markdown_table(
+            ["arm and round", "greedy reward", "mean of N", "best of N", "clips without spread", "curated", "replayed"], sampled
+        ),
+    }
+
+
+def _signed(measure: dict) -> str:
+    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
+
+
+def draw(systems: dict[str, dict], path: Path) -> None:
+    """Micro F1 against false tags per untagged clip: SFT and where each arm goes from there."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = ["#d1495b", "#edae49", "#30638e", "#00798c", "#6a4c93"]
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=150)
+    at = {name: (report["false_tags_per_untagged_clip"], report["micro"]["f1"]) for name, report in systems.items()}
+    for colour, arm in zip(colours, ARMS, strict=True):
+        path_of_arm = [at["SFT"], *(at[name] for name in at if name.startswith(f"{arm}, ") and name[len(arm) + 2].isdigit())]
+        x, y = ([measure[axis]["value"] for measure in path_of_arm] for axis in (0, 1))
+        axes.plot(x, y, color=colour, marker="o", markersize=4, label=arm)
+        for false_tags, f1 in path_of_arm[1:]:
+            axes.errorbar(
+                false_tags["value"], f1["value"], xerr=_error(false_tags), yerr=_error(f1), color=colour, alpha=0.25, capsize=2
+            )
+    x, y = at["SFT"]
+    axes.errorbar(x["value"], y["value"], xerr=_error(x), yerr=_error(y), color="black", marker="*", markersize=13, capsize=2,
+                  label="SFT", zorder=5)  # fmt: skip
+    axes.set(xlabel="false tags per untagged clip", ylabel="micro F1", title=f"From SFT through 1 and {ROUNDS} rounds of RAFT")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _error(measure: dict) -> list[list[float]]:
+    return [[measure["value"] - measure["low"]], [measure["high"] - measure["value"]]]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layouts", type=Path, default=Path("runs/studies/layouts"), help="the finished study of layouts")
+    parser.add_argument("--output", type=Path, default=Path("runs/studies/raft"))
+    parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
+    parser.add_argument("--layout", default="aligned")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--corpus-seed", type=int, default=12)
+    parser.add_argument("--clips", type=int, default=600, help="that RAFT samples on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The studies: their own arithmetic by hand, a small one through the command line, and documents that show their results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO
+
+sys.path.insert(0, str(REPO / "benchmarks"))
+
+import studies  # noqa: E402
+import study_layouts  # noqa: E402
+import study_raft  # noqa: E402
+
+from evoxtral_train.records import Prediction  # noqa: E402
+
+DOCUMENTS = {"layouts": study_layouts.sections, "raft": study_raft.sections}
+
+
+def test_recall_by_the_time_of_the_event():
+    def row(identity, prediction, *begins):
+        events = [{"tag": "sighs", "start_s": begin, "end_s": begin + 0.5} for begin in begins]
+        return Prediction(identity, "[sighs] " * len(begins) + "a", prediction, events)
+
+    seed_0 = [row("a", "[sighs]", 3.0, 1.0), row("b", "", 2.0), row("c", "[sighs] [laughs]", 4.0)]
+    seed_1 = [row("a", "[sighs] [sighs]", 3.0, 1.0), row("b", "[sighs]", 2.0), row("c", "", 4.0)]
+    first, second = study_layouts.recall_by_time({"seed 0": seed_0, "seed 1": seed_1}, bins=2)
+    # Clip a has two sighs; seed 0 wrote one, which counts for the earlier. Found at 1 s: both; 2 s: one; 3 s: one; 4 s: one.
+    assert (first["from_s"], first["mean_s"], first["events"], first["value"]) == (1.0, 1.5, 2, 3 / 4)
+    assert (second["to_s"], second["mean_s"], second["events"], second["value"]) == (4.0, 3.5, 2, 2 / 4)
+
+
+def test_a_document_keeps_its_prose_and_must_have_the_place():
+    text = "before\n<!-- a -->\nold\n<!-- end -->\nbetween\n<!-- b -->\n<!-- end -->\n"
+    assert studies.filled(text, {"a": "new"}) == text.replace("old", "new")
+    with pytest.raises(SystemExit, match="no place for 'c'"):
+        studies.filled(text, {"c": ""})
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documents_tables_are_those_of_their_results(name):
+    path = REPO / "docs/studies" / f"{name}.md"
+    text = path.read_text("utf-8")
+    assert studies.filled(text, DOCUMENTS[name](json.loads(path.with_suffix(".json").read_text("utf-8")))) == text
+    for figure in set(re.findall(r"\((\S+\.png)\)", text)):
+        assert (path.parent / figure).is_file()
+
+
+def test_a_small_study_runs_and_is_not_run_again(tmp_path):
+    small = ["--seeds", "0", "1", "--epochs", "1", "--clips", '{"train": 16, "validation": 6, "test": 12}', "--bins", "2"]
+    command = [sys.executable, "benchmarks/study_layouts.py", "--output", tmp_path, "--only", "packed", "aligned", *small]
+    done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "11 commands" in done.stdout
+    assert "| layout | micro F1 | each seed |" in done.stdout
+    content = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert list(content["test"]) == ["packed", "aligned"]
+    assert len(content["test"]["packed"]["micro_f1_of_seeds"]) == 2
+    assert (tmp_path / "recall-by-time.png").stat().st_size > 10_000
+    commands = Path(tmp_path / "logs/commands.txt").read_text("utf-8").splitlines()
+    assert commands[0].startswith("evoxtral data synth configs/demo/synth.yaml --set output=")
+    again = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=True)
+    assert "11 finished before" in again.stdout

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,6 +110,31 @@ def test_a_cache_is_read_back_not_made_again(split, clock, model, monkeypatch):
     open_cache(model, CPU, "base", split, clock)
 
 
+def test_a_second_process_waits_until_the_first_has_filled_the_cache(split, clock, model, monkeypatch, capsys):
+    """Two trainings started side by side on a fresh dataset."""
+    from evoxtral_train.modeling import audio_cache
+
+    real, begun, go_on = audio_cache._fill, threading.Event(), threading.Event()
+
+    def slow_fill(*arguments):
+        begun.set()
+        assert go_on.wait(30)
+        real(*arguments)
+
+    monkeypatch.setattr(audio_cache, "_fill", slow_fill)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(open_cache, model, torch.device("cpu"), "base", split, clock)
+        assert begun.wait(30)
+        monkeypatch.setattr(audio_cache, "_fill", None)  # the second finds nothing left to do
+        second = pool.submit(open_cache, model, torch.device("cpu"), "base", split, clock)
+        while "is being filled by another process" not in capsys.readouterr().err:
+            assert not second.done()
+            time.sleep(0.01)
+        go_on.set()
+        one, two = first.result(30), second.result(30)
+    assert torch.equal(one.row(3, 40), two.row(3, 40))
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_record_that_outlived_its_rows_is_not_believed(split, clock, model, damage):
     """Nothing is read as zeros: what is missing is computed again."""
@@ -180,7 +208,7 @@ def test_stages_with_and_without_the_cache_agree(call, packed, tmp_path):
         raft = call("raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft-{setting}",
                     "--set", f"adapter={tmp_path}/sft-on", "--set", "generate.max_new_tokens=20")  # fmt: skip
         assert raft.exit_code == 0, raft.stderr
-        rows = read_rows(tmp_path / f"raft-{setting}/candidates/candidates.jsonl", Candidate)
+        rows = read_rows(tmp_path / f"raft-{setting}/round-1/candidates/candidates.jsonl", Candidate)
         candidates[setting] = [each.token_ids for each in rows]
     assert (tmp_path / "dataset/audio-cache").is_dir()
     assert losses["on"]["train_loss"] == pytest.approx(losses["off"]["train_loss"], rel=1e-4)

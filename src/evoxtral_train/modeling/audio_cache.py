@@ -13,14 +13,16 @@ any number of processes.
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from .. import processes
 from ..data import layouts
@@ -99,13 +101,15 @@ def open_cache(model, device: torch.device, base_fingerprint: str, split: Packed
     files = _Files(folder, split.split)
     made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": str(dtype), "tokens": sum(tokens)}
     size = sum(tokens) * hidden * _STORED[dtype].itemsize
-    missing = processes.first(lambda: files.missing_clips(made_from, len(split), size))
-    if missing:
-        place_audio_path(model, device)
-        _fill(files, model, split, tokens, missing)
-        place_audio_path(model, torch.device("cpu"))
-        processes.wait()
-        processes.first(lambda: files.finish(made_from))
+    if not processes.first(lambda: files.whole(made_from, size)):
+        with files.alone():
+            missing = processes.first(lambda: files.missing_clips(made_from, len(split), size))
+            if missing:
+                place_audio_path(model, device)
+                _fill(files, model, split, tokens, missing)
+                place_audio_path(model, torch.device("cpu"))
+                processes.wait()
+            processes.first(lambda: files.finish(made_from))
     return CachedAudio(files.rows, tokens, hidden, dtype, device)
 
 
@@ -136,8 +140,27 @@ class _Files:
     def done(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.split}.*.done"))
 
-    def missing_clips(self, made_from: dict, clips: int, size_bytes: int) -> list[int]:
-        """The clips that are still to be encoded; makes room for them."""
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of several calls of the command line that need one cache, the first fills it and the others wait."""
+        if not processes.is_first():
+            yield
+            return
+        with disk_errors(self.rows):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / f"{self.split}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                print(f"waiting: {self.rows} is being filled by another process", file=sys.stderr, flush=True)
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def whole(self, made_from: dict, size_bytes: int) -> bool:
+        """Whether every clip is there. Raises EvoxtralError when the cache was made from something else."""
         record = json.loads(self.record.read_text("utf-8")) if self.record.is_file() else {}
         stale = sorted(name for name, value in made_from.items() if record and record.get(name) != value)
         if stale:
@@ -146,10 +169,16 @@ class _Files:
                 where=str(self.folder),
                 fix="delete the folder; it is made again",
             )
-        intact = self.rows.is_file() and self.rows.stat().st_size == size_bytes
-        if intact and record.get("whole"):
+        return bool(record.get("whole")) and self._of_full_size(size_bytes)
+
+    def _of_full_size(self, size_bytes: int) -> bool:
+        return self.rows.is_file() and self.rows.stat().st_size == size_bytes
+
+    def missing_clips(self, made_from: dict, clips: int, size_bytes: int) -> list[int]:
+        """The clips that are still to be encoded; makes room for them."""
+        if self.whole(made_from, size_bytes):
             return []
-        if not intact:  # the record outlived the rows that it speaks of
+        if not self._of_full_size(size_bytes):  # the record outlived the rows that it speaks of
             for path in self.done():
                 path.unlink()
         with disk_errors(self.rows):

@@ -55,11 +55,16 @@ class Bench:
             self.plain.generate(
                 input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.clock.delay_tokens,
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
-                num_return_sequences=candidates, max_new_tokens=NEW_TOKENS,
+                num_return_sequences=candidates, max_length=_end(request),
             )  # fmt: skip
 
     def longest(self, requests: list[Request]) -> int:
-        return max(min(each.row_tokens, len(each.prompt) + NEW_TOKENS) for each in requests)
+        return max(map(_end, requests))
+
+
+def _end(request: Request) -> int:
+    """Where a row may be no longer; in `aligned`, which writes from the start, after the clip has been heard."""
+    return min(request.row_tokens, request.room_start + NEW_TOKENS)
 
 
 def same_candidates(bench: Bench, requests: list[Request]) -> None:

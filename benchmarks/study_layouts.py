@@ -2,7 +2,8 @@
 
     packed      right after the prompt: the published recipe
     deferred    when the clip has ended
-    aligned     each tag when its event has ended; with pads at full and at lower loss weight
+    aligned     each tag when its event has ended; with the true times and with those that the base's own transcript
+                gives (`data align`), with pads at full and at lower loss weight
 
 The recipe is the demo's (`configs/demo/`). The base writes in its own streaming form alone, so that neither
 `packed` nor `deferred` is known to it; `aligned` is that form. `packed` is also given twice the steps. The pads'
@@ -42,6 +43,11 @@ class Variant:
     layout: str
     settings: dict = field(default_factory=dict)
     epochs_factor: int = 1
+    times: str = "true"  # or "heard": those of `data align`
+
+    @property
+    def dataset(self) -> str:
+        return self.layout if self.times == "true" else f"{self.layout}-{self.times}"
 
 
 VARIANTS = {
@@ -49,6 +55,7 @@ VARIANTS = {
     "packed, twice the steps": Variant("packed", epochs_factor=2),
     "deferred": Variant("deferred"),
     "aligned": Variant("aligned"),
+    "aligned, times as heard by the base": Variant("aligned", times="heard"),
     "aligned, pads 0.5": Variant("aligned", {"train__pad_weight": 0.5}),
     "aligned, pads 0.2": Variant("aligned", {"train__pad_weight": 0.2}),
 }
@@ -65,7 +72,15 @@ def main() -> None:
     }
     shown = [name for name in IN_THE_FIGURE if name in options.only]
     recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), options.bins) for name in shown}
-    content = {"seeds": options.seeds, "epochs": options.epochs, "clips": options.clips, **results, "recall_by_time": recall}
+    heard = options.output / "heard" / "metrics.json"
+    content = {
+        "alignment": json.loads(heard.read_text("utf-8")) if heard.is_file() else None,
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "clips": options.clips,
+        **results,
+        "recall_by_time": recall,
+    }
     (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
     draw(recall, options.output / "recall-by-time.png")
     print(layouts_table(content), pads_table(content), sep="\n\n")
@@ -80,31 +95,41 @@ def sections(content: dict) -> dict[str, str]:
 
 
 def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
-    root = options.output
-    clips = {f"clips__{split}": count for split, count in options.clips.items()}
     variants = {name: VARIANTS[name] for name in options.only}
-    layouts = {variant.layout for variant in variants.values()}
-    train, evaluate = [], []
+    return [*_data_phases(options, manifest, variants), *_adapter_phases(options, variants)]
+
+
+def _data_phases(options: argparse.Namespace, manifest: Path, variants: dict[str, Variant]) -> list[list[Command]]:
+    """Speak; pack in each layout and, where asked for, listen; pack with the times as heard."""
+    clips = {f"clips__{split}": count for split, count in options.clips.items()}
+    spoken = Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)
+    layouts = sorted({variant.layout for variant in variants.values()})
+    packs = [_pack(options, layout, manifest, layout__kind=layout) for layout in layouts]
+    if not any(variant.times == "heard" for variant in variants.values()):
+        return [[spoken], packs]
+    heard = options.output / "heard"
+    base = {"model__base": "data/tiny-base", "model__dtype": "float32"}
+    listened = Command.of("data align", Path("configs/align.yaml"), heard, manifest=manifest, keep_given_times="false", **base)
+    return [[spoken], [*packs, listened], [_pack(options, "aligned-heard", heard / "manifest.jsonl", layout__kind="aligned")]]
+
+
+def _pack(options: argparse.Namespace, name: str, manifest: Path, **settings) -> Command:
+    return Command.of("data pack", DEMO / "pack.yaml", options.output / "packed" / name, manifest=manifest, **settings)
+
+
+def _adapter_phases(options: argparse.Namespace, variants: dict[str, Variant]) -> list[list[Command]]:
+    """Train every variant with every seed, the longest first; then decode both held-out splits."""
+    root, train, evaluate = options.output, [], []
     for name, variant in variants.items():
-        dataset = root / "packed" / variant.layout
-        for seed in options.seeds:
+        folders = {seed: root / "sft" / slug(name) / f"seed-{seed}" for seed in options.seeds}
+        for seed, folder in folders.items():
             settings = {"train__epochs": options.epochs * variant.epochs_factor, "train__seed": seed, **variant.settings}
-            output = root / "sft" / slug(name) / f"seed-{seed}"
-            train.append(Command.of("sft", DEMO / "sft.yaml", output, dataset=dataset, **settings))
-        systems = ", ".join(f"{{name: seed {seed}, adapter: {root}/sft/{slug(name)}/seed-{seed}}}" for seed in options.seeds)
+            train.append(Command.of("sft", DEMO / "sft.yaml", folder, dataset=root / "packed" / variant.dataset, **settings))
+        systems = ", ".join(f"{{name: seed {seed}, adapter: {folder}}}" for seed, folder in folders.items())
         for split in ("validation", "test"):
-            settings = {"dataset": dataset, "split": split, "systems": f"[{systems}]", "bootstrap__samples": SAMPLES}
+            settings = {"dataset": root / "packed" / variant.layout, "split": split, "systems": f"[{systems}]"}
             evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", root / "eval" / slug(name) / split, **settings))
-    train.sort(key=lambda command: "twice" not in str(command.result))  # the longest first
-    return [
-        [Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)],
-        [
-            Command.of("data pack", DEMO / "pack.yaml", root / "packed" / layout, manifest=manifest, layout__kind=layout)
-            for layout in sorted(layouts)
-        ],
-        train,
-        evaluate,
-    ]
+    return [sorted(train, key=lambda command: "twice" not in str(command.result)), evaluate]
 
 
 def _scores(root: Path, name: str, split: str, manifest: Path) -> dict:

@@ -66,6 +66,9 @@ def test_raft_run_does_all_four_and_resumes(raft):
     assert steps == [
         "round 1 of 1: generate, finished before", "round 1 of 1: score", "round 1 of 1: curate", "round 1 of 1: train",
     ]  # fmt: skip
+    before_training = result.stderr.partition("round 1 of 1: train")[0]
+    for fact in ("reward, greedy: ", "reward, mean of N: ", "reward, best of N: ", "clips without spread: "):
+        assert f"\n  {fact}" in before_training
     assert (raft.folder / "round-1/train/adapter/adapter_model.safetensors").is_file()
     assert "this run is finished" in raft("run").stderr
 

@@ -123,15 +123,19 @@ def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[lis
 def _steps(config: RaftConfig, number: int, rounds: int, options: Options) -> None:
     for name, stage, folder in _STEPS:
         done = options.resume and processes.first(partial(is_complete, folder(config)))
-        if processes.is_first():
-            print(f"round {number} of {rounds}: {name}{', finished before' if done else ''}", file=sys.stderr, flush=True)
+        _say(f"round {number} of {rounds}: {name}{', finished before' if done else ''}")
         if done:
             continue
         work = partial(stage.run, config, options)
-        if stage in _BY_RULE:
-            processes.first(work)
-        else:
-            work()
+        report = processes.first(work) if stage in _BY_RULE else work()
+        if stage in _BY_RULE:  # what there is to win, before anything is trained
+            for fact, value in report.facts.items():
+                _say(f"  {fact}: {value}")
+
+
+def _say(line: str) -> None:
+    if processes.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def _measure(config: RaftConfig, number: int, adapter: Path, options: Options) -> float | None:

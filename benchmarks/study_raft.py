@@ -169,10 +169,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layouts", type=Path, default=Path("runs/studies/layouts"), help="the finished study of layouts")
     parser.add_argument("--output", type=Path, default=Path("runs/studies/raft"))
     parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
-    parser.add_argument("--layout", default="aligned")
+    parser.add_argument("--layout", default="deferred")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--corpus-seed", type=int, default=12)
-    parser.add_argument("--clips", type=int, default=600, help="that RAFT samples on")
+    parser.add_argument("--clips", type=int, default=1200, help="that RAFT samples on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
     return parser.parse_args()
 

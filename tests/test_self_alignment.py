@@ -35,6 +35,21 @@ def test_words_that_were_not_heard_lie_between_their_neighbours():
     assert align("[laughs]", [("ha", 0.5)], 1.0).events == [{"tag": "laughs", "start_s": 0.0, "end_s": 1.0}]
 
 
+def test_a_manner_reaches_to_the_end_of_its_sentence_or_to_the_next_manner():
+    heard = [("go", 0.5), ("away", 1.0), ("come", 2.0), ("closer", 2.5)]
+
+    def spans(text: str) -> list[tuple[str, float, float]]:
+        return [(event["tag"], event["start_s"], event["end_s"]) for event in align(text, heard, 3.0).events]
+
+    assert spans("[angry] Go away. Come closer.") == [("angry", 0.0, 1.0)]
+    assert spans("[angry] go away [whispers] come closer") == [("angry", 0.0, 1.0), ("whispers", 1.0, 2.5)]
+    assert spans("[angry] go away come closer") == [("angry", 0.0, 2.5)]
+    assert spans("[angry] [sighs] go away [pause] come closer!\"") == [
+        ("angry", 0.0, 2.5), ("sighs", 0.0, 0.5), ("pause", 1.0, 2.0),
+    ]  # fmt: skip
+    assert spans("go away come closer [mutters]") == [("mutters", 2.5, 3.0)]
+
+
 def test_words_are_read_off_the_stream(clock, processor):
     tokenizer = text_tokenizer(processor)
     p, w = clock.streaming_pad_id, clock.streaming_word_id
@@ -60,6 +75,7 @@ def test_speech_without_times_is_aligned_packed_and_close_to_the_truth(call, spo
     assert metrics["words_heard_share"] > 0.95
     assert metrics["word_error_median_s"] < 0.1
     assert metrics["tag_error_median_s"] < 0.5
+    assert metrics["tag_end_error_median_s"] < 0.5
     config = PackConfig(manifest=tmp_path / "aligned/manifest.jsonl", output=tmp_path / "packed", base=str(TINY_BASE),
                         layout=Layout(kind="aligned"), target="tagged_text", tracking=Tracking(mode="disabled"))  # fmt: skip
     assert pack.run(config, Options()).facts["packed"] == 24

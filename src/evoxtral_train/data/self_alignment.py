@@ -2,18 +2,26 @@
 
 The base writes each word when it has been heard. Its words are laid beside the transcript's by edit
 distance; a word of the transcript takes the time of the word that stands opposite, one without
-an opposite lies between its neighbours. A tag takes the stretch from the word before it to the word after.
+an opposite lies between its neighbours.
 
-    transcript   i  [sighs]  told  you      heard   i 0.4   sold 1.3   you 1.6
-    words        i 0.4   told 1.3   you 1.6       events  sighs 0.4–1.3
+    transcript   i  [sighs]  told  you.  [angry]  go  away.   heard   i 0.4   sold 1.3   you 1.6   go 2.0   away 2.4
+    words        i 0.4   told 1.3   you. 1.6   go 2.0   away. 2.4
+    events       sighs 0.4–1.3   angry 1.6–2.4
+
+A sound or a pause lies between the word before it and the word after. Every other tag says how something is
+said, and takes the words up to the end of the sentence or to the next such tag: a manner is not heard in its first word.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ..text.normalize import normalize_words
-from ..text.tags import parse
+from ..text.tags import PAUSE_TAG, SOUND_TAGS, parse
 from .timing import words_of
+
+_BETWEEN_WORDS = {*SOUND_TAGS, PAUSE_TAG}
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*$")
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,25 @@ def align(text: str, heard: list[tuple[str, float]], duration_s: float) -> Align
             tags.append((len(words), piece.value))
         else:
             words += words_of(piece.value)
+    places = [place for place, tag in tags if tag not in _BETWEEN_WORDS]
     ends, exact = _word_ends(words, heard, duration_s)
     starts = [0.0, *ends]
     timed = [{"word": word, "start_s": start, "end_s": end} for word, start, end in zip(words, starts, ends, strict=False)]
     stops = [*ends, duration_s]
-    events = [{"tag": tag, "start_s": starts[place], "end_s": max(starts[place], stops[place])} for place, tag in tags]
+    events = []
+    for place, tag in tags:
+        last = place if tag in _BETWEEN_WORDS else _last_word(words, place, places)
+        events.append({"tag": tag, "start_s": starts[place], "end_s": max(starts[place], stops[last])})
     return Alignment(timed, events, exact)
+
+
+def _last_word(words: list[str], place: int, places: list[int]) -> int:
+    """The last word that a tag before word `place` speaks of; len(words) when none follows it."""
+    until = min([other for other in places if other > place], default=len(words))
+    for index in range(place, until):
+        if _SENTENCE_END.search(words[index]):
+            return index
+    return max(until - 1, place)
 
 
 def _word_ends(words: list[str], heard: list[tuple[str, float]], duration_s: float) -> tuple[list[float], list[bool]]:

@@ -16,7 +16,7 @@ from ..data.manifest import ManifestRow, Rejected, read_manifest
 from ..data.packing import text_tokenizer
 from ..data.processor import load_processor, resolve_base
 from ..data.self_alignment import Alignment, align
-from ..data.timing import timed_target
+from ..data.timing import events_of, timed_target
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.emission import written_words
 from ..decoding.sampling import Sampling
@@ -86,10 +86,10 @@ def run(config: AlignConfig, options: Options) -> Report:
     facts |= {"aligned": len(aligned), "rejected": len(rejected), "time": format_seconds(metrics["seconds"])}
     if heard:
         facts["words that the base wrote"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"
-    for kind in ("word", "tag"):
+    for kind, name in (("word", "words"), ("tag", "tags among words"), ("tag_end", "ends of the tags' events")):
         if f"{kind}_error_median_s" in metrics:
             median, p90 = metrics[f"{kind}_error_median_s"], metrics[f"{kind}_error_p90_s"]
-            facts[f"{kind}s, against the given times"] = f"median {median:.3f} s off, 90% within {p90:.3f} s"
+            facts[f"{name}, against the given times"] = f"median {median:.3f} s off, 90% within {p90:.3f} s"
     return Report("data align", facts)
 
 
@@ -138,19 +138,26 @@ def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dic
 
 def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
     """How far words and tags are from where the manifest's own times put them, where it has any: the second at which
-    each is due in a `tagged_text` target."""
-    distances: dict[str, list[float]] = {"word": [], "tag": []}
+    each is due in a `tagged_text` target, and tags also in one of `tags`, which waits for the end of the event."""
+    distances: dict[str, list[float]] = {"word": [], "tag": [], "tag_end": []}
     for row, found in aligned:
+        new = replace(row, words=found.words, events=found.events)
         try:
             given = timed_target(row, "tagged_text")
         except RowError:  # no times of its own
             continue
-        new = timed_target(replace(row, words=found.words, events=found.events), "tagged_text")
-        for (piece, due_s), (_, found_s) in zip(given, new, strict=True):
+        for (piece, due_s), (_, found_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
             distances["tag" if piece.startswith("[") else "word"].append(abs(due_s - found_s))
+        for given_end, found_end in zip(_ends(row), _ends(new), strict=True):
+            distances["tag_end"].append(abs(given_end - found_end))
     measures = {}
     for kind, values in distances.items():
         if values:
             measures[f"{kind}_error_median_s"] = float(np.median(values))
             measures[f"{kind}_error_p90_s"] = float(np.percentile(values, 90))
     return measures
+
+
+def _ends(row: ManifestRow) -> list[float]:
+    """The ends of the events, by tag: both rows have the same tags, but maybe not in one order of time."""
+    return [end for _, _, end in sorted(events_of(row))]

@@ -85,8 +85,12 @@ def systems_of(folder: Path) -> dict[str, list[Prediction]]:
 
 def score_over_seeds(predictions: Mapping[str, list[Prediction]]) -> dict:
     """All seeds pooled, as `evaluate` gives it, and each seed's micro F1. Clips are drawn for the intervals, with
-    what every seed wrote for them: they hold for these seeds; how far the seeds differ stands beside them."""
+    what every seed wrote for them: they hold for these seeds; how far the seeds differ stands beside them.
+    `tags_that_are_none`: brackets whose content is no tag of the references."""
     report = evaluate([row for rows in predictions.values() for row in rows], False, SAMPLES, BOOTSTRAP_SEED)
+    written = report.pop("per_tag")
+    report["per_tag"] = {tag: row for tag, row in written.items() if row["support"]}
+    report["tags_that_are_none"] = sum(row["predicted"] for row in written.values() if not row["support"])
     seeds = [evaluate(rows, False, 1, 0)["micro"]["f1"]["value"] for rows in predictions.values()]
     return report | {"micro_f1_of_seeds": seeds}
 

@@ -16,7 +16,9 @@ import argparse
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +61,8 @@ VARIANTS = {
     "aligned, pads 0.2": Variant("aligned", {"train__pad_weight": 0.2}),
 }
 IN_THE_FIGURE = ("packed", "deferred", "aligned")
-TIME_BINS = 6
+EDGES_S = [0, 0.5, 1.5, 2, 2.5, 3, 4, 5, 6, 30]
+FEWEST_EVENTS = 10  # a bin with fewer is left out
 
 
 def main() -> None:
@@ -70,7 +73,7 @@ def main() -> None:
         split: {name: _scores(options.output, name, split, manifest) for name in options.only} for split in ("validation", "test")
     }
     shown = [name for name in IN_THE_FIGURE if name in options.only]
-    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), options.bins) for name in shown}
+    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest)) for name in shown}
     heard = options.output / "heard" / "metrics.json"
     content = {
         "alignment": json.loads(heard.read_text("utf-8")) if heard.is_file() else None,
@@ -140,10 +143,12 @@ def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[P
     return {seed: with_events(rows, manifest) for seed, rows in systems.items()}
 
 
-def recall_by_time(predictions: dict[str, list[Prediction]], bins: int) -> list[dict]:
-    """Recall of the reference's tags by the second at which their event begins, in bins of equal numbers of events:
-    [{from_s, to_s, mean_s, events, value, low, high}]. Of a tag that a clip has twice and the system wrote once, the
-    earlier counts as found. Clips are drawn for the intervals, all seeds together."""
+def recall_by_time(
+    predictions: dict[str, list[Prediction]], edges_s: Sequence[float] = EDGES_S, fewest: int = FEWEST_EVENTS
+) -> list[dict]:
+    """Recall of the reference's tags by the second at which their event begins: [{from_s, to_s, mean_s, events, value, low,
+    high}]. Of a tag that a clip has twice and the system wrote once, the earlier counts as found. Clips are drawn for
+    the intervals, all seeds together."""
     begins, found, clip_of = [], [], []
     numbers: dict[str, int] = {}
     for rows in predictions.values():
@@ -156,19 +161,18 @@ def recall_by_time(predictions: dict[str, list[Prediction]], bins: int) -> list[
                 clip_of.append(numbers.setdefault(row.id, len(numbers)))
     begins, found, clip_of = np.array(begins), np.array(found, float), np.array(clip_of)
     drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(len(numbers), [1 / len(numbers)] * len(numbers), size=SAMPLES)
-    edges = np.quantile(begins, np.linspace(0, 1, bins + 1))
-    edges = np.unique(edges)
     table = []
-    for first, last in zip(edges, edges[1:], strict=False):
-        inside = (begins >= first) & ((begins < last) | (last == edges[-1]))
+    for first, last in pairwise(edges_s):
+        inside = (begins >= first) & (begins < last)
+        events = int(inside.sum() / len(predictions))
+        if events < fewest:
+            continue
         weights = drawn[:, clip_of[inside]]
         spread = (weights @ found[inside]) / np.maximum(weights.sum(axis=1), 1)
-        low, high = np.percentile(spread, [2.5, 97.5])
-        table.append(
-            {"from_s": first, "to_s": last, "mean_s": begins[inside].mean(), "events": int(inside.sum() / len(predictions)),
-             "value": found[inside].mean(), "low": low, "high": high}
-        )  # fmt: skip
-    return [{name: float(value) for name, value in row.items()} for row in table]
+        low, high = map(float, np.percentile(spread, [2.5, 97.5]))
+        bounds = {"from_s": first, "to_s": last, "mean_s": float(begins[inside].mean()), "events": events}
+        table.append(bounds | {"value": float(found[inside].mean()), "low": low, "high": high})
+    return table
 
 
 def layouts_table(content: dict) -> str:
@@ -206,14 +210,16 @@ def draw(recall: dict[str, list[dict]], path: Path) -> None:
     colours = {"packed": "#d1495b", "deferred": "#30638e", "aligned": "#00798c"}
     markers = {"packed": "o", "deferred": "s", "aligned": "^"}
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5), dpi=150)
+    axes.axvspan(0.56, 1.3, color="#888888", alpha=0.18, linewidth=0)
+    axes.text(0.93, 0.99, "packed writes its\nfirst to tenth token", ha="center", va="top", fontsize=8, color="#555555")
     for name, rows in recall.items():
         at = [row["mean_s"] for row in rows]
-        axes.plot(at, [row["value"] for row in rows], marker=markers[name], color=colours[name], label=name)
+        axes.plot(at, [row["value"] for row in rows], marker=markers[name], color=colours[name])
         axes.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], color=colours[name], alpha=0.15)
-    axes.axvspan(0.56, 1.3, color="#888888", alpha=0.2, linewidth=0)
-    axes.text(0.93, 0.03, "packed writes its\nfirst to tenth token", ha="center", va="bottom", fontsize=8, color="#555555")
+        axes.annotate(name, (at[-1], rows[-1]["value"]), xytext=(8, 0), textcoords="offset points", va="center",
+                      color=colours[name])  # fmt: skip
     axes.set(xlabel="the event begins at (s)", ylabel="recall", ylim=(0, 1), title="Which tags are found, by when they happen")
-    axes.legend(frameon=False, loc="lower right")
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
@@ -233,7 +239,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="some of the variants"
     )
-    parser.add_argument("--bins", type=int, default=TIME_BINS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
     return parser.parse_args()
 

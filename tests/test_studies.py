@@ -28,10 +28,10 @@ def test_recall_by_the_time_of_the_event():
 
     seed_0 = [row("a", "[sighs]", 3.0, 1.0), row("b", "", 2.0), row("c", "[sighs] [laughs]", 4.0)]
     seed_1 = [row("a", "[sighs] [sighs]", 3.0, 1.0), row("b", "[sighs]", 2.0), row("c", "", 4.0)]
-    first, second = study_layouts.recall_by_time({"seed 0": seed_0, "seed 1": seed_1}, bins=2)
+    first, second = study_layouts.recall_by_time({"seed 0": seed_0, "seed 1": seed_1}, [0, 2.5, 4.5, 9], 1)
     # Clip a has two sighs; seed 0 wrote one, which counts for the earlier. Found at 1 s: both; 2 s: one; 3 s: one; 4 s: one.
-    assert (first["from_s"], first["mean_s"], first["events"], first["value"]) == (1.0, 1.5, 2, 3 / 4)
-    assert (second["to_s"], second["mean_s"], second["events"], second["value"]) == (4.0, 3.5, 2, 2 / 4)
+    assert (first["from_s"], first["mean_s"], first["events"], first["value"]) == (0, 1.5, 2, 3 / 4)
+    assert (second["to_s"], second["mean_s"], second["events"], second["value"]) == (4.5, 3.5, 2, 2 / 4)
 
 
 def test_a_document_keeps_its_prose_and_must_have_the_place():
@@ -51,7 +51,7 @@ def test_the_documents_tables_are_those_of_their_results(name):
 
 
 def test_a_small_study_runs_and_is_not_run_again(tmp_path):
-    small = ["--seeds", "0", "1", "--epochs", "1", "--clips", '{"train": 16, "validation": 6, "test": 12}', "--bins", "2"]
+    small = ["--seeds", "0", "1", "--epochs", "1", "--clips", '{"train": 16, "validation": 6, "test": 12}']
     command = [sys.executable, "benchmarks/study_layouts.py", "--output", tmp_path, "--only", "packed", "aligned", *small]
     done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,7 +3,9 @@
 The adapters are those of the layouts' study, one for each seed. RAFT samples on other clips than they were trained on:
 on clips that SFT has seen there is next to nothing left to choose between. Rewards `card` and `counts`, 4 and 8
 candidates, one and three rounds, without a gate; and `counts` with the clips without spread skipped and reference targets
-replayed. All are told of the layouts' test split.
+replayed. The reward needs references, so there is another use for those clips: "SFT on both" trains from nothing on the
+clips of SFT and RAFT together, with as many optimizer steps as SFT and three rounds have. All are told of the
+layouts' test split.
 """
 
 import argparse
@@ -14,12 +16,16 @@ from pathlib import Path
 
 from studies import DEMO, Command, publish, run_phases, score_over_seeds, slug, systems_of
 
-from evoxtral_train.records import Prediction
+from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.schema import RaftConfig
+from evoxtral_train.records import Prediction, dump_row, read_jsonl
+from evoxtral_train.runs import write_atomic
 from evoxtral_train.scoring.metrics import differences
 from evoxtral_train.scoring.tables import interval, markdown_table
 
 ROUNDS = 3
 TOLD = (1, ROUNDS)
+BOTH = "SFT on both"
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,11 @@ ARMS = {
 
 def main() -> None:
     options = _options()
+    run_phases(data_phases(options), options.jobs, options.output / "logs" / "data")
+    write_both(options)
     run_phases(phases(options), options.jobs, options.output / "logs")
     predictions = {"SFT": systems_of(options.layouts / "eval" / options.layout / "test")}
+    predictions[BOTH] = systems_of(options.output / "eval" / "both")
     for name in ARMS:
         systems = systems_of(options.output / "eval" / slug(name))
         for number in TOLD:
@@ -61,12 +70,32 @@ def main() -> None:
         draw(systems, options.document.with_name("raft.png"))
 
 
+def data_phases(options: argparse.Namespace) -> list[list[Command]]:
+    folder = options.output / "data"
+    clips = {"clips__train": options.clips, "clips__validation": 1, "clips__test": 1}
+    return [
+        [Command.of("data synth", DEMO / "synth.yaml", folder, seed=options.corpus_seed, **clips)],
+        [_pack(options, "packed", folder / "manifest.jsonl")],
+    ]
+
+
+def write_both(options: argparse.Namespace) -> None:
+    """The manifest of "SFT on both": the training clips of both corpora, and the validation clips of SFT's."""
+    rows = []
+    for prefix, folder, splits in (("", options.layouts, ("train", "validation")), ("raft-", options.output, ("train",))):
+        path = folder / "data" / "manifest.jsonl"
+        for _, row in read_jsonl(path):
+            if row["split"] in splits:
+                rows.append(row | {"id": prefix + row["id"], "audio": str((path.parent / row["audio"]).resolve())})
+    write_atomic(options.output / "both.jsonl", "".join(map(dump_row, rows)))
+
+
 def phases(options: argparse.Namespace) -> list[list[Command]]:
     root, layout = options.output, options.layout
-    dataset, manifest = root / "packed", root / "data" / "manifest.jsonl"
+    dataset, both, epochs = root / "packed", root / "packed-both", epochs_on_both(options)
     runs, evaluations = [], []
     for name, arm in ARMS.items():
-        systems = []
+        systems = {}
         for seed in options.seeds:
             output = root / "runs" / slug(name) / f"seed-{seed}"
             settings = {
@@ -75,17 +104,33 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
                 "train__seed": 100 * seed, "score__profile": arm.profile, **arm.settings,
             }  # fmt: skip
             runs.append(Command.of("raft run", DEMO / "raft.yaml", output, result="result", **settings))
-            systems += [f"{{name: seed {seed} round {number}, adapter: {output}/round-{number}/train}}" for number in TOLD]
-        settings = {"dataset": options.layouts / "packed" / layout, "systems": f"[{', '.join(systems)}]"}
-        evaluations.append(Command.of("eval", DEMO / "eval-raft.yaml", root / "eval" / slug(name), **settings))
+            systems |= {f"seed {seed} round {number}": output / f"round-{number}/train" for number in TOLD}
+        evaluations.append(_evaluate(options, slug(name), systems))
     runs.sort(key=lambda command: "N-8" not in str(command.result))  # the longest first
-    clips = {"clips__train": options.clips, "clips__validation": 1, "clips__test": 1}
-    return [
-        [Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)],
-        [Command.of("data pack", DEMO / "pack.yaml", dataset, manifest=manifest, layout__kind=layout)],
-        runs,
-        evaluations,
-    ]
+    folders = {seed: root / "runs" / "both" / f"seed-{seed}" for seed in options.seeds}
+    for seed, folder in folders.items():
+        runs.append(Command.of("sft", DEMO / "sft.yaml", folder, dataset=both, train__epochs=epochs, train__seed=seed))
+    evaluations.append(_evaluate(options, "both", {f"seed {seed}": folder for seed, folder in folders.items()}))
+    return [[_pack(options, "packed-both", root / "both.jsonl")], runs, evaluations]
+
+
+def epochs_on_both(options: argparse.Namespace) -> float:
+    """So many that the steps are those of SFT and of all rounds together, but for what rounding makes of them."""
+    sft = json.loads((options.layouts / "results.json").read_text("utf-8"))
+    raft_clips = options.clips * (1 - load_config(DEMO / "raft.yaml", RaftConfig).curate.drop_lowest_share)
+    seen = sft["epochs"] * sft["clips"]["train"] + ROUNDS * raft_clips
+    return round(seen / (sft["clips"]["train"] + options.clips), 2)
+
+
+def _pack(options: argparse.Namespace, name: str, manifest: Path) -> Command:
+    return Command.of("data pack", DEMO / "pack.yaml", options.output / name, manifest=manifest, layout__kind=options.layout)
+
+
+def _evaluate(options: argparse.Namespace, name: str, adapters: dict[str, Path]) -> Command:
+    systems = ", ".join(f"{{name: {system}, adapter: {adapter}}}" for system, adapter in adapters.items())
+    dataset = options.layouts / "packed" / options.layout
+    output = options.output / "eval" / name
+    return Command.of("eval", DEMO / "eval-raft.yaml", output, dataset=dataset, systems=f"[{systems}]")
 
 
 def _pooled(rows: dict[str, list[Prediction]]) -> list[Prediction]:
@@ -141,6 +186,11 @@ def draw(systems: dict[str, dict], path: Path) -> None:
     colours = ["#d1495b", "#edae49", "#30638e", "#00798c", "#6a4c93"]
     figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=150)
     at = {name: (report["false_tags_per_untagged_clip"], report["micro"]["f1"]) for name, report in systems.items()}
+    both_tags, both_f1 = at[BOTH]
+    axes.errorbar(
+        both_tags["value"], both_f1["value"], xerr=_error(both_tags), yerr=_error(both_f1), color="#777777", marker="D",
+        markersize=6, capsize=2, label=BOTH,
+    )  # fmt: skip
     for colour, arm in zip(colours, ARMS, strict=True):
         path_of_arm = [at["SFT"], *(at[name] for name in at if name.startswith(f"{arm}, ") and name[len(arm) + 2].isdigit())]
         x, y = ([measure[axis]["value"] for measure in path_of_arm] for axis in (0, 1))

@@ -44,19 +44,10 @@ $(DEMO)/sft/complete.json: $(CONFIGS)/sft.yaml $(DEMO)/packed/complete.json
 $(DEMO)/eval-sft/complete.json: $(CONFIGS)/eval-sft.yaml $(DEMO)/sft/complete.json
 	$(EVOXTRAL) eval $< --overwrite
 
-$(DEMO)/raft/round-1/candidates/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.json $(DEMO)/eval-sft/complete.json
-	$(EVOXTRAL) raft generate $< --overwrite
+$(DEMO)/raft/result/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.json $(DEMO)/eval-sft/complete.json
+	$(EVOXTRAL) raft run $< --overwrite
 
-$(DEMO)/raft/round-1/scores/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/round-1/candidates/complete.json
-	$(EVOXTRAL) raft score $< --overwrite
-
-$(DEMO)/raft/round-1/curated/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/round-1/scores/complete.json
-	$(EVOXTRAL) raft curate $< --overwrite
-
-$(DEMO)/raft/round-1/train/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/raft/round-1/curated/complete.json
-	$(EVOXTRAL) raft train $< --overwrite
-
-$(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/round-1/train/complete.json
+$(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/result/complete.json
 	$(EVOXTRAL) eval $< --overwrite
 
 $(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json

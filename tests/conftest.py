@@ -63,7 +63,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory) -> Path:
-    """A folder with a manifest of 24 spoken clips: 12 to train on, 6 and 6 held out."""
+    """A folder with a manifest of 36 spoken clips: 12 for SFT and 12 for RAFT, 6 and 6 held out."""
     from evoxtral_train.config.schema import Clips, SynthConfig, Tracking
     from evoxtral_train.runs import Options
     from evoxtral_train.stages import synth
@@ -71,7 +71,7 @@ def spoken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("spoken") / "data"
     synth.run(
         SynthConfig(
-            output=folder, grammar=REPO / "data/scripts/grammar.yaml", clips=Clips(train=12, validation=6, test=6), seed=3,
+            output=folder, grammar=REPO / "data/scripts/grammar.yaml", clips=Clips(train=12, validation=6, test=6, raft=12), seed=3,
             tracking=Tracking(mode="disabled"),
         ),
         Options(),
@@ -122,9 +122,13 @@ def write_manifest(tmp_path):
 
 
 SMALL = {
-    "synth.yaml": {"clips": {"train": 24, "validation": 6, "test": 10}},
+    "synth.yaml": {"clips": {"train": 24, "validation": 6, "test": 10, "raft": 24}},
     "sft.yaml": {"train": {"epochs": 4, "batch_size": 8, "evaluate_every_steps": 5}},
-    "raft.yaml": {"generate": {"candidates": 2, "max_new_tokens": 20}, "train": {"batch_size": 8, "warmup_steps": 1}},
+    "raft.yaml": {
+        "rounds": [{}],
+        "generate": {"candidates": 2, "max_new_tokens": 20},
+        "train": {"batch_size": 8, "warmup_steps": 1},
+    },
     "eval-sft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
     "eval-raft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
 }

@@ -147,7 +147,7 @@ def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
 def test_dry_runs_print_the_plan_and_write_nothing(demo, call, tmp_path):
     out = ("--dry-run", "--set", f"output={tmp_path / 'out'}")
     for arguments, expected in [
-        (("data", "synth", "synth.yaml"), "train 24, validation 6, test 10"),
+        (("data", "synth", "synth.yaml"), "train 24, validation 6, test 10, raft 24"),
         (("data", "pack", "pack.yaml"), "rows"),
         (("sft", "sft.yaml"), "12 (4 epochs at batch 8 × 1)"),
         (("raft", "generate", "raft.yaml"), "48 (2 per clip)"),

@@ -19,7 +19,7 @@ def test_every_row_is_accounted_for(demo):
     curated = read_rows(raft / "curated/curated.jsonl", CuratedRow)
     dropped = read_rows(raft / "curated/dropped.jsonl", DroppedRow)
     keys = [(each.utterance_id, each.candidate_id) for each in candidates]
-    assert keys == [(f"train-{clip:05d}", number) for clip in range(24) for number in range(2)]
+    assert keys == [(f"raft-{clip:05d}", number) for clip in range(24) for number in range(2)]
     assert keys == [(each.utterance_id, each.candidate_id) for each in scores]
     assert sorted(keys) == sorted((each.utterance_id, each.candidate_id) for each in [*curated, *dropped])
     assert len(curated) == 21  # floor(24 × 0.9)
@@ -60,6 +60,7 @@ def test_raft_run_does_all_four_and_resumes(raft):
     shutil.rmtree(raft.folder / "round-1/scores")
     shutil.rmtree(raft.folder / "round-1/curated")
     shutil.rmtree(raft.folder / "round-1/train")
+    shutil.rmtree(raft.folder / "result")
     result = raft("run", "--resume")
     assert result.exit_code == 0, result.stderr
     steps = [line for line in result.stderr.splitlines() if line.startswith("round")]

@@ -71,14 +71,14 @@ def test_speech_without_times_is_aligned_packed_and_close_to_the_truth(call, spo
     done = call(*run)
     assert done.exit_code == 0, done.stderr
     metrics = json.loads((tmp_path / "aligned/metrics.json").read_text("utf-8"))
-    assert (metrics["aligned"], metrics["rejected"]) == (24, 0)
+    assert (metrics["aligned"], metrics["rejected"]) == (36, 0)
     assert metrics["words_heard_share"] > 0.95
     assert metrics["word_error_median_s"] < 0.1
     assert metrics["tag_error_median_s"] < 0.5
     assert metrics["tag_end_error_median_s"] < 0.5
     config = PackConfig(manifest=tmp_path / "aligned/manifest.jsonl", output=tmp_path / "packed", base=str(TINY_BASE),
                         layout=Layout(kind="aligned"), target="tagged_text", tracking=Tracking(mode="disabled"))  # fmt: skip
-    assert pack.run(config, Options()).facts["packed"] == 24
+    assert pack.run(config, Options()).facts["packed"] == 36
     kept = call(*run[:3], "--set", f"manifest={tmp_path}/aligned/manifest.jsonl", *run[5:9], "--set", "tracking.mode=disabled",
                 "--set", f"output={tmp_path}/again")  # fmt: skip
     assert kept.exit_code == 0, kept.stderr

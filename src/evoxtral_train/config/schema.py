@@ -40,6 +40,7 @@ class Clips(Section):
     train: PositiveInt
     validation: PositiveInt
     test: PositiveInt
+    raft: int = Field(default=0, ge=0)
 
 
 class SynthConfig(Section):
@@ -207,7 +208,7 @@ class RaftConfig(Section):
     rounds: list[Round] = Field(default=[Round()], min_length=1)
     gate: Gate = Gate()
     dataset: Path
-    split: str = "train"
+    split: str = "raft"
     model: Model
     audio_cache: AudioCache = "auto"
     adapter: Path

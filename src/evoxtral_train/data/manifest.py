@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ..errors import RowError, UsageError
 from ..text import tags as tag_text
-from .scripts import split_of_sentence
+from .scripts import SPLITS, split_of_sentence
 
-SPLITS = ("train", "validation", "test")
 _FIELDS = {"id", "audio", "text", "split", "speaker", "source", "license", "words", "events"}
 
 

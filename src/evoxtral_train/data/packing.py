@@ -23,7 +23,8 @@ from . import layouts
 from .audio import read_audio
 from .clock import Clock
 from .features import log_mel, restore_silence, trim_silence
-from .manifest import SPLITS, ManifestRow, Rejected
+from .manifest import ManifestRow, Rejected
+from .scripts import SPLITS
 from .timing import events_of, timed_target
 
 FORMAT = 2  # of the packed files; older ones are refused

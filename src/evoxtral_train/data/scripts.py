@@ -1,7 +1,8 @@
 """Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL.
 
 Splits share no sentence: a sentence belongs to one split for good, chosen by a hash of its
-words, so neither the seed nor the corpus size can leak a held-out sentence into training.
+words, so neither the seed nor the corpus size can leak a held-out sentence into training. `raft`, the clips
+that SFT leaves to RAFT, is trained on too and has its sentences from the training share.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from ..text import tags as tag_text
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _FILE_NAME = re.compile(r"[\w-][\w.-]*")
+SPLITS = ("train", "validation", "test", "raft")
 _SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
 _TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
 
@@ -60,9 +62,10 @@ class Grammar:
         return str(phrases[rng.integers(len(phrases))])
 
     def sentence_of_split(self, split: str, rng: np.random.Generator) -> str:
+        share = "train" if split == "raft" else split
         for _ in range(10_000):
             sentence = self.sentence(rng)
-            if split_of_sentence(sentence) == split:
+            if split_of_sentence(sentence) == share:
                 return sentence
         raise UsageError(f"the grammar makes no sentence for the split {split!r}", fix="give it more sentences or phrases")
 
@@ -160,8 +163,8 @@ def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
                 raise RowError(f"duplicate id {identity!r}", fix="give each script its own id")
             seen.add(identity)
             split = row.get("split") or split_of_sentence(tag_text.strip_tags(text))
-            if split not in dict(_SPLIT_SHARES):
-                raise RowError(f"unknown split {split!r}", fix="use train, validation or test")
+            if split not in SPLITS:
+                raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
             scripts.append(Script(identity, text, split))
         except RowError as error:
             rejected.append({"file": str(path), "line": number, "id": row.get("id"), "reason": str(error)})

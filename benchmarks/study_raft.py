@@ -99,7 +99,8 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
         for seed in options.seeds:
             output = root / "runs" / slug(name) / f"seed-{seed}"
             settings = {
-                "adapter": options.layouts / "sft" / layout / f"seed-{seed}", "dataset": dataset, "split": "train", "gate__split": "null",
+                "adapter": options.layouts / "sft" / layout / f"seed-{seed}", "dataset": dataset, "split": "train",
+                "gate__split": "null",
                 "rounds": f"[{', '.join(['{}'] * ROUNDS)}]", "generate__candidates": arm.candidates, "generate__seed": 100 * seed,
                 "train__seed": 100 * seed, "score__profile": arm.profile, **arm.settings,
             }  # fmt: skip

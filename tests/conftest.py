@@ -71,7 +71,8 @@ def spoken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("spoken") / "data"
     synth.run(
         SynthConfig(
-            output=folder, grammar=REPO / "data/scripts/grammar.yaml", clips=Clips(train=12, validation=6, test=6, raft=12), seed=3,
+            output=folder, grammar=REPO / "data/scripts/grammar.yaml", seed=3,
+            clips=Clips(train=12, validation=6, test=6, raft=12),
             tracking=Tracking(mode="disabled"),
         ),
         Options(),

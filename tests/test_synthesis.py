@@ -89,7 +89,7 @@ def test_scripts_of_a_corpus():
 
 def test_the_manifest_knows_every_time(spoken):
     rows, rejected = read_manifest(spoken / "manifest.jsonl", BASE_TAGS)
-    assert (len(rows), rejected) == (24, [])
+    assert (len(rows), rejected) == (36, [])
     for row in rows:
         assert [word["word"] for word in row.words] == re.sub(r"[.,?]", "", strip_tags(row.text)).split()
         assert sorted(event["tag"] for event in row.events) == sorted(find_tags(row.text))

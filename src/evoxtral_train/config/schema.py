@@ -208,7 +208,7 @@ class RaftConfig(Section):
     rounds: list[Round] = Field(default=[Round()], min_length=1)
     gate: Gate = Gate()
     dataset: Path
-    split: str = "raft"
+    split: str = "train"
     model: Model
     audio_cache: AudioCache = "auto"
     adapter: Path

@@ -78,6 +78,14 @@ def same_candidates(bench: Bench, requests: list[Request]) -> None:
         print(f"  {name:<20} {'identical' if not different else f'{different} differ'}")
 
 
+def work_of(bench: Bench, requests: list[Request], seconds: float) -> str:
+    """What a layout costs: positions that are known beforehand and read in one pass, positions that are written."""
+    prompt = statistics.mean(len(request.prompt) for request in requests)
+    written = statistics.mean(1 + len(tokens) for tokens in bench.decode(requests).values())
+    each = 1000 * seconds / (4 * len(requests))
+    return f"in one pass {prompt:.0f} tokens per clip, written {written:.1f} per candidate, {each:.2f} ms per candidate"
+
+
 def scaling(bench: Bench) -> None:
     """Milliseconds per candidate: a flat column is linear growth."""
     print("\n| what grows | clips | N | mean prompt, tokens | mean written, tokens | seconds | ms per candidate |")
@@ -102,6 +110,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only-ratio", action="store_true", help="neither the same candidates nor the growth")
     arguments = parser.parse_args()
     bench = Bench(arguments.dataset, arguments.adapter, arguments.base, arguments.dtype)
     requests = bench.requests[: arguments.clips]
@@ -111,8 +120,10 @@ def main() -> None:
     for name, times in seconds.items():
         print(f"  {name:<9} {statistics.median(times):.2f} s")
     print(f"  ratio     {ratio(*seconds.values())}")
-    same_candidates(bench, requests)
-    scaling(bench)
+    print(f"  {work_of(bench, requests, statistics.median(seconds['decoder']))}")
+    if not arguments.only_ratio:
+        same_candidates(bench, requests)
+        scaling(bench)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,6 @@ VARIANTS = {
 }
 IN_THE_FIGURE = ("packed", "deferred", "aligned")
 EDGES_S = [0, 0.5, 1.5, 2, 2.5, 3, 4, 5, 6, 30]
-FEWEST_EVENTS = 10  # a bin with fewer is left out
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
         split: {name: _scores(options.output, name, split, manifest) for name in options.only} for split in ("validation", "test")
     }
     shown = [name for name in IN_THE_FIGURE if name in options.only]
-    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest)) for name in shown}
+    recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), fewest=options.fewest_events) for name in shown}
     heard = options.output / "heard" / "metrics.json"
     content = {
         "alignment": json.loads(heard.read_text("utf-8")) if heard.is_file() else None,
@@ -103,7 +102,7 @@ def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
 
 def _data_phases(options: argparse.Namespace, manifest: Path, variants: dict[str, Variant]) -> list[list[Command]]:
     """Speak; pack in each layout and, where asked for, listen; pack with the times as heard."""
-    clips = {f"clips__{split}": count for split, count in options.clips.items()}
+    clips = {f"clips__{split}": count for split, count in ({"raft": 0} | options.clips).items()}
     spoken = Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)
     layouts = sorted({variant.layout for variant in variants.values()})
     packs = [_pack(options, layout, manifest, layout__kind=layout) for layout in layouts]
@@ -143,9 +142,7 @@ def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[P
     return {seed: with_events(rows, manifest) for seed, rows in systems.items()}
 
 
-def recall_by_time(
-    predictions: dict[str, list[Prediction]], edges_s: Sequence[float] = EDGES_S, fewest: int = FEWEST_EVENTS
-) -> list[dict]:
+def recall_by_time(predictions: dict[str, list[Prediction]], edges_s: Sequence[float] = EDGES_S, fewest: int = 10) -> list[dict]:
     """Recall of the reference's tags by the second at which their event begins: [{from_s, to_s, mean_s, events, value, low,
     high}]. Of a tag that a clip has twice and the system wrote once, the earlier counts as found. Clips are drawn for
     the intervals, all seeds together."""
@@ -195,9 +192,13 @@ def pads_table(content: dict) -> str:
         if name.startswith("aligned"):
             measures = (report["micro"]["f1"], report["false_tags_per_untagged_clip"], report["placed"]["micro"]["f1"])
             latency = report["placed"]["latency_s"]
-            rows.append([name, *map(interval, measures), f"{latency['median']:.2f}", f"{latency['p90']:.2f}"])
+            rows.append([name, *map(interval, measures), *(_seconds(latency[each]) for each in ("median", "p90"))])
     header = ["layout", "micro F1", "false tags / untagged clip", "placed micro F1", "latency, median (s)", "p90 (s)"]
     return markdown_table(header, rows)
+
+
+def _seconds(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
 
 
 def draw(recall: dict[str, list[dict]], path: Path) -> None:
@@ -239,6 +240,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="some of the variants"
     )
+    parser.add_argument("--fewest-events", type=int, default=10, help="a bin of the figure with fewer is left out")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
     return parser.parse_args()
 

@@ -72,7 +72,7 @@ def main() -> None:
 
 def data_phases(options: argparse.Namespace) -> list[list[Command]]:
     folder = options.output / "data"
-    clips = {"clips__train": options.clips, "clips__validation": 1, "clips__test": 1}
+    clips = {"clips__train": options.clips, "clips__validation": 1, "clips__test": 1, "clips__raft": 0}
     return [
         [Command.of("data synth", DEMO / "synth.yaml", folder, seed=options.corpus_seed, **clips)],
         [_pack(options, "packed", folder / "manifest.jsonl")],

@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 
 SYNTH = [
     sys.executable, "-m", "evoxtral_train.cli", "data", "synth", "configs/demo/synth.yaml",
-    "--set", "clips.train=400", "--set", "clips.validation=2", "--set", "clips.test=2", "--set", "tracking.mode=disabled",
+    "--set", "clips={train: 400, validation: 2, test: 2}", "--set", "tracking.mode=disabled",
 ]  # fmt: skip
 
 

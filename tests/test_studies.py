@@ -51,7 +51,17 @@ def test_the_documents_tables_are_those_of_their_results(name):
 
 
 def test_a_small_study_runs_and_is_not_run_again(tmp_path):
-    small = ["--seeds", "0", "1", "--epochs", "1", "--clips", '{"train": 16, "validation": 6, "test": 12}']
+    small = [
+        "--seeds",
+        "0",
+        "1",
+        "--epochs",
+        "1",
+        "--clips",
+        '{"train": 16, "validation": 6, "test": 12}',
+        "--fewest-events",
+        "1",
+    ]
     command = [sys.executable, "benchmarks/study_layouts.py", "--output", tmp_path, "--only", "packed", "aligned", *small]
     done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

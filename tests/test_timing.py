@@ -197,9 +197,10 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     raft = call("raft", "run", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft", "--set",
                 f"adapter={tmp_path}/sft", "--set", "generate.max_new_tokens=20", "--set", "train.batch_size=4", "--set",
                 "score.profile=counts", "--set", "score.placement.tolerance_s=0.5", "--set", "score.placement.tolerance_words=0",
-                "--set", "curate.reference_replay=0.5", "--set", "curate.seed=3")  # fmt: skip
+                "--set", "curate.reference_replay=0.5", "--set", "curate.seed=3", "--set", "split=train",
+                "--set", "rounds=[{}]")  # fmt: skip
     assert raft.exit_code == 0, raft.stderr
-    measured = {step: json.loads((tmp_path / "raft" / step / "metrics.json").read_text("utf-8"))
+    measured = {step: json.loads((tmp_path / "raft/round-1" / step / "metrics.json").read_text("utf-8"))
                 for step in ("scores", "curated", "train")}  # fmt: skip
     assert (measured["curated"]["curated"], measured["curated"]["replayed"]) == (10, 5)
     assert measured["train"]["train_rows"] == 15

@@ -199,6 +199,7 @@ class Gate(Section):
     split: str | None = "validation"
     measure: Literal["reward", "micro_f1"] = "reward"
     min_gain: float = 0.0
+    patience: PositiveInt = 1
 
 
 class RaftConfig(Section):

@@ -3,7 +3,7 @@
 output/round-1/candidates  scores  curated  train  pairs
 output/round-2/…            from the adapter of round 1
 output/gate/round-0 …       evaluations on the gate's split: before the first round, after each
-output/result               the adapter of the last round that helped (`raft run`)
+output/result               the adapter of the best round (`raft run`)
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """`evoxtral raft run`: rounds of generate, score, curate and train, each from the adapter of the round before.
 
-A gate measures the adapter on held-out clips before the first round and after each. A round that does not
-help is the last one, and its adapter is not the result; its files stay.
+A gate measures the adapter on held-out clips before the first round and after each. The result is the adapter of the
+best round; as many rounds in a row as `gate.patience` says without a gain over it are the end. All files stay.
 """
 
 import json
@@ -105,7 +105,7 @@ def _adds_rounds(earlier: dict, asked: dict) -> bool:
 
 
 def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[list[dict], int, str]:
-    """(a row per round, the start being round 0; the last round that helped; why it ended)."""
+    """(a row per round, the start being round 0; the best round; why it ended)."""
     rounds, kept = [{"round": 0, "gate": _measure(config, 0, config.adapter, options)}], 0
     for number in range(1, len(config.rounds) + 1):
         one = raft_folders.of_round(config, number)
@@ -113,10 +113,12 @@ def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[lis
         measured = _measure(config, number, raft_folders.trained(one), options)
         rounds.append({"round": number, **_summary(one), "gate": measured})
         tracker.log({f"rounds/{name}": value for name, value in rounds[-1].items()}, step=number)
-        if measured is not None and measured - rounds[kept]["gate"] <= config.gate.min_gain:
+        if measured is None or measured - rounds[kept]["gate"] > config.gate.min_gain:
+            kept = number
+        elif number - kept == config.gate.patience:
             gain = measured - rounds[kept]["gate"]
-            return rounds, kept, f"ended by the gate: round {number} changed {config.gate.measure} by {gain:+.4f}"
-        kept = number
+            since = f"against round {kept}" if kept else "against the start"
+            return rounds, kept, f"ended by the gate: {config.gate.measure} {gain:+.4f} {since}"
     return rounds, kept, "all done"
 
 

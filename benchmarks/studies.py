@@ -109,7 +109,7 @@ def slug(name: str) -> str:
 def publish(document: Path, sections: Mapping[str, str], results: dict) -> None:
     """Write the results beside the document, and each section between its marks in it:
     `<!-- name -->` … `<!-- end -->`. The prose around them is written by people."""
-    write_atomic(document.with_suffix(".json"), json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(document.with_suffix(".json"), json.dumps(results, ensure_ascii=False) + "\n")
     write_atomic(document, filled(document.read_text("utf-8"), sections))
 
 

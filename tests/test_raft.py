@@ -162,6 +162,13 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     none = raft("score", "--round", "2")
     assert none.exit_code == 2
     assert "there is no round 2: the config has 1" in none.stderr
+    shutil.rmtree(raft.folder / "result")
+    changed = raft("run", "--resume", "--set", "generate.temperature=0.8", *TWO_ROUNDS)
+    assert changed.exit_code == 2
+    assert "was made with another config: generate.temperature differ" in changed.stderr
+    within = raft("run", "--overwrite", "--set", f"adapter={raft.folder}/round-1/train")
+    assert "the adapter to start from lies in the output" in within.stderr
+    assert (raft.folder / "round-1/train/adapter").is_dir()
     waiting = raft("generate", "--round", "2", *TWO_ROUNDS, "--dry-run")
     assert waiting.exit_code == 0, waiting.stderr
     assert "72 (3 per clip)" in waiting.stdout

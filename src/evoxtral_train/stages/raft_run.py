@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..modeling.adapters import find_adapter
 from ..progress import format_seconds
 from ..records import Prediction, read_rows
-from ..runs import Options, Run, is_complete
+from ..runs import Options, Run, is_complete, read_run, require_same_config
 from ..scoring.reward import Answer, score, weights_of
 from ..scoring.tables import markdown_table
 from ..tracking import Tracker
@@ -47,7 +47,7 @@ def run(config: RaftConfig, options: Options) -> Report:
         return plan(config, options)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    _check_gate(config)
+    _check(config)
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
@@ -80,7 +80,13 @@ def plan(config: RaftConfig, options: Options) -> Report:
     return Report("plan: raft run", facts | {"output": config.output})
 
 
-def _check_gate(config: RaftConfig) -> None:
+def _check(config: RaftConfig) -> None:
+    if config.adapter.resolve().is_relative_to(config.output.resolve()):
+        raise UsageError(
+            f"the adapter to start from lies in the output {config.output}, which --overwrite would remove",
+            where="adapter",
+            fix="choose another `output`",
+        )
     if config.gate.split and not has_split(config.dataset, config.gate.split):
         raise UsageError(
             f"the dataset has no split {config.gate.split!r}",
@@ -106,11 +112,11 @@ def _adds_rounds(earlier: dict, asked: dict) -> bool:
 
 def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[list[dict], int, str]:
     """(a row per round, the start being round 0; the best round; why it ended)."""
-    rounds, kept = [{"round": 0, "gate": _measure(config, 0, config.adapter, options)}], 0
+    rounds, kept = [{"round": 0, "gate": _measure(config, 0, config.adapter)}], 0
     for number in range(1, len(config.rounds) + 1):
         one = raft_folders.of_round(config, number)
         _steps(one, number, len(config.rounds), options)
-        measured = _measure(config, number, raft_folders.trained(one), options)
+        measured = _measure(config, number, raft_folders.trained(one))
         rounds.append({"round": number, **_summary(one), "gate": measured})
         tracker.log({f"rounds/{name}": value for name, value in rounds[-1].items()}, step=number)
         if measured is None or measured - rounds[kept]["gate"] > config.gate.min_gain:
@@ -127,6 +133,8 @@ def _steps(config: RaftConfig, number: int, rounds: int, options: Options) -> No
         done = options.resume and processes.first(partial(is_complete, folder(config)))
         _say(f"round {number} of {rounds}: {name}{', finished before' if done else ''}")
         if done:
+            asked = raft_folders.asked(config, name)
+            processes.first(partial(require_same_config, folder(config), asked, asked))
             continue
         work = partial(stage.run, config, options)
         report = processes.first(work) if stage in _BY_RULE else work()
@@ -140,21 +148,30 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _measure(config: RaftConfig, number: int, adapter: Path, options: Options) -> float | None:
+def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
     """What the gate measures of an adapter: the mean reward of its greedy completions, or their micro F1."""
     gate = config.gate
     if not gate.split:
         return None
-    name, folder = f"round {number}", raft_folders.gate(config, number)
-    if not (options.resume and processes.first(partial(is_complete, folder))):
-        wanted = config.generate
-        evaluation = EvalConfig(
-            output=folder, dataset=config.dataset, split=gate.split, model=config.model, audio_cache=config.audio_cache,
-            systems=[System(name=name, adapter=adapter)], placement=config.score.placement, tracking=config.tracking,
-            decode=Decode(max_new_tokens=wanted.max_new_tokens, batch_tokens=wanted.batch_tokens, compile=wanted.compile),
-        )  # fmt: skip
-        evaluate.run(evaluation, options)
+    name, folder, wanted = f"round {number}", raft_folders.gate(config, number), config.generate
+    evaluation = EvalConfig(
+        output=folder, dataset=config.dataset, split=gate.split, model=config.model, audio_cache=config.audio_cache,
+        systems=[System(name=name, adapter=adapter)], placement=config.score.placement, tracking=config.tracking,
+        decode=Decode(max_new_tokens=wanted.max_new_tokens, batch_tokens=wanted.batch_tokens, compile=wanted.compile),
+    )  # fmt: skip
+    if not processes.first(lambda: _is_measured(evaluation, find_adapter(adapter).fingerprint)):
+        evaluate.run(evaluation, Options(overwrite=True))
     return processes.first(lambda: _read_measure(config, folder, name))
+
+
+def _is_measured(evaluation: EvalConfig, adapter: str) -> bool:
+    """Whether an earlier call evaluated this very adapter in the same way."""
+    folder, asked = evaluation.output, evaluation.model_dump(mode="json")
+    if not is_complete(folder):
+        return False
+    earlier = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    same = all(earlier[name] == asked[name] for name in ("dataset", "split", "model", "decode", "placement"))
+    return same and adapter in read_run(folder)["inputs"].values()
 
 
 def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:

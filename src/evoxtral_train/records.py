@@ -65,7 +65,8 @@ class DroppedRow:
 @dataclass(frozen=True)
 class PreferencePair:
     """`pairs.jsonl`: a better and a worse answer to one clip, in TRL's names. `prompt`, `chosen` and `rejected` are
-    texts (the prompt is empty: the audio is what is asked); the `_ids` are what stands on the model's clock."""
+    texts (the prompt is empty: the audio is what is asked); the `_ids`, which TRL's preference collator takes, are what
+    stands on the model's clock. TRL itself feeds no audio to this model: a trainer has to add it."""
 
     utterance_id: str
     audio: str

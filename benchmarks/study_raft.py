@@ -1,7 +1,7 @@
 """What does RAFT win, with the published reward and with ours? `make study`, after `study_layouts.py`.
 
 The adapters are those of the layouts' study, one for each seed. RAFT samples on other clips than they were trained on:
-on clips that SFT has seen there is next to nothing left to choose between. Rewards `card` and `counts`, 4 and 8
+on those that SFT has seen there is less to choose between. Rewards `card` and `counts`, 4 and 8
 candidates, one and three rounds, without a gate; and `counts` with the clips without spread skipped and reference targets
 replayed. The reward needs references, so there is another use for those clips: "SFT on both" trains from nothing on the
 clips of SFT and RAFT together, with as many optimizer steps as SFT and three rounds have. All are told of the
@@ -46,6 +46,8 @@ ARMS = {
 
 def main() -> None:
     options = _options()
+    if not (options.layouts / "results.json").is_file():
+        raise SystemExit(f"{options.layouts}: no finished study; first run: python benchmarks/study_layouts.py")
     run_phases(data_phases(options), options.jobs, options.output / "logs" / "data")
     write_both(options)
     run_phases(phases(options), options.jobs, options.output / "logs")
@@ -141,7 +143,7 @@ def _pooled(rows: dict[str, list[Prediction]]) -> list[Prediction]:
 def _rounds(options: argparse.Namespace, name: str) -> list[dict]:
     """The rounds of an arm, each measure a mean over the seeds."""
     folders = [options.output / "runs" / slug(name) / f"seed-{seed}" / "result" for seed in options.seeds]
-    seeds = [json.loads((folder / "rounds.json").read_text("utf-8"))[1:] for folder in folders]
+    seeds = [json.loads((folder / "metrics.json").read_text("utf-8"))["rounds"][1:] for folder in folders]
     measures = ("greedy_reward", "mean_reward", "best_reward", "clips_without_spread_share", "curated", "replayed")
     return [{each: sum(row[each] for row in rows) / len(rows) for each in measures} for rows in zip(*seeds, strict=True)]
 

@@ -97,6 +97,10 @@ TWO_ROUNDS = ("--set", "rounds=[{}, {candidates: 3, temperature: 1.1, top_p: 1.0
 NO_GATE = ("--set", "gate.split=null")
 
 
+def rounds_of(folder) -> list[dict]:
+    return json.loads((folder / "result/metrics.json").read_text("utf-8"))["rounds"]
+
+
 def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_settings(demo, raft):
     shutil.rmtree(raft.folder)
     result = raft("run", *TWO_ROUNDS, *NO_GATE)
@@ -112,7 +116,7 @@ def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_setti
     ]  # fmt: skip
     assert len(read_rows(second / "candidates/candidates.jsonl", Candidate)) == 24 * 3
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(second / "train").fingerprint
-    rounds = json.loads((raft.folder / "result/rounds.json").read_text("utf-8"))
+    rounds = rounds_of(raft.folder)
     assert [(row["round"], row["gate"], row.get("candidates_per_clip")) for row in rounds] == [
         (0, None, None), (1, None, 2), (2, None, 3),
     ]  # fmt: skip
@@ -131,7 +135,7 @@ def test_rounds_that_do_not_help_are_the_last_and_their_adapter_is_not_the_resul
     assert (raft.folder / "round-1/train/adapter").is_dir()
     assert not (raft.folder / "round-2").exists()
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(demo / "runs/sft").fingerprint
-    rounds = json.loads((raft.folder / "result/rounds.json").read_text("utf-8"))
+    rounds = rounds_of(raft.folder)
     assert [row["round"] for row in rounds] == [0, 1]
     patient = raft("run", "--overwrite", *TWO_ROUNDS, "--set", "gate.min_gain=10", "--set", "gate.patience=2")
     assert "rounds   2, ended by the gate" in patient.stdout
@@ -149,12 +153,14 @@ def test_rounds_added_later_give_what_they_give_at_once(raft, tmp_path):
     assert (raft.folder / "round-1/candidates/complete.json").stat().st_mtime_ns == first
     at_once = raft("run", *TWO_ROUNDS, *gate, "--set", f"output={tmp_path}/at-once")
     assert at_once.exit_code == 0, at_once.stderr
-    one, two = ((folder / "result/rounds.json").read_text("utf-8") for folder in (raft.folder, tmp_path / "at-once"))
-    assert one == two
+    assert rounds_of(raft.folder) == rounds_of(tmp_path / "at-once")
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(tmp_path / "at-once/result").fingerprint
+    (raft.folder / "round-notes").mkdir()
+    (raft.folder / "round-notes/mine.txt").write_text("kept", "utf-8")
     fewer = raft("run", "--overwrite", *NO_GATE)
     assert fewer.exit_code == 0, fewer.stderr
     assert not (raft.folder / "round-2").exists()
+    assert (raft.folder / "round-notes/mine.txt").read_text("utf-8") == "kept"
 
 
 def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
@@ -174,7 +180,7 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     assert "72 (3 per clip)" in waiting.stdout
 
 
-def test_the_seeds_of_a_round_are_its_own(demo):
+def test_the_seeds_of_a_round_are_its_own():
     config = RaftConfig(output="out", dataset="d", model={"base": "b"}, adapter="a", rounds=[{}, {}, {}],
                         train={"epochs": 1, "learning_rate": 1e-4, "seed": 5}, generate={"seed": 2})  # fmt: skip
     rounds = [of_round(config, number) for number in (1, 2, 3)]

@@ -41,8 +41,8 @@ _BY_RULE = (score_stage, curate)  # of several processes the first does these
 
 
 def run(config: RaftConfig, options: Options) -> Report:
-    """Writes `round-1/ …`, `gate/` and `result/` (an adapter, `rounds.json`). With `--resume` the finished steps are
-    skipped, what they were made from is checked by the next; a finished run goes on when rounds were added."""
+    """Writes `round-1/ …`, `gate/` and `result/` (an adapter, and a row per round in `metrics.json`). With `--resume` the
+    finished steps are skipped, as long as they were asked the same; a finished run goes on when rounds were added."""
     if options.dry_run:
         return plan(config, options)
     processes.join(config.model.device)
@@ -99,10 +99,20 @@ def _open(config: RaftConfig, inputs: dict[str, str], options: Options) -> Run:
     asked, path = config.model_dump(mode="json"), raft_folders.result(config)
     if options.resume and is_complete(path) and _adds_rounds(yaml.safe_load((path / "config.yaml").read_text("utf-8")), asked):
         options = Options(overwrite=True)  # of this folder alone: the rounds stay
-    elif options.overwrite:
-        for folder in config.output.glob("round-*"):  # an earlier call may have had more of them
-            shutil.rmtree(folder)
-    return Run.open(path, "raft run", asked, inputs, options)
+        return Run.open(path, "raft run", asked, inputs, options)
+    run = Run.open(path, "raft run", asked, inputs, options)
+    if options.overwrite:
+        _remove_rounds(config.output)
+    return run
+
+
+def _remove_rounds(output: Path) -> None:
+    """An earlier call may have had more rounds. Only runs are removed, nothing else that lies there."""
+    for record in sorted(output.glob("round-*/*/run.json")):
+        shutil.rmtree(record.parent)
+    for folder in output.glob("round-*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _adds_rounds(earlier: dict, asked: dict) -> bool:
@@ -220,6 +230,5 @@ def _cell(value: float | None) -> str:
 
 def _finish(run: Run, adapter: Path, metrics: dict, tracker: Tracker) -> None:
     shutil.copytree(adapter, run.path / "adapter", dirs_exist_ok=True)
-    run.write_json("rounds.json", metrics["rounds"])
     tracker.summary({name: metrics[name] for name in ("kept_round", "seconds")})
     run.finish(metrics, find_adapter(run.path / "adapter").fingerprint)

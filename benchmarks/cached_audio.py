@@ -15,7 +15,7 @@ from measuring import in_turn, machine, ratio
 
 from evoxtral_train.config.schema import Lora, Model
 from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.data.processor import load_processor
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import open_cache

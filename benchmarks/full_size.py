@@ -28,7 +28,7 @@ from transformers import AutoConfig, Trainer, TrainingArguments, VoxtralRealtime
 from evoxtral_train.config.schema import Lora, Model, Tracking, Train
 from evoxtral_train.data import layouts
 from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packing import Example
+from evoxtral_train.data.packed import Example
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model

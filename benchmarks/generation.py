@@ -18,7 +18,7 @@ from transformers import VoxtralRealtimeForConditionalGeneration
 
 from evoxtral_train.config.schema import Model
 from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.data.processor import load_processor
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling

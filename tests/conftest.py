@@ -39,6 +39,15 @@ def call():
 
 
 @pytest.fixture(scope="session")
+def tag_rules():
+    """The shipped table of tags, unknown ones refused."""
+    from evoxtral_train.config.schema import Tags
+    from evoxtral_train.text.taxonomy import TagRules
+
+    return TagRules.of(Tags(table=REPO / "data/tags.yaml"))
+
+
+@pytest.fixture(scope="session")
 def processor():
     from evoxtral_train.data.processor import load_processor
 

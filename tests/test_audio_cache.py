@@ -13,7 +13,7 @@ from transformers import VoxtralRealtimeForConditionalGeneration
 
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import EvoxtralError
@@ -69,8 +69,9 @@ def test_loss_and_gradients_equal_the_stock_forwards(split, clock):
 def test_the_cache_holds_what_the_tower_computes(split, clock, model):
     cache = open_cache(model, CPU, "base", split, clock)
     live = LiveAudio(model, split)
-    rows = TrainingSet(split, clock).rows
-    for index, row in enumerate(rows):
+    rows = TrainingSet(split, clock)
+    for index in range(len(rows)):
+        row = rows.row(index)
         tokens = min(row.prompt_tokens + 64, len(row.ids))
         assert tokens >= row.needed_tokens
         torch.testing.assert_close(cache.row(index, tokens), live.embeddings([index], [tokens])[0], rtol=0, atol=2e-5)

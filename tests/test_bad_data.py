@@ -9,7 +9,7 @@ import soundfile
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Layout, PackConfig, Tracking
 from evoxtral_train.data.audio import read_audio
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
 from evoxtral_train.stages import check, pack
@@ -41,7 +41,7 @@ def test_every_fault_is_found_and_the_good_rows_go_on(clip_row, write_manifest, 
         {"id": "corrupt", "audio": "corrupt.wav", "text": "hello"},
         {"id": "missing", "audio": "none.wav", "text": "hello"},
         clip_row("good", text="again"),
-        clip_row("unknown-tag", text="[sigh] hello"),
+        clip_row("unknown-tag", text="[sihgs] hello"),
         clip_row("unclosed", text="[sighs hello"),
         clip_row("no-text", text="  "),
         '{"id": "half a row',
@@ -60,7 +60,7 @@ def test_every_fault_is_found_and_the_good_rows_go_on(clip_row, write_manifest, 
     for line, reason in {
         4: "1 samples that are not finite", 5: "audio is empty", 6: "audio lasts 40.0 s, the limit is 30 s",
         7: "audio cannot be read", 8: "no such audio file", 9: "duplicate id, first seen in line 1",
-        10: "unknown tag [sigh] — did you mean [sighs]?", 11: "unclosed bracket at character 0",
+        10: "unknown tag [sihgs] — did you mean [sighs]?", 11: "unclosed bracket at character 0",
         12: "`text` is missing or empty", 13: "not JSON", 14: "unknown field 'txet'", 15: "unknown split 'dev'",
         16: "tokens and EOS, but only",
     }.items():  # fmt: skip
@@ -74,8 +74,8 @@ def test_check_finds_what_pack_would_reject(clip_row, write_manifest, tmp_path):
     assert report.failed
     assert report.facts["rows"] == "3 = 1 good + 2 rejected"
     lines = report.table.splitlines()
-    assert lines[0].startswith(f"{manifest}:2: bad: unclosed bracket")
-    assert lines[1].startswith(f"{manifest}:3: short: audio is empty")
+    assert lines[0].startswith(f"{manifest}:2: bad: rejected: unclosed bracket")
+    assert lines[1].startswith(f"{manifest}:3: short: rejected: audio is empty")
     assert not (tmp_path / "packed").exists()
 
 
@@ -93,7 +93,7 @@ def test_stereo_and_8_khz_become_mono_at_16_khz(tmp_path):
 def test_longer_clips_keep_their_length(clip_row, write_manifest, tmp_path):
     samples = np.random.default_rng(0).standard_normal(20 * 16_000) * 0.05
     pack.run(config(write_manifest([clip_row("20s", samples=samples)]), tmp_path, layout=Layout(kind="packed")), Options())
-    from evoxtral_train.data.packing import PackedSplit
+    from evoxtral_train.data.packed import PackedSplit
 
     [example] = PackedSplit(tmp_path / "packed", "train").examples
     assert (example.utterance_tokens, example.row_tokens) == (250, 32 + 250 + 17)
@@ -102,7 +102,7 @@ def test_longer_clips_keep_their_length(clip_row, write_manifest, tmp_path):
 def test_a_packed_file_is_a_plain_arrow_stream(packed):
     from datasets import Dataset
 
-    rows = Dataset.from_file(str(packed["deferred"] / "train.arrow"))
+    rows = Dataset.from_file(str(packed["deferred"] / "shards" / "00000-train.arrow"))
     assert len(rows) == 12
     assert rows.column_names[:3] == ["id", "text", "target_text"]
 

@@ -6,14 +6,29 @@ import yaml
 from conftest import REPO
 from evoxtral_train.config import schema
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import AlignConfig, EvalConfig, PackConfig, RaftConfig, SftConfig, SynthConfig, TinyBaseConfig
+from evoxtral_train.config.schema import (
+    AlignConfig,
+    EvalConfig,
+    ImportConfig,
+    PackConfig,
+    RaftConfig,
+    SftConfig,
+    StatsConfig,
+    SynthConfig,
+    TinyBaseConfig,
+)
 from evoxtral_train.errors import ConfigError
 
 SCHEMAS = {
     "synth": SynthConfig, "pack": PackConfig, "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig,
     "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig, "align": AlignConfig,
+    "import": ImportConfig, "stats": StatsConfig,
 }  # fmt: skip
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+
+
+def schema_of(path):
+    return ImportConfig if path.parent.name == "import" else SCHEMAS[path.stem]
 
 
 def write(tmp_path, text):
@@ -23,12 +38,12 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 17
+    assert len(SHIPPED) == 25
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
 def test_every_shipped_config_parses_and_spells_out_every_field(path):
-    config = load_config(path, SCHEMAS[path.stem])
+    config = load_config(path, schema_of(path))
     written = yaml.safe_load(path.read_text("utf-8"))
     for name, value in config.model_dump(mode="json").items():
         assert name in written, f"{path.name} does not show {name}"
@@ -43,7 +58,7 @@ def test_every_line_of_a_shipped_config_that_sets_a_number_is_a_number(path):
             return [each for inner in value.values() for each in strings(inner)]
         return [value] if isinstance(value, str) else []
 
-    for text in strings(load_config(path, SCHEMAS[path.stem]).model_dump(mode="json")):
+    for text in strings(load_config(path, schema_of(path)).model_dump(mode="json")):
         with pytest.raises(ValueError, match="could not convert"):
             float(text)
 

@@ -15,7 +15,7 @@ from transformers import (
 
 from conftest import TINY_BASE
 from evoxtral_train.config.schema import Lora, Model
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.decoding import decoder
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key

@@ -8,8 +8,9 @@ from conftest import REPO
 
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
-    {"cli"}, {"stages"}, {"serving"}, {"decoding"}, {"training"}, {"modeling"}, {"data"},
-    {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"records"}, {"config"}, {"processes"}, {"units", "errors"},
+    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"decoding"}, {"training"}, {"modeling"}, {"corpus"}, {"synthesis"},
+    {"data"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"records"}, {"config"}, {"processes"},
+    {"units", "errors"},
 ]  # fmt: skip
 # `config` checks tag names and the pre-padding's default, so the text and unit modules lie below it.
 BELOW_CONFIG = {"text.tags", "units", "errors"}

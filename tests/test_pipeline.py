@@ -41,7 +41,7 @@ def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):
     model = VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, demo / "runs/sft/adapter").eval()
     processor = AutoProcessor.from_pretrained(TINY_BASE)
-    from evoxtral_train.data.packing import PackedSplit
+    from evoxtral_train.data.packed import PackedSplit
 
     split = PackedSplit(demo / "runs/packed", "test")
     predictions = {row.id: row for row in read_rows(demo / "runs/eval-sft/predictions/SFT.jsonl", Prediction)}

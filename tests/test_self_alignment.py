@@ -4,13 +4,20 @@ import json
 
 import pytest
 
-from conftest import TINY_BASE
+from conftest import REPO, TINY_BASE
 from evoxtral_train.config.schema import Layout, PackConfig, Tracking
+from evoxtral_train.data import self_alignment
 from evoxtral_train.data.packing import encode_piece, text_tokenizer
-from evoxtral_train.data.self_alignment import align
 from evoxtral_train.decoding.emission import written_words
 from evoxtral_train.runs import Options
 from evoxtral_train.stages import pack
+from evoxtral_train.text.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy.load(REPO / "data/tags.yaml")
+
+
+def align(text, heard, duration_s):
+    return self_alignment.align(text, heard, duration_s, TAXONOMY)
 
 
 def ends(alignment) -> list[tuple[str, float]]:

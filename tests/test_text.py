@@ -33,11 +33,6 @@ def test_bad_brackets_say_where(text, reason):
         tags.parse(text)
 
 
-def test_unknown_tag_names_the_nearest():
-    with pytest.raises(RowError, match=r"unknown tag \[sigh\] — did you mean \[sighs\]\?"):
-        tags.check_known(["pause", "sigh"], tags.BASE_TAGS)
-
-
 def test_find_tags_forgives_what_a_model_writes():
     assert tags.find_tags("[laughs] a [sig [pause]] []") == ["laughs", "pause"]
 

@@ -10,7 +10,8 @@ from conftest import TINY_BASE
 from evoxtral_train.config.schema import Layout, Model, PackConfig, Placement, Tracking
 from evoxtral_train.data import layouts
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
-from evoxtral_train.data.packing import PackedSplit, encode_piece, text_tokenizer
+from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.data.packing import encode_piece, text_tokenizer
 from evoxtral_train.data.timing import timed_target
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.emission import written_tags
@@ -23,7 +24,6 @@ from evoxtral_train.runs import Options
 from evoxtral_train.scoring.metrics import evaluate
 from evoxtral_train.scoring.reward import Answer, score, weights_of
 from evoxtral_train.stages import pack
-from evoxtral_train.text.tags import BASE_TAGS
 from evoxtral_train.training.dataset import Collator, TrainingSet
 from evoxtral_train.units import TOKEN_S
 
@@ -95,9 +95,9 @@ def aligned(request, spoken, tmp_path_factory) -> PackedSplit:
     return PackedSplit(folder, "train")
 
 
-def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, processor):
+def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, processor, tag_rules):
     tokenizer = text_tokenizer(processor)
-    rows = {each.id: each for each in read_manifest(spoken / "manifest.jsonl", BASE_TAGS)[0]}
+    rows = {each.id: each for each in read_manifest(spoken / "manifest.jsonl", tag_rules)[0]}
     assert len(aligned) == 12, "no row is lost"
     for example in aligned.examples:
         pieces = timed_target(rows[example.id], aligned.target)

@@ -8,7 +8,7 @@ import torch
 from conftest import REPO, TINY_BASE
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.schema import Lora, Model, SftConfig, Train
-from evoxtral_train.data.packing import PackedSplit
+from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
 from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
@@ -37,7 +37,7 @@ def test_a_batch_literally(packed, clock):
 
 def test_cutting_a_row_after_its_last_label_changes_no_logit_before_it(model, clock, rows):
     index = 3
-    row = rows.rows[index]
+    row = rows.row(index)
     cut = Collator(clock)([rows[index]])
     whole_mel = torch.from_numpy(rows._split.mel_of(index, len(row.ids)))[None]
     with torch.inference_mode():

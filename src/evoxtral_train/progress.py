@@ -14,9 +14,9 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts `advance` calls towards `total` and shows the rate and the time left."""
+    """Counts `advance` calls towards `total` and shows the rate and the time left; `total` None: it is not known."""
 
-    def __init__(self, label: str, total: int, unit: str):
+    def __init__(self, label: str, total: int | None, unit: str):
         self.label, self.total, self.unit = label, total, unit
         self.done, self._fresh, self._started, self._last_line = 0, 0, time.monotonic(), time.monotonic()
         self._bar, self._task = None, None
@@ -44,6 +44,8 @@ class Progress:
 
     def _line(self, note: str) -> str:
         rate = self._fresh / max(time.monotonic() - self._started, 1e-9)
+        if self.total is None:
+            return f"{self.label}: {self.done} {self.unit}, {rate:.1f} {self.unit}/s{', ' + note if note else ''}"
         left = format_seconds((self.total - self.done) / rate) if rate else "?"
         share = f"{self.done}/{self.total} {self.unit}"
         return f"{self.label}: {share}, {rate:.1f} {self.unit}/s, {left} left{', ' + note if note else ''}"
@@ -76,7 +78,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def _rich_bar(label: str, total: int, unit: str):
+def _rich_bar(label: str, total: int | None, unit: str):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress

@@ -16,11 +16,11 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -30,7 +30,14 @@ from .records import dump_row
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 _COMPLETE = "complete.json"
 _BEGINNINGS = {"config.yaml", ".config.yaml.part", ".run.json.part"}  # all that a kill at the very start leaves
-_HARMLESS = {"tracking", "device", "batch_tokens", "compile", "audio_cache"}  # settings that do not change a run's result
+_HARMLESS = {
+    "tracking",
+    "device",
+    "batch_tokens",
+    "compile",
+    "audio_cache",
+    "processes",
+}  # settings that do not change a run's result
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,10 @@ class Run:
         write_atomic(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> None:
-        write_atomic(self.path / name, "".join(map(dump_row, rows)))
+        """One after the other: `rows` may be more than memory holds."""
+        with _atomic(self.path / name) as file:
+            for row in rows:
+                file.write(dump_row(row).encode("utf-8"))
 
     def finish(self, metrics: dict[str, Any], fingerprint: str) -> None:
         """`fingerprint` identifies the run's result; later stages compare it."""
@@ -187,11 +197,16 @@ def fingerprint_text(text: str) -> str:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """The whole file or none of it: written beside, synced, then renamed."""
+    with _atomic(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    data = content.encode("utf-8") if isinstance(content, str) else content
     with disk_errors(path), temporary.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

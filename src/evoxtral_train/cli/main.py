@@ -62,7 +62,8 @@ def _add_raft_step(name: str, stage: str, help_text: str) -> None:
         run_stage(stage, "RaftConfig", config, set_, options, lambda whole: of_round(whole, round_))
 
 
-_add(data, "synth", "synth", "SynthConfig", "Speak tagged scripts with espeak-ng into audio and a manifest.")
+_add(data, "import", "import_corpus", "ImportConfig", "Turn a corpus of any shape into a manifest.")
+_add(data, "stats", "stats", "StatsConfig", "A report on a manifest: hours, tags, speakers, and what to mend.")
 _add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
 _add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
 _add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
@@ -82,10 +83,28 @@ _add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one 
 _add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
 
 
+@data.command("synth")
+def synth(
+    config: ConfigArgument,
+    engine: Annotated[str | None, typer.Option(help="espeak or elevenlabs, in place of the config's")] = None,
+    set_: SetOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Speak tagged scripts, with espeak-ng or ElevenLabs, into audio and a manifest."""
+    overrides = [*(set_ or []), *([f"engine={engine}"] if engine else [])]
+    run_stage("synth", "SynthConfig", config, overrides, options_of(resume, overwrite, dry_run))
+
+
 @data.command("check")
-def check(config: ConfigArgument, set_: SetOption = None) -> None:
-    """Find every row that packing would reject; exit code 1 when there is one."""
-    run_stage("check", "PackConfig", config, set_, None)
+def check(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    findings: Annotated[Path | None, typer.Option(help="write every finding to this JSONL")] = None,
+) -> None:
+    """Find every row that packing would reject or that would train badly; exit code 1 when there is one."""
+    run_stage("check", "PackConfig", config, set_, findings)
 
 
 @app.command("eval-predictions")

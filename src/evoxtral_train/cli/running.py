@@ -81,7 +81,7 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
 
         config = part_of(load_config(path, getattr(schemas, schema), overrides))
         module = importlib.import_module(f"..stages.{stage}", __package__)
-        return module.run(config) if options is None else module.run(config, options)
+        return module.run(config, options)
 
     try:
         report = guarded(work)

@@ -1,15 +1,19 @@
 """The manifest: one JSONL row per clip. Bad rows are reported with file, line, id and reason;
 the good ones go on; nothing is dropped silently."""
 
+import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RowError, UsageError
 from ..text import tags as tag_text
-from .scripts import SPLITS, split_of_sentence
+from ..text.taxonomy import TagRules
+from .splits import SPLITS, split_of_sentence
 
-_FIELDS = {"id", "audio", "text", "split", "speaker", "source", "license", "words", "events"}
+FIELDS = ("id", "audio", "text", "split", "speaker", "source", "license", "words", "events")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class ManifestRow:
     split: str
     line: int
     speaker: str | None = None
+    source: str | None = None
+    license: str | None = None
     words: list[dict] = field(default_factory=list)
     events: list[dict] = field(default_factory=list)
 
@@ -37,41 +43,67 @@ class Rejected:
     reason: str
 
 
-def read_manifest(path: Path, taxonomy: tuple[str, ...]) -> tuple[list[ManifestRow], list[Rejected]]:
-    """Good rows and rejected rows; together they are all rows of the file.
+def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> Iterator[ManifestRow | Rejected]:
+    """Every row of the file in order, good or rejected, one at a time: memory does not grow with the file but for
+    the ids seen. Tags have the names that `rules` give them; `tally` counts what was done.
 
     A row without a split is dealt out by the hash of its words (80 / 10 / 10). Audio is not
     opened here. Raises UsageError when there is no such file or nothing in it.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UsageError("no such manifest", where=str(path), fix="make one with: evoxtral data synth") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(f"not a UTF-8 text file: {error}", where=str(path)) from None
-    rows, rejected, first_lines = [], [], {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    first_lines: dict[bytes, int] = {}
+    rows = 0
+    for number, line in _lines(path):
         identity = None
+        rows += 1
         try:
             content = _parse(line)
             identity = content.get("id")
-            row = _check(content, path.parent, number, taxonomy)
-            if row.id in first_lines:
-                raise RowError(f"duplicate id, first seen in line {first_lines[row.id]}", fix="give each clip its own id")
-            first_lines[row.id] = number
-            rows.append(row)
+            row = _check(content, path.parent, number, rules, tally)
+            key = hashlib.blake2b(row.id.encode("utf-8"), digest_size=8).digest()
+            if key in first_lines:
+                raise RowError(f"duplicate id, first seen in line {first_lines[key]}", fix="give each clip its own id")
+            first_lines[key] = number
+            yield row
         except RowError as error:
-            rejected.append(Rejected(str(path), number, identity if isinstance(identity, str) else None, str(error)))
-    if not rows and not rejected:
+            yield Rejected(str(path), number, identity if isinstance(identity, str) else None, str(error))
+    if not rows:
         raise UsageError("the manifest is empty", where=str(path))
+
+
+def read_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> tuple[list[ManifestRow], list[Rejected]]:
+    """All of `iter_manifest` at once: (good rows, rejected rows)."""
+    rows: list[ManifestRow] = []
+    rejected: list[Rejected] = []
+    for each in iter_manifest(path, rules, tally):
+        (rejected if isinstance(each, Rejected) else rows).append(each)
     return rows, rejected
 
 
-def _parse(line: str) -> dict:
+def count_rows(path: Path) -> int:
+    """How many rows there are to read, good or not."""
+    return sum(1 for _ in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line), empty ones left out."""
     try:
-        content = json.loads(line)
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise UsageError(
+            "no such manifest", where=str(path), fix="make one with: evoxtral data import, or evoxtral data synth"
+        ) from None
+    except IsADirectoryError as error:
+        raise UsageError(f"not a UTF-8 text file: {error}", where=str(path)) from None
+
+
+def _parse(line: bytes) -> dict:
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise RowError("not UTF-8 text", fix="save the manifest as UTF-8") from None
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -79,17 +111,16 @@ def _parse(line: str) -> dict:
     return content
 
 
-def _check(content: dict, folder: Path, line: int, taxonomy: tuple[str, ...]) -> ManifestRow:
-    unknown = sorted(set(content) - _FIELDS)
+def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Counter | None) -> ManifestRow:
+    unknown = sorted(set(content) - set(FIELDS))
     if unknown:
-        raise RowError(f"unknown field {unknown[0]!r}", fix=f"known fields: {', '.join(sorted(_FIELDS))}")
+        raise RowError(f"unknown field {unknown[0]!r}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
     for name in ("id", "audio", "text"):
         value = content.get(name)
         if not isinstance(value, str) or not value.strip():
             raise RowError(f"`{name}` is missing or empty", fix="every row needs id, audio and text")
-    pieces = tag_text.parse(content["text"])
-    tag_text.check_known([piece.value for piece in pieces if piece.kind == "tag"], taxonomy)
-    split = content.get("split") or split_of_sentence(tag_text.strip_tags(content["text"]))
+    text = rules.apply(content["text"], tally)
+    split = content.get("split") or split_of_sentence(tag_text.strip_tags(text))
     if split not in SPLITS:
         raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
     for name in ("words", "events"):
@@ -98,6 +129,13 @@ def _check(content: dict, folder: Path, line: int, taxonomy: tuple[str, ...]) ->
             what = "word" if name == "words" else "tag"
             raise RowError(f"`{name}` is not a list of objects", fix=f"{{{what}, start_s, end_s}} each")
     return ManifestRow(
-        id=content["id"], audio=folder / content["audio"], text=content["text"], split=split, line=line,
-        speaker=content.get("speaker"), words=content.get("words") or [], events=content.get("events") or [],
+        id=content["id"], audio=folder / content["audio"], text=text, split=split, line=line,
+        speaker=content.get("speaker"), source=content.get("source"), license=content.get("license"),
+        words=content.get("words") or [], events=rename_events(content.get("events") or [], rules),
     )  # fmt: skip
+
+
+def rename_events(events: list[dict], rules: TagRules) -> list[dict]:
+    """Events under the names that their tags have in the text; those of tags that are left out go too."""
+    renamed = [{**event, "tag": rules.tag_of(str(event.get("tag", "")))} for event in events]
+    return [event for event in renamed if event["tag"] is not None]

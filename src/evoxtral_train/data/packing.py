@@ -1,42 +1,62 @@
-"""The packed dataset: per split one memory-mapped Arrow file of rows ready to be laid out.
+"""The packed dataset, written: rows ready to be laid out, in shards of consecutive manifest rows.
+
+    shards/00003-train.arrow    the rows of chunk 3 that belong to the training split: a plain Arrow stream
+    shards/00003.json           written last: how many rows, what was rejected, what the rows hash to
+    train-index.arrow           id and lengths of every row of the split
 
 A packed row holds what does not depend on the target's text (mel, utterance and row length) and
 the target as text and as token ids; `layouts` turns it into ids and labels when it is read, so
 RAFT can put another target on the same clip. Mel is float32, its digital silence left out.
+
+Chunks are packed by any number of processes, in any order, and one that is whole is not packed again; the result
+does not depend on either. Memory does not grow with the number of clips.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 
 from ..config.schema import PackConfig
-from ..errors import RowError, UsageError
-from ..runs import disk_errors, require_complete
+from ..errors import EvoxtralError, RowError
+from ..runs import disk_errors, write_atomic
 from ..text import tags as tag_text
-from ..units import FRAMES_PER_TOKEN, MEL_BINS, SAMPLE_RATE_HZ, samples_to_tokens
+from ..units import SAMPLE_RATE_HZ, samples_to_tokens
 from . import layouts
 from .audio import read_audio
 from .clock import Clock
-from .features import log_mel, restore_silence, trim_silence
+from .features import log_mel, trim_silence
 from .manifest import ManifestRow, Rejected
-from .scripts import SPLITS
+from .processor import load_processor
+from .splits import SPLITS
 from .timing import events_of, timed_target
 
-FORMAT = 2  # of the packed files; older ones are refused
+FORMAT = 3  # of the packed files; older ones are refused
+CHUNK_ROWS = 256
+_BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
-_SCHEMA = pyarrow.schema(
+_HEARD = pyarrow.struct([("ids", pyarrow.list_(pyarrow.int32())), ("heard_s", pyarrow.float64())])
+SCHEMA = pyarrow.schema(
     [
         ("id", pyarrow.string()), ("text", pyarrow.string()), ("target_text", pyarrow.string()),
         ("target_ids", pyarrow.list_(pyarrow.int32())), ("duration_s", pyarrow.float32()),
         ("utterance_tokens", pyarrow.int32()), ("row_tokens", pyarrow.int32()),
-        ("events", pyarrow.list_(_EVENT)), ("mel", pyarrow.large_binary()), ("mel_start", pyarrow.int32()),
+        ("events", pyarrow.list_(_EVENT)), ("heard", pyarrow.list_(_HEARD)), ("audio", pyarrow.string()),
+        ("mel", pyarrow.large_binary()), ("mel_start", pyarrow.int32()),
     ]
 )  # fmt: skip
+INDEX_SCHEMA = pyarrow.schema(
+    [("id", pyarrow.string())] + [(f"{name}_tokens", pyarrow.int32()) for name in ("utterance", "row", "target")]
+)
 
 
 def target_text(text: str, target: str) -> str:
@@ -75,26 +95,31 @@ class Prepared:
 def prepare_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -> Prepared:
     """Read the audio, tokenise the target, see that it fits. Raises RowError with the reason."""
     samples = read_audio(row.audio, config.audio.max_seconds)
+    return Prepared(samples, columns_of(row, len(samples), config, processor, clock))
+
+
+def columns_of(row: ManifestRow, samples: int, config: PackConfig, processor, clock: Clock) -> dict:
+    """The columns of a row but the mel, for a clip of so many `samples`. Raises RowError when the target does not fit."""
     target = target_text(row.text, config.target)
     if config.target == "text" and not target:
         raise RowError("no words to learn: the text holds tags alone", fix="use target: tags, or leave the row out")
-    utterance_tokens = samples_to_tokens(len(samples))
+    utterance_tokens = samples_to_tokens(samples)
     row_tokens = layouts.clock_tokens(
-        config.layout.kind, clock, len(samples), utterance_tokens, config.audio.prepad_samples, config.layout.room_tokens
+        config.layout.kind, clock, samples, utterance_tokens, config.audio.prepad_samples, config.layout.room_tokens
     )
-    tokenizer = text_tokenizer(processor)
+    tokenizer, heard = text_tokenizer(processor), []
     if config.layout.kind == "aligned":
-        pieces = [(encode_piece(tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
-        target_ids = layouts.stream_ids(clock, pieces, utterance_tokens, row_tokens)
+        heard = [(encode_piece(tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
+        target_ids = layouts.stream_ids(clock, heard, utterance_tokens, row_tokens)
     else:
         target_ids = encode_target(tokenizer, target)
     layouts.lay_out(config.layout.kind, clock, utterance_tokens, row_tokens, target_ids)  # refuses what does not fit
-    columns = {
+    return {
         "id": row.id, "text": row.text, "target_text": target, "target_ids": target_ids,
-        "duration_s": len(samples) / SAMPLE_RATE_HZ, "utterance_tokens": utterance_tokens, "row_tokens": row_tokens,
+        "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": utterance_tokens, "row_tokens": row_tokens,
         "events": [dict(zip(("tag", "start_s", "end_s"), event, strict=True)) for event in events_of(row)],
+        "heard": [{"ids": ids, "heard_s": heard_s} for ids, heard_s in heard],
     }  # fmt: skip
-    return Prepared(samples, columns)
 
 
 def pack_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -> dict:
@@ -102,94 +127,199 @@ def pack_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -> d
     prepared = prepare_row(row, config, processor, clock)
     mel = log_mel(prepared.samples, prepared.columns["row_tokens"], processor.feature_extractor, clock)
     kept, start = trim_silence(mel)
-    return prepared.columns | {"mel": np.ascontiguousarray(kept, np.float32).tobytes(), "mel_start": start}
-
-
-def write_splits(
-    folder: Path, rows: Iterable[ManifestRow], pack: Callable[[ManifestRow], dict], manifest: Path
-) -> tuple[dict[str, int], list[Rejected], str]:
-    """Pack `rows` one by one. Returns (rows per split, rejected rows, fingerprint of the contents).
-
-    Memory does not grow with the number of clips: each row goes to disk before the next is read.
-    """
-    counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
-    with disk_errors(folder):
-        files = {split: pyarrow.OSFile(str(folder / f"{split}.arrow"), "wb") for split in SPLITS}
-        writers = {split: pyarrow.ipc.new_stream(file, _SCHEMA) for split, file in files.items()}
-        for row in rows:
-            try:
-                packed = pack(row)
-            except RowError as error:
-                rejected.append(Rejected(str(manifest), row.line, row.id, str(error)))
-                continue
-            counts[row.split] += 1
-            writers[row.split].write_batch(pyarrow.RecordBatch.from_pylist([packed], schema=_SCHEMA))
-            described = {key: value for key, value in packed.items() if key != "mel"}
-            digest.update(json.dumps([row.split, described], sort_keys=True).encode("utf-8"))
-            digest.update(packed["mel"])
-        for split in SPLITS:
-            writers[split].close()
-            files[split].close()
-    return counts, rejected, digest.hexdigest()[:16]
+    audio = os.path.relpath(row.audio, config.output)
+    packed_mel = np.ascontiguousarray(kept, np.float32).tobytes()
+    return prepared.columns | {"audio": audio, "mel": packed_mel, "mel_start": start}
 
 
 @dataclass(frozen=True)
-class Example:
-    """One packed row. `mel` is read with `mel_of`; ids and labels come from `layouts`. `events`: the
-    manifest's, [] where there are none."""
+class Chunk:
+    """Consecutive rows of the manifest, those that it rejects included."""
 
-    id: str
-    text: str
-    target_text: str
-    target_ids: list[int]
-    utterance_tokens: int
-    row_tokens: int
-    events: list[dict]
-
-    @property
-    def timed_events(self) -> list[dict] | None:
-        """The events, where every tag of the text has one."""
-        return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
+    number: int
+    entries: list[ManifestRow | Rejected]
 
 
-def has_split(folder: Path, split: str) -> bool:
-    """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""
-    require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
-    return json.loads((folder / "dataset.json").read_text("utf-8"))["rows"].get(split, 0) > 0
+def chunks(entries: Iterable[ManifestRow | Rejected], rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
+    """All entries, `rows` at a time."""
+    waiting, number = [], 0
+    for entry in entries:
+        waiting.append(entry)
+        if len(waiting) == rows:
+            yield Chunk(number, waiting)
+            waiting, number = [], number + 1
+    if waiting:
+        yield Chunk(number, waiting)
 
 
-class PackedSplit:
-    """A split of a packed dataset, memory-mapped. `fingerprint` is the dataset's.
+def pack_chunks(
+    parts: Iterable[Chunk], config: PackConfig, base: Path, processes: int, on_chunk: Callable[[int, bool], None]
+) -> None:
+    """Pack every chunk that is not whole yet. `on_chunk(rows, fresh)` is told of each that is.
 
-    The files are plain Arrow streams: `datasets.Dataset.from_file` opens them too.
+    Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` goes on.
     """
+    (config.output / "shards").mkdir(exist_ok=True)
+    missing = _missing(parts, config.output, on_chunk)
+    if processes == 1:
+        worker = _Worker(config, base)
+        for chunk in missing:
+            worker.pack(chunk)
+            on_chunk(len(chunk.entries), True)
+        return
+    # A server process imports everything once; each worker is forked from it, before any thread runs in it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers"])
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(config, base))
+    try:
+        running: dict = {}
+        for chunk in missing:
+            running[pool.submit(_pack, chunk)] = len(chunk.entries)
+            if len(running) > processes:  # one chunk waits, so that no process does; no more are held in memory
+                _finish_some(running, on_chunk)
+        while running:
+            _finish_some(running, on_chunk)
+    except BrokenProcessPool:
+        raise EvoxtralError(
+            "a packing process was killed, maybe for memory", where=str(config.output),
+            fix="go on with --resume, and with a smaller `processes`",
+        ) from None  # fmt: skip
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def __init__(self, folder: Path, split: str):
-        self.fingerprint = require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
-        self.folder, self.split = folder, split
-        content = json.loads((folder / "dataset.json").read_text("utf-8"))
-        if content.get("format") != FORMAT:
-            raise UsageError(
-                "was packed by another version of evoxtral",
-                where=str(folder),
-                fix="pack it again: evoxtral data pack … --overwrite",
-            )
-        self.layout: str = content["layout"]
-        self.target: str = content["target"]
-        self.room_tokens: int = content["room_tokens"]
-        self.processor_fingerprint: str = content["processor_fingerprint"]
-        if content["rows"].get(split, 0) == 0:
-            filled = [f"{name} ({count})" for name, count in content["rows"].items() if count]
-            raise UsageError(f"the split {split!r} has no rows", where=str(folder), fix=f"splits with rows: {', '.join(filled)}")
-        self._rows = pyarrow.ipc.open_stream(pyarrow.memory_map(str(folder / f"{split}.arrow"))).read_all()
-        columns = [name for name in _SCHEMA.names if name not in ("mel", "mel_start", "duration_s")]
-        self.examples = [Example(**row) for row in self._rows.select(columns).to_pylist()]
-        self.index_of = {example.id: index for index, example in enumerate(self.examples)}
 
-    def __len__(self) -> int:
-        return len(self.examples)
+def _missing(parts: Iterable[Chunk], folder: Path, on_chunk: Callable[[int, bool], None]) -> Iterator[Chunk]:
+    for chunk in parts:
+        if _record(folder, chunk.number).is_file():
+            on_chunk(len(chunk.entries), False)
+        else:
+            yield chunk
 
-    def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]."""
-        kept = np.frombuffer(self._rows["mel"][index].as_buffer(), np.float32).reshape(MEL_BINS, -1)
-        return restore_silence(kept, self._rows["mel_start"][index].as_py(), tokens * FRAMES_PER_TOKEN)
+
+def _finish_some(running: dict, on_chunk: Callable[[int, bool], None]) -> None:
+    for done in wait(running, return_when=FIRST_COMPLETED).done:
+        rows = running.pop(done)
+        done.result()
+        on_chunk(rows, True)
+
+
+_worker: "_Worker | None" = None
+
+
+def _start(config: PackConfig, base: Path) -> None:
+    """What a process does once. Ctrl-C is the parent's to handle."""
+    import torch
+
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)  # one process for each core: threads would only be in each other's way
+    _worker = _Worker(config, base)
+
+
+def _pack(chunk: Chunk) -> None:
+    _worker.pack(chunk)
+
+
+class _Worker:
+    """What a process needs to pack chunks."""
+
+    def __init__(self, config: PackConfig, base: Path):
+        self._config, self._processor = config, load_processor(base)
+        self._clock = Clock.of(self._processor)
+
+    def pack(self, chunk: Chunk) -> None:
+        """Write the chunk's shards, then its record: without the record they do not count."""
+        folder = self._config.output / "shards"
+        counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
+        waiting: dict[str, list[dict]] = {split: [] for split in SPLITS}
+        with disk_errors(folder), _Shards(folder, chunk.number) as shards:
+            for entry in chunk.entries:
+                if isinstance(entry, Rejected):
+                    rejected.append(entry)
+                    continue
+                try:
+                    packed = pack_row(entry, self._config, self._processor, self._clock)
+                except RowError as error:
+                    rejected.append(Rejected(str(self._config.manifest), entry.line, entry.id, str(error)))
+                    continue
+                counts[entry.split] += 1
+                described = {key: value for key, value in packed.items() if key not in ("mel", "audio")}
+                digest.update(json.dumps([entry.split, described], sort_keys=True).encode("utf-8"))
+                digest.update(packed["mel"])
+                waiting[entry.split].append(packed)
+                if len(waiting[entry.split]) == _BATCH_ROWS:
+                    shards.write(entry.split, waiting[entry.split])
+                    waiting[entry.split] = []
+            for split, rows in waiting.items():
+                if rows:
+                    shards.write(split, rows)
+        record = {"rows": counts, "rejected": [asdict(each) for each in rejected], "fingerprint": digest.hexdigest()}
+        write_atomic(_record(self._config.output, chunk.number), json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class _Shards:
+    """The shards of one chunk, opened when a split gets its first row."""
+
+    def __init__(self, folder: Path, number: int):
+        self._folder, self._number = folder, number
+        self._open: dict[str, tuple] = {}
+
+    def write(self, split: str, rows: list[dict]) -> None:
+        if split not in self._open:
+            file = pyarrow.OSFile(str(self._folder / shard_name(self._number, split)), "wb")
+            self._open[split] = (file, pyarrow.ipc.new_stream(file, SCHEMA))
+        self._open[split][1].write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file, writer in self._open.values():
+            writer.close()
+            file.close()
+
+
+def shard_name(number: int, split: str) -> str:
+    return f"{number:05d}-{split}.arrow"
+
+
+def _record(folder: Path, number: int) -> Path:
+    return folder / "shards" / f"{number:05d}.json"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`shards`: split -> [[file name, rows], …]. `rejected` in the manifest's order."""
+
+    rows: dict[str, int]
+    shards: dict[str, list[tuple[str, int]]]
+    rejected: list[Rejected]
+    fingerprint: str
+
+
+def finish(folder: Path) -> Packed:
+    """Once every chunk is whole: count, and write the index of each split."""
+    digest, rejected = hashlib.sha256(), []
+    shards: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for number, path in enumerate(sorted((folder / "shards").glob("*.json"), key=lambda each: int(each.stem))):
+        record = json.loads(path.read_text("utf-8"))
+        digest.update(record["fingerprint"].encode())
+        rejected += [Rejected(**each) for each in record["rejected"]]
+        for split, count in record["rows"].items():
+            if count:
+                shards[split].append((shard_name(number, split), count))
+    for split, names in shards.items():
+        if names:
+            _write_index(folder, split, [folder / "shards" / name for name, _ in names])
+    rows = {split: sum(count for _, count in names) for split, names in shards.items()}
+    return Packed(rows, shards, rejected, digest.hexdigest()[:16])
+
+
+def _write_index(folder: Path, split: str, shards: list[Path]) -> None:
+    path = folder / f"{split}-index.arrow"
+    with disk_errors(path), pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, INDEX_SCHEMA) as writer:
+        for shard in shards:
+            for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(shard))):
+                lengths = batch.column("target_ids").value_lengths()
+                columns = [batch.column(name) for name in ("id", "utterance_tokens", "row_tokens")]
+                writer.write_batch(pyarrow.RecordBatch.from_arrays([*columns, lengths], schema=INDEX_SCHEMA))

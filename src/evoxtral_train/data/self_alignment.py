@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ..text.normalize import normalize_words
-from ..text.tags import PAUSE_TAG, SOUND_TAGS, parse
+from ..text.tags import parse
+from ..text.taxonomy import Taxonomy
 from .timing import words_of
 
-_BETWEEN_WORDS = {*SOUND_TAGS, PAUSE_TAG}
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*$")
 
 
@@ -33,7 +33,7 @@ class Alignment:
     heard: list[bool]
 
 
-def align(text: str, heard: list[tuple[str, float]], duration_s: float) -> Alignment:
+def align(text: str, heard: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
     """`text`: a tagged transcript. `heard`: the base's words with the second at which each had been heard."""
     words, tags = [], []
     for piece in parse(text):
@@ -41,14 +41,14 @@ def align(text: str, heard: list[tuple[str, float]], duration_s: float) -> Align
             tags.append((len(words), piece.value))
         else:
             words += words_of(piece.value)
-    places = [place for place, tag in tags if tag not in _BETWEEN_WORDS]
+    places = [place for place, tag in tags if not taxonomy.lies_between_words(tag)]
     ends, exact = _word_ends(words, heard, duration_s)
     starts = [0.0, *ends]
     timed = [{"word": word, "start_s": start, "end_s": end} for word, start, end in zip(words, starts, ends, strict=False)]
     stops = [*ends, duration_s]
     events = []
     for place, tag in tags:
-        last = place if tag in _BETWEEN_WORDS else _last_word(words, place, places)
+        last = place if taxonomy.lies_between_words(tag) else _last_word(words, place, places)
         events.append({"tag": tag, "start_s": starts[place], "end_s": max(starts[place], stops[last])})
     return Alignment(timed, events, exact)
 

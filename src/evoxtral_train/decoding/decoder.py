@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from ..data import layouts
 from ..data.batching import leading_batch
 from ..data.clock import Clock
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..modeling.audio_cache import AudioSource
 from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device, language_model_hidden, stock
@@ -77,8 +77,8 @@ class Decoding:
 def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
     """Every clip of a packed split."""
     return [
-        Request.of(example.id, split.layout, clock, example.utterance_tokens, example.row_tokens, index)
-        for index, example in enumerate(split.examples)
+        Request.of(identity, split.layout, clock, int(split.utterance_tokens[index]), int(split.row_tokens[index]), index)
+        for identity, index in split.index_of.items()
     ]
 
 

@@ -28,7 +28,7 @@ from .. import processes
 from ..data import layouts
 from ..data.batching import leading_batch
 from ..data.clock import Clock
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..errors import EvoxtralError
 from ..progress import progress
 from ..records import drop_partial_line
@@ -115,10 +115,10 @@ def open_cache(model, device: torch.device, base_fingerprint: str, split: Packed
 
 def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
     """Up to the end of the longest text that may be trained on or decoded for the clip."""
-    example = split.examples[index]
-    target_end = layouts.prompt_tokens(split.layout, clock, example.utterance_tokens) + len(example.target_ids) + 1
-    room_end = layouts.room_start(split.layout, clock, example.utterance_tokens) + split.room_tokens
-    return min(example.row_tokens, max(target_end, room_end))
+    heard = int(split.utterance_tokens[index])
+    target_end = layouts.prompt_tokens(split.layout, clock, heard) + int(split.target_tokens[index]) + 1
+    room_end = layouts.room_start(split.layout, clock, heard) + split.room_tokens
+    return min(int(split.row_tokens[index]), max(target_end, room_end))
 
 
 @dataclass(frozen=True)

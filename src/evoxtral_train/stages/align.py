@@ -25,6 +25,7 @@ from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
 from ..progress import format_seconds, progress
 from ..runs import Options, Run, check_output, fingerprint_files
+from ..text.taxonomy import TagRules, Taxonomy
 from ..tracking import Tracker
 from ..units import SAMPLE_RATE_HZ, samples_to_tokens
 from .plans import plan_decoding, plan_model
@@ -56,7 +57,9 @@ def run(config: AlignConfig, options: Options) -> Report:
     says how far the new ones are from them.
     """
     asked, inputs = config.model_dump(mode="json"), {"manifest": fingerprint_files([config.manifest])}
-    rows, rejected = read_manifest(config.manifest, tuple(config.tags))
+    rules = TagRules.of(config.tags)
+    inputs["tags"] = fingerprint_files([config.tags.table])
+    rows, rejected = read_manifest(config.manifest, rules)
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
@@ -68,7 +71,7 @@ def run(config: AlignConfig, options: Options) -> Report:
     run = Run.open(config.output, "data align", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
-        found, unfit = _align_all(config, rows, load_processor(folder))
+        found, unfit = _align_all(config, rows, load_processor(folder), rules.taxonomy)
         rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
         aligned = [(row, found[row.id]) for row in rows if row.id in found]
         written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
@@ -93,7 +96,9 @@ def run(config: AlignConfig, options: Options) -> Report:
     return Report("data align", facts)
 
 
-def _align_all(config: AlignConfig, rows: list[ManifestRow], processor) -> tuple[dict[str, Alignment], list[Rejected]]:
+def _align_all(
+    config: AlignConfig, rows: list[ManifestRow], processor, taxonomy: Taxonomy
+) -> tuple[dict[str, Alignment], list[Rejected]]:
     """id -> alignment, and the rows that could not be aligned."""
     clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
     clips, requests, durations, rejected = _Clips(rows, config, processor, clock), [], {}, []
@@ -117,7 +122,7 @@ def _align_all(config: AlignConfig, rows: list[ManifestRow], processor) -> tuple
             for each in completions:
                 row = by_id[each.utterance_id]
                 words = written_words(clock, tokenizer, clock.prompt_tokens, each.token_ids)
-                alignment = align(row.text, words, durations[row.id])
+                alignment = align(row.text, words, durations[row.id], taxonomy)
                 share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
                 if share < config.min_heard_share:
                     reason = f"the base wrote only {share:.0%} of the words: {' '.join(word for word, _ in words)[:80]!r}"
@@ -131,8 +136,7 @@ def _align_all(config: AlignConfig, rows: list[ManifestRow], processor) -> tuple
 def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
     """A manifest row whose audio is found from `folder`."""
     content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
-    if row.speaker:
-        content["speaker"] = row.speaker
+    content |= {name: value for name in ("speaker", "source", "license") if (value := getattr(row, name))}
     return content | {"words": words, "events": events}
 
 

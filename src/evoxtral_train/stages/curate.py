@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from ..config.schema import RaftConfig
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Candidate, ScoredCandidate, read_rows
 from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .. import processes
 from ..config.schema import EvalConfig
-from ..data.packing import Example, PackedSplit
+from ..data.packed import Example, PackedSplit
 from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..modeling.adapters import Adapter, load_adapter

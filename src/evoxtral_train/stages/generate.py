@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .. import processes
 from ..config.schema import RaftConfig
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import EvoxtralError

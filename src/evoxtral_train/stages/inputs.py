@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..config.schema import EvalConfig, Model, RaftConfig, SftConfig
 from ..data.clock import Clock
-from ..data.packing import PackedSplit, text_tokenizer
+from ..data.packed import PackedSplit
+from ..data.packing import text_tokenizer
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..decoding.emission import written_tags
 from ..errors import UsageError
@@ -51,7 +52,9 @@ def open_audio(
     may write further than the cache reaches; `on` refuses then.
     """
     device, obstacle = pick_device(config.model.device), None
-    if trains_audio_path(model):
+    if isinstance(config, SftConfig) and config.augmentation.probability:
+        obstacle = "augmentation changes the audio in every epoch, so what the audio tower makes of it cannot be cached"
+    elif trains_audio_path(model):
         obstacle = "this adapter changes the audio path, so its output cannot be cached"
     elif new_tokens > split.room_tokens:
         obstacle = f"the cache reaches {split.room_tokens} tokens past the prompt, {new_tokens} are asked for"

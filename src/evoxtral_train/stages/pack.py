@@ -1,64 +1,81 @@
 """`evoxtral data pack`: manifest to packed dataset."""
 
+import os
 import time
+from collections import Counter
 from dataclasses import asdict
 
 from ..config.schema import PackConfig
 from ..data.clock import Clock
-from ..data.manifest import read_manifest
-from ..data.packing import FORMAT, pack_row, write_splits
+from ..data.manifest import Rejected, count_rows, iter_manifest
+from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..errors import UsageError
-from ..progress import track
+from ..progress import format_seconds, progress
 from ..runs import Options, Run, check_output, fingerprint_files
+from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
 from .report import Report
 
 
 def run(config: PackConfig, options: Options) -> Report:
-    """Writes `<split>.arrow`, `dataset.json` and `rejected.jsonl`; rows in = packed + rejected."""
-    rows, rejected = read_manifest(config.manifest, tuple(config.tags))
+    """Writes `shards/`, an index of each split, `dataset.json` and `rejected.jsonl`; rows in = packed + rejected.
+
+    Several processes pack chunks of rows; `--resume` goes on after the last whole chunk.
+    """
+    rules, tally = TagRules.of(config.tags), Counter()
+    rows = count_rows(config.manifest)
+    processes = min(config.processes or usable_cores(), -(-rows // CHUNK_ROWS) or 1)
     facts = {
-        "rows": len(rows) + len(rejected),
+        "rows": rows,
         "layout": f"{config.layout.kind}, target {config.target}",
         "pre-padding": f"{config.audio.prepad_samples:,} samples",
+        "processes": processes,
         "output": config.output,
     }
-    asked, inputs = config.model_dump(mode="json"), {"manifest": fingerprint_files([config.manifest])}
+    asked = config.model_dump(mode="json", exclude={"check"})
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
     if options.dry_run:
         check_output(config.output, "data pack", asked, inputs, options)
-        return Report("plan: data pack", facts | {"rejected by the manifest alone": len(rejected)})
+        bad = sum(isinstance(each, Rejected) for each in iter_manifest(config.manifest, rules))
+        return Report("plan: data pack", facts | {"rejected by the manifest alone": bad})
     folder = resolve_base(config.base, config.revision, weights=False)
-    processor = load_processor(folder)
-    clock = Clock.of(processor)
+    clock = Clock.of(load_processor(folder))
     run = Run.open(config.output, "data pack", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data pack", config.output, config) as tracker:
-        counts, unfit, fingerprint = write_splits(
-            run.path,
-            track(rows, "packing", len(rows), "clips"),
-            lambda row: pack_row(row, config, processor, clock),
-            config.manifest,
-        )
-        rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
-        run.write_rows("rejected.jsonl", rejected)
-        packed = sum(counts.values())
-        if not packed:
-            raise UsageError("no row could be packed", where=str(config.manifest), fix=f"first reason: {rejected[0].reason}")
+        with progress("packing", rows, "clips") as bar:
+            parts = chunks(iter_manifest(config.manifest, rules, tally))
+            pack_chunks(parts, config, folder, processes, lambda count, fresh: (bar.advance if fresh else bar.skip)(count))
+        packed = finish(run.path)
+        run.write_rows("rejected.jsonl", packed.rejected)
+        count = sum(packed.rows.values())
+        if not count:
+            reason = packed.rejected[0].reason
+            raise UsageError("no row could be packed", where=str(config.manifest), fix=f"first reason: {reason}")
         run.write_json(
             "dataset.json",
             {
-                "format": FORMAT, "rows": counts, "layout": config.layout.kind, "target": config.target,
-                "room_tokens": config.layout.room_tokens, "clock": asdict(clock),
-                "processor_fingerprint": processor_fingerprint(folder), "fingerprint": fingerprint,
+                "format": FORMAT, "rows": packed.rows, "shards": packed.shards, "layout": config.layout.kind,
+                "target": config.target, "room_tokens": config.layout.room_tokens, "clock": asdict(clock),
+                "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
             },
         )  # fmt: skip
-        metrics = {"packed": packed, "rejected": len(rejected), **counts, "seconds": time.monotonic() - started}
+        changes = describe_changes(tally)
+        metrics = {"packed": count, "rejected": len(packed.rejected), **packed.rows, "tags_changed": changes}
+        metrics["seconds"] = time.monotonic() - started
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint)
-    facts |= {"packed": packed, "rejected": len(rejected)}
-    facts |= {f"split {split}": count for split, count in counts.items()}
-    if rejected:
-        facts["first rejected"] = f"line {rejected[0].line}: {rejected[0].reason}"
+        run.finish(metrics, packed.fingerprint)
+    facts |= {"packed": count, "rejected": len(packed.rejected)}
+    facts |= {f"split {split}": number for split, number in packed.rows.items()}
+    facts |= {f"tags {change}": number for change, number in changes.items()}
+    facts["time"] = format_seconds(metrics["seconds"])
+    if packed.rejected:
+        facts["first rejected"] = f"line {packed.rejected[0].line}: {packed.rejected[0].reason}"
         facts["all rejected"] = run.path / "rejected.jsonl"
     return Report("data pack", facts)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

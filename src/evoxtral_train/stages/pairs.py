@@ -1,13 +1,8 @@
 """`evoxtral raft pairs`: the best and the worst candidate of each clip, for DPO in TRL's preference format."""
 
-from pathlib import Path
-
-import yaml
-
 from ..config.schema import RaftConfig
 from ..data import layouts
-from ..data.manifest import read_manifest
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Candidate, PreferencePair, ScoredCandidate, read_rows
 from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
@@ -59,18 +54,18 @@ def _pairs(
     chosen: list[tuple[ScoredCandidate, ScoredCandidate]], candidates: list[Candidate], split: PackedSplit, base: Base
 ) -> list[PreferencePair]:
     by_key = {(each.utterance_id, each.candidate_id): each for each in candidates}
-    audio, rows = _audio_of(split.folder), []
+    rows = []
     for best, worst in chosen:
-        example = split.examples[split.index_of[best.utterance_id]]
+        index = split.index_of[best.utterance_id]
         better, worse = (by_key[each.utterance_id, each.candidate_id] for each in (best, worst))
         rows.append(
             PreferencePair(
                 utterance_id=best.utterance_id,
-                audio=audio[best.utterance_id],
+                audio=str(split.audio_of(index)),
                 prompt="",
                 chosen=better.text,
                 rejected=worse.text,
-                prompt_ids=layouts.prompt_ids(split.layout, base.clock, example.utterance_tokens),
+                prompt_ids=layouts.prompt_ids(split.layout, base.clock, int(split.utterance_tokens[index])),
                 chosen_ids=_with_end(better, base),
                 rejected_ids=_with_end(worse, base),
                 chosen_reward=best.reward,
@@ -82,10 +77,3 @@ def _pairs(
 
 def _with_end(candidate: Candidate, base: Base) -> list[int]:
     return candidate.token_ids + [base.clock.eos_id] * (candidate.finish_reason == "eos")
-
-
-def _audio_of(dataset: Path) -> dict[str, str]:
-    """clip id -> its audio file, from the manifest that the dataset was packed from."""
-    asked = yaml.safe_load((dataset / "config.yaml").read_text("utf-8"))
-    rows, _ = read_manifest(Path(asked["manifest"]), tuple(asked["tags"]))
-    return {row.id: str(row.audio.resolve()) for row in rows}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config.schema import Curate, Lora, Model, Train
-from ..data.packing import PackedSplit
+from ..data.packed import PackedSplit
 from ..errors import UsageError
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
 from ..modeling.realtime import describe_model, sizes

@@ -16,7 +16,7 @@ import yaml
 
 from .. import processes
 from ..config.schema import Decode, EvalConfig, RaftConfig, System
-from ..data.packing import PackedSplit, has_split
+from ..data.packed import PackedSplit, has_split
 from ..errors import UsageError
 from ..modeling.adapters import find_adapter
 from ..progress import format_seconds

@@ -7,7 +7,8 @@ import torch
 
 from .. import processes
 from ..config.schema import SftConfig
-from ..data.packing import PackedSplit, has_split
+from ..data.augmentation import Augmenter
+from ..data.packed import PackedSplit, has_split
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..progress import format_seconds
@@ -40,9 +41,11 @@ def run(config: SftConfig, options: Options) -> Report:
         splits.append(PackedSplit(config.dataset, "validation"))
     caches = [open_audio(config, model, base, each) for each in splits]
     weight = config.train.pad_weight
-    train, *validation = (
-        TrainingSet(each, base.clock, cache=cache, pad_weight=weight) for each, cache in zip(splits, caches, strict=True)
-    )
+    augmenter = None
+    if config.augmentation.probability:
+        augmenter = Augmenter(config.augmentation, split, base.clock, base.processor.feature_extractor)
+    train = TrainingSet(split, base.clock, None, caches[0], weight, augmenter)
+    validation = [TrainingSet(each, base.clock, None, cache, weight) for each, cache in zip(splits[1:], caches[1:], strict=True)]
     if caches[0]:
         drop_audio_path(stock(model))
     place_language_model(model, pick_device(config.model.device))

@@ -1,40 +1,47 @@
-"""`evoxtral data synth`: tagged scripts to speech, with a manifest that knows every time."""
+"""`evoxtral data synth`: tagged scripts to speech, with a manifest; espeak-ng also knows every time."""
 
+import os
 import time
+from collections import Counter
+from dataclasses import dataclass
 
 from ..config.schema import SynthConfig
 from ..data.audio import encode_flac
-from ..data.scripts import Grammar, Script, draw_scripts, read_scripts
-from ..data.synthesis import VOICES, Synthesizer, Voice
 from ..errors import RowError, UsageError
 from ..progress import progress
 from ..records import JsonlAppender, dump_row, read_jsonl
 from ..runs import Options, Run, check_output, disk_errors, fingerprint_files, fingerprint_text, write_atomic
+from ..synthesis import elevenlabs
+from ..synthesis.scripts import Grammar, Script, draw_scripts, read_scripts
+from ..synthesis.synthesizer import VOICES, Synthesizer, Voice
 from ..text.tags import find_tags
+from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
 from ..units import samples_to_seconds
 from .report import Report
 
 _PART = "manifest.part.jsonl"
+_KEY = "ELEVENLABS_API_KEY"
 
 
 def run(config: SynthConfig, options: Options) -> Report:
     """Writes `manifest.jsonl`, `audio/*.flac` and `rejected.jsonl` (scripts that cannot be spoken).
 
-    Same config, same bytes: a clip depends on its script, its place in the corpus and the seed.
+    With espeak-ng: same config, same bytes; a clip depends on its script, its place in the corpus and the seed.
     """
-    source = config.scripts or config.grammar
+    source, tally = config.scripts or config.grammar, Counter()
     if config.scripts:
-        scripts, rejected = read_scripts(config.scripts)
+        scripts, rejected = read_scripts(config.scripts, TagRules.of(config.tags), tally)
     else:
         grammar = Grammar.load(config.grammar)
         scripts, rejected = draw_scripts(grammar, config.clips.model_dump(), config.untagged_share, config.seed), []
-    voices = _voices(config.voices)
+    engine = _Paid(config, scripts) if config.engine == "elevenlabs" else _Espeak(config)
     facts = {
         "scripts": f"{len(scripts)} from {source}" + (f", {len(rejected)} rejected" if rejected else ""),
-        "splits": ", ".join(f"{split} {count}" for split, count in _split_counts(scripts).items()),
+        "splits": ", ".join(f"{split} {count}" for split, count in Counter(script.split for script in scripts).items()),
         "without tags": f"{sum(not find_tags(script.text) for script in scripts) / max(len(scripts), 1):.0%}",
-        "voices": len(voices),
+        **{f"tags {change}": count for change, count in describe_changes(tally).items()},
+        **engine.plan(),
         "output": config.output,
     }
     asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([source])}
@@ -43,12 +50,12 @@ def run(config: SynthConfig, options: Options) -> Report:
         return Report("plan: data synth", facts)
     if not scripts:
         raise UsageError("no script can be spoken", where=str(source), fix=f"first reason: {rejected[0]['reason']}")
-    synthesizer = Synthesizer(config.rates_wpm)
+    engine.prepare()
     run = Run.open(config.output, "data synth", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data synth", config.output, config) as tracker:
-        unspeakable = _speak_all(run, scripts, synthesizer, voices, config.seed)
-        rejected += unspeakable
+        engine.fetch()
+        rejected += _speak_all(run, scripts, engine)
         rows = [row for _, row in read_jsonl(run.path / _PART)]
         if not rows:
             raise UsageError("no script could be spoken", where=str(source), fix=f"first reason: {rejected[0]['reason']}")
@@ -58,7 +65,7 @@ def run(config: SynthConfig, options: Options) -> Report:
         (run.path / _PART).unlink()
         metrics = {
             "clips": len(rows), "rejected": len(rejected), "hours": hours, "seconds": time.monotonic() - started,
-            "untagged_share": sum(not row["events"] for row in rows) / len(rows),
+            "untagged_share": sum(not find_tags(row["text"]) for row in rows) / len(rows),
         }  # fmt: skip
         tracker.summary(metrics)
         run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
@@ -67,7 +74,91 @@ def run(config: SynthConfig, options: Options) -> Report:
     return Report("data synth", facts)
 
 
-def _speak_all(run: Run, scripts: list[Script], synthesizer: Synthesizer, voices: list[Voice], seed: int) -> list[dict]:
+@dataclass(frozen=True)
+class _Spoken:
+    """Mono float32 `samples` at 16 kHz, and what the manifest says of them."""
+
+    samples: object
+    columns: dict
+
+
+class _Espeak:
+    """The engine that needs no key; its clips know their times."""
+
+    def __init__(self, config: SynthConfig):
+        self._config, self._voices = config, _voices(config.voices)
+
+    def plan(self) -> dict:
+        return {"engine": "espeak-ng", "voices": len(self._voices)}
+
+    def prepare(self) -> None:
+        self._synthesizer = Synthesizer(self._config.rates_wpm)
+
+    def fetch(self) -> None:
+        """Nothing: each clip is spoken when its turn comes."""
+
+    def speak(self, script: Script, index: int) -> _Spoken:
+        voice = self._voices[index % len(self._voices)]
+        clip = self._synthesizer.render(script.text, voice, seed=self._config.seed * 1_000_003 + index)
+        times = {"words": _rounded(clip.words), "events": _rounded(clip.events)}
+        return _Spoken(clip.samples, {"speaker": voice.name, "source": "espeak-ng", **times})
+
+
+class _Paid:
+    """ElevenLabs: everything is fetched first, then read back like any audio."""
+
+    def __init__(self, config: SynthConfig, scripts: list[Script]):
+        if not config.voices:
+            raise UsageError("engine elevenlabs needs voices", where="voices", fix="list the ids of voices in your account")
+        self._config, self._settings, self._scripts, self._refused = config, config.elevenlabs, scripts, {}
+        self._requests = [self._request(script, index) for index, script in enumerate(scripts)]
+        self._missing = elevenlabs.not_paid_yet(self._requests, self._settings.paid_audio)
+
+    def _request(self, script: Script, index: int) -> elevenlabs.Request:
+        voices, settings = self._config.voices, self._settings
+        # The seed is the corpus's: a sentence that stands twice for one voice is one request.
+        return elevenlabs.Request(
+            script.text, voices[index % len(voices)], settings.model, settings.output_format, self._config.seed
+        )
+
+    def plan(self) -> dict:
+        characters, price = self._characters(), self._settings.usd_per_1000_characters
+        cost = f"{characters * price / 1000:.2f} USD" if price else "set elevenlabs.usd_per_1000_characters to your plan's price"
+        return {
+            "engine": f"ElevenLabs {self._settings.model}", "voices": len(self._config.voices),
+            "to be paid": f"{len(self._missing)} requests, {characters:,} characters (tags included)",
+            "cost": cost, "already paid": len(set(self._requests)) - len(self._missing),
+            "limit": f"{self._settings.max_characters:,} characters",
+        }  # fmt: skip
+
+    def _characters(self) -> int:
+        return sum(len(request.text) for request in self._missing)
+
+    def prepare(self) -> None:
+        characters, allowed = self._characters(), self._settings.max_characters
+        if characters > allowed:
+            raise UsageError(
+                f"{characters:,} characters would have to be paid, {allowed:,} are allowed",
+                where="elevenlabs.max_characters",
+                fix="see the plan with --dry-run, then raise the limit",
+            )
+        if self._missing and not os.environ.get(_KEY):
+            raise UsageError("no key for ElevenLabs", where=_KEY, fix="export it; it is read from there alone")
+
+    def fetch(self) -> None:
+        if self._missing:
+            with progress("paying for", len(self._missing), "clips") as bar:
+                self._refused = elevenlabs.fetch(self._missing, self._settings, os.environ[_KEY], bar.advance)
+
+    def speak(self, script: Script, index: int) -> _Spoken:
+        request = self._requests[index]
+        if request in self._refused:
+            raise RowError(self._refused[request])
+        samples = elevenlabs.read_paid(request, self._settings.paid_audio)
+        return _Spoken(samples, {"speaker": request.voice, "source": f"elevenlabs {request.model}"})
+
+
+def _speak_all(run: Run, scripts: list[Script], engine: _Espeak | _Paid) -> list[dict]:
     """Speak every script that an earlier, unfinished run has not. Returns those that cannot be spoken."""
     rejected = []
     with JsonlAppender(run.path / _PART) as appender, progress("speaking", len(scripts), "clips") as bar:
@@ -76,17 +167,15 @@ def _speak_all(run: Run, scripts: list[Script], synthesizer: Synthesizer, voices
         for index, script in enumerate(scripts):
             if script.id in spoken:
                 continue
-            voice = voices[index % len(voices)]
             try:
-                clip = synthesizer.render(script.text, voice, seed=seed * 1_000_003 + index)
+                clip = engine.speak(script, index)
             except RowError as error:
                 rejected.append({"id": script.id, "text": script.text, "reason": str(error)})
                 continue
             audio = f"audio/{script.id}.flac"
             write_atomic(run.path / audio, encode_flac(clip.samples))
             row = {
-                "id": script.id, "audio": audio, "text": script.text, "split": script.split, "speaker": voice.name,
-                "source": "espeak-ng", "words": _rounded(clip.words), "events": _rounded(clip.events),
+                "id": script.id, "audio": audio, "text": script.text, "split": script.split, **clip.columns,
                 "duration_s": samples_to_seconds(len(clip.samples)),
             }  # fmt: skip
             with disk_errors(appender.path):
@@ -105,10 +194,3 @@ def _voices(names: list[str] | None) -> list[Voice]:
     if unknown:
         raise UsageError(f"unknown voice {unknown[0]!r}", where="voices", fix=f"known voices: {', '.join(known)}")
     return [known[name] for name in names] if names else list(VOICES)
-
-
-def _split_counts(scripts: list[Script]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for script in scripts:
-        counts[script.split] = counts.get(script.split, 0) + 1
-    return counts

@@ -11,8 +11,6 @@ from ..data.clock import Clock
 from ..data.features import log_mel
 from ..data.packing import text_tokenizer
 from ..data.processor import load_processor
-from ..data.scripts import Grammar, draw_scripts
-from ..data.synthesis import VOICES, Synthesizer
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
 from ..modeling.audio_cache import LiveAudio
@@ -21,6 +19,8 @@ from ..progress import Progress, format_seconds
 from ..records import Prediction
 from ..runs import Options, Run, check_output, fingerprint_files
 from ..scoring.metrics import evaluate
+from ..synthesis.scripts import Grammar, draw_scripts
+from ..synthesis.synthesizer import VOICES, Synthesizer
 from ..text.tags import find_tags, strip_tags
 from ..tracking import Tracker
 from ..training.pretrain import ROOM_TOKENS, pretrain

@@ -5,7 +5,6 @@ A tagged transcript is plain text with tags in square brackets before what they 
 Evoxtral-Realtime model card.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ PAUSE_TAG = "pause"
 BASE_TAGS = (*EMOTION_TAGS, *SOUND_TAGS, *DELIVERY_TAGS, PAUSE_TAG)
 
 _BRACKET = re.compile(r"[\[\]]")
-_TAG = re.compile(r"\[([^\[\]]*)\]")
+TAG = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def parse(tagged_text: str) -> list[Piece]:
     _check_brackets(tagged_text)
     pieces: list[Piece] = []
     end = 0
-    for match in _TAG.finditer(tagged_text):
+    for match in TAG.finditer(tagged_text):
         text = " ".join(tagged_text[end : match.start()].split())
         if text:
             pieces.append(Piece("text", text))
@@ -56,14 +55,14 @@ def parse(tagged_text: str) -> list[Piece]:
 def find_tags(text: str) -> list[str]:
     """Every well-formed tag of a text in order, leniently: made for model output, which may
     hold broken brackets. "[laughs] a [sig" -> ["laughs"]."""
-    names = (canonical(match.group(1)) for match in _TAG.finditer(text))
+    names = (canonical(match.group(1)) for match in TAG.finditer(text))
     return [name for name in names if name]
 
 
 def parse_leniently(text: str) -> list[Piece]:
     """As `parse`, for model output: a broken bracket is text. "[laughs] a [sig" -> [tag "laughs", text "a [sig"]."""
     pieces, end = [], 0
-    for match in [*_TAG.finditer(text), None]:
+    for match in [*TAG.finditer(text), None]:
         stretch = " ".join(text[end : match.start() if match else len(text)].split())
         if stretch:
             pieces.append(Piece("text", stretch))
@@ -76,7 +75,7 @@ def parse_leniently(text: str) -> list[Piece]:
 
 def strip_tags(text: str) -> str:
     """The words alone: "[sighs] I told you." -> "I told you."."""
-    return " ".join(_TAG.sub(" ", text).split())
+    return " ".join(TAG.sub(" ", text).split())
 
 
 def canonical(name: str) -> str:
@@ -98,16 +97,7 @@ def keep_first_tags(text: str, top_k: int) -> str:
         seen += 1
         return match.group(0) if seen <= top_k else " "
 
-    return " ".join(_TAG.sub(keep, text).split())
-
-
-def check_known(tags: list[str], taxonomy: tuple[str, ...]) -> None:
-    """Raises RowError naming the first tag outside `taxonomy` and the nearest one inside it."""
-    for tag in tags:
-        if tag not in taxonomy:
-            nearest = difflib.get_close_matches(tag, taxonomy, n=1)
-            hint = f"did you mean [{nearest[0]}]? " if nearest else ""
-            raise RowError(f"unknown tag [{tag}]", fix=f"{hint}known tags: {', '.join(taxonomy)}")
+    return " ".join(TAG.sub(keep, text).split())
 
 
 def _check_brackets(text: str) -> None:

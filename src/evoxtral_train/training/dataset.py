@@ -11,18 +11,23 @@ of a 237-token row the published layout needs about 50. The rest of the padding 
 With an audio cache the mel's place is taken by `audio_embeds` [B, T, hidden], zeros on the right.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
+from ..data.augmentation import Augmenter
 from ..data.clock import Clock
-from ..data.layouts import IGNORED, Row, lay_out
-from ..data.packing import PackedSplit
+from ..data.layouts import IGNORED, Row, lay_out, prompt_tokens
+from ..data.packed import PackedSplit
 from ..modeling.audio_cache import CachedAudio
+from ..text.tags import find_tags
 from ..units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
+from .sampling import draw
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,11 @@ class Target:
 
 
 class TrainingSet(Dataset):
-    """Rows of a packed split, with its own targets or with others (RAFT). `pad_weight`: what a
-    `[STREAMING_PAD]` that is learned counts in the loss; only `aligned` learns any."""
+    """Rows of a packed split, with its own targets or with others (RAFT); read when they are asked for.
+
+    `pad_weight`: what a `[STREAMING_PAD]` that is learned counts in the loss; only `aligned` learns any.
+    `augmenter`: changes the audio, in every epoch otherwise; it needs the split's own targets and no cache.
+    """
 
     def __init__(
         self,
@@ -44,35 +52,64 @@ class TrainingSet(Dataset):
         targets: Sequence[Target] | None = None,
         cache: CachedAudio | None = None,
         pad_weight: float = 1.0,
+        augmenter: Augmenter | None = None,
     ):
+        assert augmenter is None or (targets is None and cache is None), "changed audio is not what was cached or sampled from"
         self._split, self._clock, self._cache, self._pad_weight = split, clock, cache, pad_weight
-        self._targets = targets or [Target(i, example.target_ids) for i, example in enumerate(split.examples)]
-        self.rows = [self._lay_out(target) for target in self._targets]
+        self._targets, self._augmenter, self._epoch = targets, augmenter, 0
+        learned = split.target_tokens if targets is None else [len(target.target_ids) for target in targets]
+        heard = [int(split.utterance_tokens[self._clip(index)]) for index in range(len(learned))]
+        self._learned = np.asarray(learned, np.int64) + 1
+        self.needed_tokens = self._learned + [prompt_tokens(split.layout, clock, each) for each in heard]
 
-    def _lay_out(self, target: Target) -> Row:
-        example = self._split.examples[target.index]
-        return lay_out(self._split.layout, self._clock, example.utterance_tokens, example.row_tokens, target.target_ids)
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
 
-    @property
+    def tags(self) -> list[list[str]]:
+        """The tags of each row's clip, as its transcript has them."""
+        examples = self._split.examples
+        if self._targets is None:
+            return [find_tags(example.text) for example in examples]
+        return [find_tags(examples[target.index].text) for target in self._targets]
+
+    def row(self, index: int) -> Row:
+        """The row as it was packed, with its target laid out."""
+        clip = self._clip(index)
+        target_ids = self._split.examples[clip].target_ids if self._targets is None else self._targets[index].target_ids
+        split = self._split
+        return lay_out(split.layout, self._clock, int(split.utterance_tokens[clip]), int(split.row_tokens[clip]), target_ids)
+
+    @cached_property
     def label_weight(self) -> float:
         """What all labels together count: their number, but for the pads of an `aligned` target."""
-        learned = [row.labels[row.prompt_tokens : row.needed_tokens] for row in self.rows]
-        pads = sum(labels.count(self._clock.streaming_pad_id) for labels in learned)
-        return sum(map(len, learned)) - pads + self._pad_weight * pads
+        count = float(self._learned.sum())
+        if self._pad_weight == 1:
+            return count
+        pads = sum(self.row(index).labels.count(self._clock.streaming_pad_id) for index in range(len(self)))
+        return count - pads + self._pad_weight * pads
+
+    def _clip(self, index: int) -> int:
+        return index if self._targets is None else self._targets[index].index
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.needed_tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self.rows[index]
-        clip, tokens = self._targets[index].index, row.needed_tokens
+        clip = self._clip(index)
+        if self._augmenter:
+            row, mel = self._augmenter.row(clip, self._epoch)
+        else:
+            row, mel = self.row(index), None
+        tokens = row.needed_tokens
         item = {"input_ids": torch.tensor(row.ids[:tokens]), "labels": torch.tensor(row.labels[:tokens])}
         if self._pad_weight != 1:
             is_pad = item["labels"] == self._clock.streaming_pad_id
             item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
         if self._cache:
             return item | {"audio_embeds": self._cache.row(clip, tokens)}
-        return item | {"input_features": torch.from_numpy(self._split.mel_of(clip, tokens))}
+        if mel is None:
+            mel = self._split.mel_of(clip, tokens)
+        return item | {"input_features": torch.from_numpy(mel)}
 
 
 class StepSampler(Sampler[int]):
@@ -81,14 +118,25 @@ class StepSampler(Sampler[int]):
 
         lengths 5 3 9 4 9 3 5 8, 4 rows to a step   a random order   5 9 3 8 | 4 9 3 5
         what is trained on, 2 rows to a batch                        9 8, 5 3 | 9 5, 4 3
+
+    `weights`: how often each row is drawn in an epoch; None: once. `on_epoch` is told of each epoch before it begins.
     """
 
-    def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        rows_per_step: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+        on_epoch: Callable[[int], None] = lambda epoch: None,
+    ):
         self._lengths, self._rows_per_step, self._seed, self._epoch = lengths, rows_per_step, seed, 0
+        self._weights, self._on_epoch = weights, on_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """The Trainer says which epoch it is, also after a resume."""
         self._epoch = epoch
+        self._on_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -96,6 +144,9 @@ class StepSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        if self._weights is not None:
+            drawn = draw(self._weights, torch.rand((), generator=generator, dtype=torch.float64).item())
+            order = [drawn[place] for place in order]
         for start in range(0, len(order), self._rows_per_step):
             yield from sorted(order[start : start + self._rows_per_step], key=lambda row: -self._lengths[row])
 

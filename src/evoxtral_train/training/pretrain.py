@@ -24,9 +24,9 @@ from ..data.clock import Clock
 from ..data.features import log_mel, restore_silence, trim_silence
 from ..data.layouts import IGNORED, Row, lay_out_stream
 from ..data.packing import text_tokenizer
-from ..data.scripts import Grammar, draw_scripts
-from ..data.synthesis import VOICES, Synthesizer
 from ..modeling.realtime import language_model_hidden
+from ..synthesis.scripts import Grammar, draw_scripts
+from ..synthesis.synthesizer import VOICES, Synthesizer
 from ..text.tags import BASE_TAGS
 from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_seconds, samples_to_tokens, tokens_to_samples
 

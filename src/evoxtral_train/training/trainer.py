@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -15,6 +16,7 @@ from ..modeling.realtime import language_model_device
 from ..progress import Progress
 from ..tracking import Tracker
 from .dataset import Collator, StepSampler, TrainingSet
+from .sampling import clip_weights
 
 _CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
@@ -37,6 +39,8 @@ def train_adapter(
     the last checkpoint. Returns the measures.
     """
     batch, accumulation = micro_batches(config, config.batch_size)
+    even = config.sampling == "natural" and config.untagged_share is None
+    weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
@@ -50,6 +54,7 @@ def train_adapter(
             data_collator=Collator(clock),
             callbacks=[watcher],
         )
+        trainer.weights = weights
         trainer.pop_callback(PrinterCallback)
         checkpoint = last_whole_checkpoint(folder) if resume else None
         try:
@@ -161,11 +166,12 @@ class _Trainer(Trainer):
     """Transformers' own, with the order of `StepSampler`, and with a validation loss that is the mean over all
     learned tokens (theirs is a mean over batches, which changes with the batch size)."""
 
+    weights: np.ndarray | None = None  # of the training rows
+
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
-        rows = self.train_dataset.rows
-        arguments = self.args
+        rows, arguments = self.train_dataset, self.args
         rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return StepSampler([row.needed_tokens for row in rows], rows_per_step, arguments.seed)
+        return StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """What the labels of an optimizer step count together, on all processes."""

@@ -1,26 +1,23 @@
-"""Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL.
-
-Splits share no sentence: a sentence belongs to one split for good, chosen by a hash of its
-words, so neither the seed nor the corpus size can leak a held-out sentence into training. `raft`, the clips
-that SFT leaves to RAFT, is trained on too and has its sentences from the training share.
-"""
+"""Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL."""
 
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from ..data.splits import SPLITS, split_of_sentence
 from ..errors import RowError, UsageError
 from ..text import tags as tag_text
+from ..text.normalize import normalize_words
+from ..text.taxonomy import TagRules
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _FILE_NAME = re.compile(r"[\w-][\w.-]*")
-SPLITS = ("train", "validation", "test", "raft")
-_SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
 _TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
 
 
@@ -68,17 +65,6 @@ class Grammar:
             if split_of_sentence(sentence) == share:
                 return sentence
         raise UsageError(f"the grammar makes no sentence for the split {split!r}", fix="give it more sentences or phrases")
-
-
-def split_of_sentence(sentence: str) -> str:
-    """80 / 10 / 10 per cent of all possible sentences, by hash."""
-    digest = hashlib.sha256(sentence.encode("utf-8")).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    for split, share in _SPLIT_SHARES:
-        position -= share
-        if position < 0:
-            return split
-    return _SPLIT_SHARES[-1][0]
 
 
 def draw_scripts(grammar: Grammar, clips: dict[str, int], untagged_share: float, seed: int) -> list[Script]:
@@ -138,11 +124,12 @@ def _write(slot: dict, sentence: str) -> str:
     return " ".join(part for part in (tag_text.format_tags(leading), sentence, tag_text.format_tags(slot["after"])) if part)
 
 
-def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
-    """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`.
+def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Script], list[dict]]:
+    """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`, or rows with `tagged_text`,
+    `plain_text` and `tags_used`, the last two of which must then agree with the first.
 
-    Returns (scripts, rejected rows with file, line, id and reason). Rows without a split are
-    dealt out by the hash of their words, so repeated sentences stay in one split.
+    Returns (scripts, rejected rows with file, line, id and reason); `tally` counts what `rules` did to tags. Rows
+    without a split are dealt out by the hash of their words, so repeated sentences stay in one split.
     """
     if not path.is_file():
         raise UsageError("no such file of scripts", where=str(path), fix="set `scripts` to a JSONL of {text} rows")
@@ -153,9 +140,7 @@ def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
         row = {}
         try:
             row = _parse_row(line)
-            text = row["text"]
-            pieces = tag_text.parse(text)
-            tag_text.check_known([piece.value for piece in pieces if piece.kind == "tag"], tag_text.BASE_TAGS)
+            text = rules.apply(row["text"], tally)
             identity = str(row.get("id") or f"script-{number:05d}")
             if not _FILE_NAME.fullmatch(identity):
                 raise RowError(f"id {identity!r} cannot be a file name", fix="use letters, digits, '.', '_' and '-'")
@@ -171,13 +156,29 @@ def read_scripts(path: Path) -> tuple[list[Script], list[dict]]:
     return scripts, rejected
 
 
+def check_script(tagged_text: str, plain_text: str | None, tags_used: list[str] | None) -> None:
+    """Raises RowError when the words or the tags that a script claims to have are not those of its tagged text."""
+    if plain_text is not None and normalize_words(plain_text) != normalize_words(tag_text.strip_tags(tagged_text)):
+        raise RowError(f"`plain_text` has other words than `tagged_text`: {plain_text[:60]!r}", fix="correct one of the two")
+    if tags_used is not None:
+        claimed = {tag_text.canonical(str(tag).strip("[] ")) for tag in tags_used}
+        found = set(tag_text.find_tags(tagged_text))
+        if claimed != found:
+            other = ", ".join(sorted(claimed ^ found))
+            raise RowError(f"`tags_used` and the tags in `tagged_text` differ: {other}", fix="correct one of the two")
+
+
 def _parse_row(line: str) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error}") from None
+    if isinstance(row, dict) and "tagged_text" in row and "text" not in row:
+        row["text"] = row["tagged_text"]
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
         raise RowError("`text` is missing or empty", fix="write the tagged transcript there")
+    if "tagged_text" in row:
+        check_script(row["text"], row.get("plain_text"), row.get("tags_used"))
     return row
 
 

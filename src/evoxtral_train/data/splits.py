@@ -1,0 +1,88 @@
+"""The splits, and how clips are dealt out to them.
+
+Splits share no sentence: a sentence belongs to one split for good, chosen by a hash of its words, so neither
+the seed nor the corpus size can leak a held-out sentence into training. `raft`, the clips that SFT leaves to
+RAFT, is trained on too and has its sentences from the training share.
+
+`deal` does more: it keeps groups (a speaker, a sentence) together and gives each split its share of every tag.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+SPLITS = ("train", "validation", "test", "raft")
+_SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+UNTAGGED = ""
+"""Stands for "no tag at all" where clips are counted by tag."""
+
+
+def split_of_sentence(sentence: str) -> str:
+    """80 / 10 / 10 per cent of all possible sentences, by hash."""
+    position = _position(sentence)
+    for split, share in _SPLIT_SHARES:
+        position -= share
+        if position < 0:
+            return split
+    return _SPLIT_SHARES[-1][0]
+
+
+def deal(tags: Sequence[Sequence[str]], groups: Sequence[Sequence[str]], shares: dict[str, float], seed: int) -> list[str]:
+    """The split of each clip, from its tags and from the names of the groups that it belongs to.
+
+    Clips that share a group, directly or through others, stay together. The groups with the rarest tags are dealt
+    first, each to the split that lacks most of them (iterative stratification: Sechidis et al. 2011, here for whole
+    groups). The same clips in any order, with the same seed, give the same splits.
+
+    >>> deal([["laughs"], ["laughs"], [], []], [["ann"], ["bob"], ["ann"], ["bob"]], {"train": 0.5, "test": 0.5}, seed=0)
+    ['train', 'test', 'train', 'test']
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for clip, root in enumerate(_connected(groups)):
+        members[root].append(clip)
+    counts = {root: Counter(tag for clip in clips for tag in (tags[clip] or [UNTAGGED])) for root, clips in members.items()}
+    names = {root: min("\0".join(sorted(groups[clip])) for clip in clips) for root, clips in members.items()}
+    total = sum(counts.values(), Counter())
+    lacking = {split: {tag: share * total[tag] for tag in total} for split, share in shares.items()}
+    room = {split: share * len(tags) for split, share in shares.items()}
+    dealt = {}
+    # Rare tags first, then large groups, which fit in fewest places; ties by a hash, not by the order of the rows.
+    order = sorted(
+        members,
+        key=lambda root: (min(total[tag] for tag in counts[root]), -len(members[root]), _position(f"{seed}\0{names[root]}")),
+    )
+    for root in order:
+        rarest = min(counts[root], key=lambda tag: (total[tag], tag))
+        split = max(shares, key=lambda each: (lacking[each][rarest], room[each]) if shares[each] else (-1e18, 0.0))
+        dealt[root] = split
+        room[split] -= len(members[root])
+        for tag, count in counts[root].items():
+            lacking[split][tag] -= count
+    splits = [""] * len(tags)
+    for root, clips in members.items():
+        for clip in clips:
+            splits[clip] = dealt[root]
+    return splits
+
+
+def _connected(groups: Sequence[Sequence[str]]) -> list[int]:
+    """The first clip of each clip's connected component: clips are connected when they share a group."""
+    roots = list(range(len(groups)))
+
+    def root(clip: int) -> int:
+        while roots[clip] != clip:
+            roots[clip] = roots[roots[clip]]
+            clip = roots[clip]
+        return clip
+
+    first: dict[str, int] = {}
+    for clip, names in enumerate(groups):
+        for name in names:
+            a, b = root(first.setdefault(name, clip)), root(clip)
+            roots[max(a, b)] = min(a, b)
+    return [root(clip) for clip in range(len(groups))]
+
+
+def _position(text: str) -> float:
+    """A number in [0, 1) that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64

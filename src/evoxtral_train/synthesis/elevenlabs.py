@@ -1,0 +1,141 @@
+"""Tagged scripts to audio by ElevenLabs v3, the source of the published data (Evoxtral model cards).
+
+What has been paid for is kept as it was received, under a hash of the request, in a folder that no run removes: neither
+`--overwrite`, nor another config, nor a script that stands twice pays for it again. Requests go through the
+official SDK, some at a time; what the service may refuse for a while (too many requests, its own errors, a lost
+connection) is asked for again, after 1, 2, 4 … seconds with jitter.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config.schema import ElevenLabs
+from ..data.audio import decode_audio, to_model_rate
+from ..errors import EvoxtralError, RowError, UsageError
+from ..runs import write_atomic
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
+_AGAIN_LATER = {408, 409, 429}
+_NOT_ALLOWED = {401: "the key is not accepted, or its credits are used up", 402: "payment is required", 403: "not allowed"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the service. Two that are equal are one and are paid for once."""
+
+    text: str
+    voice: str
+    model: str
+    output_format: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode("utf-8")).hexdigest()
+        return f"{digest[:32]}.{self.output_format.partition('_')[0]}"
+
+
+def not_paid_yet(requests: Iterable[Request], folder: Path) -> list[Request]:
+    """The requests whose audio is not in `folder`, each once."""
+    return [each for each in dict.fromkeys(requests) if not (folder / each.file_name).is_file()]
+
+
+def fetch(requests: list[Request], config: ElevenLabs, key: str, on_done: Callable[[], None]) -> dict[Request, str]:
+    """Get the audio of `requests` into `config.paid_audio`. Returns those that the service refuses, with its reason.
+
+    Raises UsageError when the key is refused or a voice does not exist, EvoxtralError when the service stays out of
+    reach; what came until then is kept.
+    """
+    client, refused = _client(config, key), {}
+    pool = ThreadPoolExecutor(config.concurrent_requests)
+    try:
+        running = {pool.submit(_fetch_one, client, request, config): request for request in requests}
+        for done in as_completed(running):
+            try:
+                done.result()
+            except RowError as error:
+                refused[running[done]] = str(error)
+            on_done()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is under way is waited for: it has been paid for
+    return refused
+
+
+def read_paid(request: Request, folder: Path) -> np.ndarray:
+    """Mono float32 samples at 16 kHz. Raises RowError when the file is no audio."""
+    content = (folder / request.file_name).read_bytes()
+    codec, _, rest = request.output_format.partition("_")
+    if codec == "pcm":
+        return to_model_rate(np.frombuffer(content, "<i2").astype(np.float32) / 32768.0, int(rest.partition("_")[0]))
+    return decode_audio(io.BytesIO(content))
+
+
+def _client(config: ElevenLabs, key: str):
+    try:
+        from elevenlabs.client import ElevenLabs as Client
+    except ImportError:
+        raise UsageError("the ElevenLabs SDK is not installed", fix="run: pip install 'evoxtral[elevenlabs]'") from None
+    return Client(api_key=key, base_url=config.base_url, timeout=config.timeout_s)
+
+
+def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
+    import httpx
+    from elevenlabs.core.api_error import ApiError
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+    def passing(error: BaseException) -> bool:
+        if isinstance(error, ApiError):
+            return error.status_code in _AGAIN_LATER or (error.status_code or 0) >= 500
+        return isinstance(error, httpx.TransportError)
+
+    retrying = Retrying(
+        stop=stop_after_attempt(config.max_retries + 1),
+        wait=wait_exponential_jitter(_FIRST_WAIT_S, _LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+        retry=retry_if_exception(passing),
+        reraise=True,
+    )
+    try:
+        content = retrying(_ask, client, request)
+    except ApiError as error:
+        _explain(error, request, config)
+    except httpx.TransportError as error:
+        raise EvoxtralError(
+            f"ElevenLabs cannot be reached: {type(error).__name__}: {error}", fix="go on with --resume when it can"
+        ) from None
+    else:
+        write_atomic(config.paid_audio / request.file_name, content)
+
+
+def _ask(client, request: Request) -> bytes:
+    parts = client.text_to_speech.convert(
+        request.voice, text=request.text, model_id=request.model, output_format=request.output_format, seed=request.seed
+    )
+    return b"".join(parts)
+
+
+def _explain(error, request: Request, config: ElevenLabs) -> None:
+    """Raises what a refusal means: RowError for this text alone, UsageError for the whole run."""
+    detail = error.body.get("detail", error.body) if isinstance(error.body, dict) else error.body
+    said = detail.get("message", detail) if isinstance(detail, dict) else detail
+    said = " ".join(str(said).split())[:200]
+    if error.status_code in _NOT_ALLOWED:
+        raise UsageError(f"ElevenLabs: {_NOT_ALLOWED[error.status_code]}: {said}", where="ELEVENLABS_API_KEY") from None
+    if error.status_code == 404:
+        raise UsageError(
+            f"ElevenLabs does not know the voice {request.voice!r} or the model {request.model!r}: {said}",
+            where="voices",
+            fix="use the ids of voices in your account",
+        ) from None
+    if error.status_code in _AGAIN_LATER or (error.status_code or 0) >= 500:
+        raise EvoxtralError(
+            f"ElevenLabs still answers {error.status_code} after {config.max_retries} retries: {said}",
+            fix="go on with --resume later, or lower elevenlabs.concurrent_requests",
+        ) from None
+    raise RowError(f"ElevenLabs refused the text ({error.status_code}): {said}") from None

@@ -1,0 +1,132 @@
+"""Which tags there are, what else they are called, and what becomes of a name that is none of them."""
+
+import difflib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ..config.schema import Tags
+from ..errors import RowError, UsageError
+from .tags import TAG, canonical, parse
+
+_BETWEEN_WORDS = ("sound", "pause")
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """`groups`: tag -> group, in the table's order. `aliases`: other name -> tag."""
+
+    groups: dict[str, str]
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "Taxonomy":
+        """A YAML of group -> tag -> other names. Raises UsageError with what is wrong in it."""
+        try:
+            content = yaml.safe_load(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UsageError("no such table of tags", where=str(path), fix="the shipped one is data/tags.yaml") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"cannot be read: {' '.join(str(error).split())}", where=str(path)) from None
+        form = "write group: {tag: [other names]}"
+        if not isinstance(content, dict) or not content:
+            raise UsageError("not a table of tags", where=str(path), fix=form)
+        groups, aliases = {}, {}
+        for group, tags in content.items():
+            if not isinstance(tags, dict) or not all(isinstance(names, list | None) for names in tags.values()):
+                raise UsageError(f"the group {group!r} is not a mapping of tags to lists", where=str(path), fix=form)
+            for tag, names in tags.items():
+                for name in (tag, *(names or [])):
+                    name = canonical(str(name))
+                    if not name or "[" in name or "]" in name:
+                        raise UsageError(f"{name!r} cannot be a tag", where=str(path), fix="leave out the brackets")
+                    if name in groups or name in aliases:
+                        raise UsageError(f"{name!r} stands twice", where=str(path), fix="a name means one tag")
+                    if name == canonical(str(tag)):
+                        groups[name] = str(group)
+                    else:
+                        aliases[name] = canonical(str(tag))
+        return cls(groups, aliases)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(self.groups)
+
+    def lies_between_words(self, tag: str) -> bool:
+        """A sound or a pause; every other tag, an unknown one too, says how words are said."""
+        return self.groups.get(tag) in _BETWEEN_WORDS
+
+
+@dataclass(frozen=True)
+class TagRules:
+    """A taxonomy and the user's own decisions. `renamed`: name -> tag, or None to leave it out; it is asked
+    first. `unknown`, for a name that is nowhere: "error", "keep" or "drop"."""
+
+    taxonomy: Taxonomy
+    renamed: dict[str, str | None] = field(default_factory=dict)
+    unknown: str = "error"
+
+    @classmethod
+    def of(cls, config: Tags) -> "TagRules":
+        """Raises UsageError for a table that cannot be read, or a `map` to a tag that the table lacks."""
+        taxonomy = Taxonomy.load(config.table)
+        for name, tag in config.map.items():
+            if tag is not None and tag not in taxonomy.groups and config.unknown != "keep":
+                raise UsageError(
+                    f"[{name}] is mapped to [{tag}], which is no tag of {config.table}", where="tags.map",
+                    fix=f"known tags: {', '.join(taxonomy.tags)}",
+                )  # fmt: skip
+        return cls(taxonomy, config.map, config.unknown)
+
+    def tag_of(self, name: str) -> str | None:
+        """The tag that a name stands for; None: it is left out. Raises RowError for an unknown one under "error"."""
+        name = canonical(name)
+        if name in self.renamed:
+            return self.renamed[name]
+        if name in self.taxonomy.groups:
+            return name
+        if name in self.taxonomy.aliases:
+            return self.taxonomy.aliases[name]
+        if self.unknown == "error":
+            known = (*self.taxonomy.groups, *self.taxonomy.aliases)
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean [{self.taxonomy.aliases.get(nearest[0], nearest[0])}]? " if nearest else ""
+            raise RowError(
+                f"unknown tag [{name}]", fix=f"{hint}known tags: {', '.join(self.taxonomy.tags)}; or set tags.map or tags.unknown"
+            )
+        return name if self.unknown == "keep" else None
+
+    def apply(self, tagged_text: str, tally: Counter | None = None) -> str:
+        """The text with every tag under its own name: "[Giggles] Oh." -> "[laughs] Oh.".
+
+        `tally` counts what was done: (name, tag) for each renamed or left out (tag None), and
+        (name, name) for an unknown one that was kept. Raises RowError for broken brackets and unknown tags.
+        """
+        parse(tagged_text)  # refuses broken brackets
+        done: Counter = Counter()
+
+        def under_its_own_name(match: re.Match) -> str:
+            name = canonical(match.group(1))
+            tag = self.tag_of(name)
+            if tag != name or tag not in self.taxonomy.groups:
+                done[name, tag] += 1
+            return f"[{tag}]" if tag is not None else " "
+
+        text = " ".join(TAG.sub(under_its_own_name, tagged_text).split())
+        if tally is not None:
+            tally.update(done)
+        return text
+
+
+def describe_changes(tally: Counter) -> dict[str, int]:
+    """What was done to tags, in words, the most frequent first: {"[giggles] → [laughs]": 12, "[cough] left out": 3}."""
+    lines = {}
+    for (name, tag), count in sorted(tally.items(), key=lambda each: (-each[1], each[0][0])):
+        if tag is None:
+            lines[f"[{name}] left out"] = count
+        else:
+            lines[f"[{name}] kept, unknown" if tag == name else f"[{name}] → [{tag}]"] = count
+    return lines

@@ -74,6 +74,10 @@ class RandomSplit:
             row = layouts.clock_tokens(self.layout, CLOCK, samples, tokens, PREPAD_SAMPLES, ROOM_TOKENS)
             target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
             self.examples.append(Example(f"clip-{index}", "", "", target, tokens, row, []))
+        self.utterance_tokens = [example.utterance_tokens for example in self.examples]
+        self.row_tokens = [example.row_tokens for example in self.examples]
+        self.target_tokens = [TARGET_TOKENS] * self.clips
+        self.index_of = {example.id: index for index, example in enumerate(self.examples)}
         self._mel = random.standard_normal((MEL_BINS, 4000), dtype=np.float32)
 
     def __len__(self) -> int:

@@ -157,6 +157,7 @@ def pack_chunks(
 ) -> None:
     """Pack every chunk that is not whole yet. `on_chunk(rows, fresh)` is told of each that is.
 
+    With more than one process this one stays light: only they import what reads audio and text, which takes seconds.
     Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` goes on.
     """
     (config.output / "shards").mkdir(exist_ok=True)
@@ -253,7 +254,12 @@ class _Worker:
             for split, rows in waiting.items():
                 if rows:
                     shards.write(split, rows)
-        record = {"rows": counts, "rejected": [asdict(each) for each in rejected], "fingerprint": digest.hexdigest()}
+        record = {
+            "clock": asdict(self._clock),
+            "rows": counts,
+            "rejected": [asdict(each) for each in rejected],
+            "fingerprint": digest.hexdigest(),
+        }
         write_atomic(_record(self._config.output, chunk.number), json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -291,6 +297,7 @@ def _record(folder: Path, number: int) -> Path:
 class Packed:
     """`shards`: split -> [[file name, rows], …]. `rejected` in the manifest's order."""
 
+    clock: dict
     rows: dict[str, int]
     shards: dict[str, list[tuple[str, int]]]
     rejected: list[Rejected]
@@ -312,7 +319,7 @@ def finish(folder: Path) -> Packed:
         if names:
             _write_index(folder, split, [folder / "shards" / name for name, _ in names])
     rows = {split: sum(count for _, count in names) for split, names in shards.items()}
-    return Packed(rows, shards, rejected, digest.hexdigest()[:16])
+    return Packed(record["clock"], rows, shards, rejected, digest.hexdigest()[:16])
 
 
 def _write_index(folder: Path, split: str, shards: list[Path]) -> None:

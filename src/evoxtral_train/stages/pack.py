@@ -3,13 +3,11 @@
 import os
 import time
 from collections import Counter
-from dataclasses import asdict
 
 from ..config.schema import PackConfig
-from ..data.clock import Clock
 from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
-from ..data.processor import load_processor, processor_fingerprint, resolve_base
+from ..data.processor import processor_fingerprint, resolve_base
 from ..errors import UsageError
 from ..progress import format_seconds, progress
 from ..runs import Options, Run, check_output, fingerprint_files
@@ -40,7 +38,6 @@ def run(config: PackConfig, options: Options) -> Report:
         bad = sum(isinstance(each, Rejected) for each in iter_manifest(config.manifest, rules))
         return Report("plan: data pack", facts | {"rejected by the manifest alone": bad})
     folder = resolve_base(config.base, config.revision, weights=False)
-    clock = Clock.of(load_processor(folder))
     run = Run.open(config.output, "data pack", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data pack", config.output, config) as tracker:
@@ -57,7 +54,7 @@ def run(config: PackConfig, options: Options) -> Report:
             "dataset.json",
             {
                 "format": FORMAT, "rows": packed.rows, "shards": packed.shards, "layout": config.layout.kind,
-                "target": config.target, "room_tokens": config.layout.room_tokens, "clock": asdict(clock),
+                "target": config.target, "room_tokens": config.layout.room_tokens, "clock": packed.clock,
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
             },
         )  # fmt: skip

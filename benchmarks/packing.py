@@ -48,12 +48,14 @@ def main() -> None:
 def measure(asked: argparse.Namespace, folder: Path, manifests: dict[int, Path]) -> dict:
     output, processes = folder / "packed", asked.processes
     _, small = pack(manifests[asked.small], output, processes)
+    reading = {asked.small: read(output)}
     one, many, large = [], [], (0.0, 0.0)
     for _ in range(asked.rounds):
         one.append(pack(manifests[asked.rows], output, 1)[0])
         seconds, peak = pack(manifests[asked.rows], output, processes)
         many.append(seconds)
         large = tuple(map(max, large, peak))
+    reading[asked.rows] = read(output)
     size = sum(each.stat().st_size for each in output.rglob("*") if each.is_file())
     shutil.rmtree(output)
     audio_s = 3600 * hours_of(manifests[asked.rows])
@@ -66,6 +68,7 @@ def measure(asked: argparse.Namespace, folder: Path, manifests: dict[int, Path])
         f"times real time per core, {processes} processes": round(audio_s / float(np.median(many)) / processes),
         "peak memory of the largest process and of all together, MB": {asked.small: small, asked.rows: large},
         "peak memory, large against small": round(large[1] / small[1], 3),
+        "reading": reading,
         "GB on disk": round(size / 1e9, 2), "KB on disk per second of audio": round(size / 1e3 / audio_s, 1),
     }  # fmt: skip
 
@@ -102,6 +105,28 @@ def pack(manifest: Path, output: Path, processes: int) -> tuple[float, tuple[flo
     started = time.perf_counter()
     evoxtral("data", "pack", path, "--overwrite", on_start=peak.watch)
     return time.perf_counter() - started, peak.stop()
+
+
+def read(output: Path) -> dict[str, float]:
+    """Open the training split and read 2,000 rows in random order, as training does."""
+    code = f"""
+import json, time, numpy as np, psutil
+from pathlib import Path
+from evoxtral_train.data.packed import PackedSplit
+def own():
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 1e6
+before, started = own(), time.perf_counter()
+split = PackedSplit(Path({str(output)!r}), "train")
+opened = time.perf_counter()
+for index in np.random.default_rng(0).integers(len(split), size=2000).tolist():
+    split.examples[index], split.mel_of(index, int(split.row_tokens[index]))
+seconds = time.perf_counter() - opened
+print(json.dumps({{"rows": len(split), "ms to open": round(1e3 * (opened - started), 1),
+    "ms per row": round(seconds / 2, 2), "MB of memory": round(own() - before, 1)}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 class Peak:

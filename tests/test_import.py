@@ -112,7 +112,12 @@ def like_the_hub(folder: Path, splits: dict[str, list[dict]], name: str = "defau
 def disfluency_speech(clips, folder):
     texts = ["so, <laughter> i left the key at home.", "i <sigh> i, uh, told you.", "plain words here.", "well <lipsmack> yes."]
     rows = [
-        {"audio": embedded(clip), "transcript_a": texts[index % 4], "transcript_b": "b", "transcript_c": "c"}
+        {
+            "audio": embedded(clip),
+            "transcript_a": texts[index % 4] + " and so on." * (index > 3),
+            "transcript_b": "b",
+            "transcript_c": "c",
+        }
         for index, clip in enumerate(clips)
     ]
     return like_the_hub(folder, {"train": rows[:6], "validation": rows[6:7], "test": rows[7:]}), []
@@ -126,7 +131,12 @@ def nonverbal_tts(clips, folder):
         ("plain words.", "happy"),
     ]
     rows = [
-        {"audio": embedded(clip), "Result": texts[index % 4][0], "Emotion": texts[index % 4][1], "speaker_id": f"s{index % 3}"}
+        {
+            "audio": embedded(clip),
+            "Result": texts[index % 4][0] + " and so on." * (index > 3),
+            "Emotion": texts[index % 4][1],
+            "speaker_id": f"s{index % 3}",
+        }
         for index, clip in enumerate(clips)
     ]
     return like_the_hub(folder, {"train": rows[:6], "dev": rows[6:7], "test": rows[7:]}), ["accept_license=cc-by-nc-4.0"]

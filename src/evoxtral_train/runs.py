@@ -37,7 +37,11 @@ _HARMLESS = {
     "compile",
     "audio_cache",
     "processes",
-}  # settings that do not change a run's result
+}  # Settings that do not change a run's result
+_HARMLESS = {
+    "tracking", "device", "batch_tokens", "compile", "audio_cache", "processes", "max_characters", "usd_per_1000_characters",
+    "concurrent_requests", "max_retries", "timeout_s", "paid_audio", "base_url",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

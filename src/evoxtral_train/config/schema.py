@@ -193,7 +193,7 @@ CheckKind = Literal[
 class Check(Section):
     """What `data check` looks for beside what packing rejects, and how much of it is normal."""
 
-    clipped_share: float = Field(default=0.001, ge=0, le=1)
+    clipped_share: float = Field(default=0.01, ge=0, le=1)
     silent_dbfs: float = -50.0
     letters_per_second: tuple[PositiveFloat, PositiveFloat] = (3.0, 30.0)
     seconds_per_tag: float = Field(default=5.0, ge=0)

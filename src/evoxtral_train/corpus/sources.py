@@ -105,7 +105,7 @@ def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
         yield SourceRow(str(path), number, columns, root)
     for extra, path in enumerate(sorted(alone), start=number + 1):
         yield SourceRow(
-            str(path), extra, {"file": path.relative_to(root).as_posix(), "(error)": "no audio file of this name"}, root
+            str(path), extra, {"file": path.relative_to(root).as_posix(), "(error)": "there is no audio file of this name"}, root
         )
 
 

@@ -78,7 +78,7 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
             shift = float(drawn[1] * bounds.pitch_semitones)
             samples = transforms.PitchShift(min_semitones=shift, max_semitones=shift, p=1.0)(samples, SAMPLE_RATE_HZ)
         if wanted[2] and bounds.room:
-            samples = _room(transforms, config)(samples, SAMPLE_RATE_HZ)
+            samples = _at_level_of(samples, _room(transforms, config)(samples, SAMPLE_RATE_HZ))
         if wanted[3] and bounds.noise_snr_db:
             samples = _noise(transforms, config, bounds.noise_snr_db)(samples, SAMPLE_RATE_HZ)
         if wanted[4] and bounds.gain_db:
@@ -91,7 +91,14 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
 def _room(transforms, config: Augmentation):
     if config.room_folder:
         return transforms.ApplyImpulseResponse(str(config.room_folder), p=1.0, leave_length_unchanged=True)
-    return transforms.RoomSimulator(p=1.0, leave_length_unchanged=True, max_order=3)
+    # Ray tracing would be drawn by a generator of its own, which no seed reaches.
+    return transforms.RoomSimulator(p=1.0, leave_length_unchanged=True, use_ray_tracing=False)
+
+
+def _at_level_of(samples: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """A room makes speech softer by metres of air; how loud a clip is belongs to what it says."""
+    before, after = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (samples, changed))
+    return changed * (before / after) if after else changed
 
 
 def _noise(transforms, config: Augmentation, snr_db: tuple[float, float]):

@@ -51,7 +51,7 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
     if len(series) > 1:
-        axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), fontsize=8, frameon=False)
     return _png(figure)
 
 

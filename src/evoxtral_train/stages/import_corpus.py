@@ -145,9 +145,10 @@ def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: Ta
     if not isinstance(text, str) or not text.strip():
         raise RowError(f"`{columns.text}` is empty", fix="every clip needs its transcript")
     tagged = tagged_transcript(text, row.columns, config.transcript)
+    named = rules.apply(tagged, tally)
     if columns.plain_text or columns.tags_used:
         check_script(tagged, *(_value(row, name) if name else None for name in (columns.plain_text, columns.tags_used)))
-    content = {"id": identity, "audio": "", "text": rules.apply(tagged, tally), "split": _given_split(row, config)}
+    content = {"id": identity, "audio": "", "text": named, "split": _given_split(row, config)}
     content["source"] = config.source.path
     license_name = _value(row, columns.license) if columns.license else config.license
     if license_name:

@@ -109,7 +109,7 @@ def _sections(found: Statistics, pictures: dict[str, bytes], rejected: Counter) 
         Section("Advice", text="" if found.advice else "Nothing stands out.", points=found.advice),
         Section(
             "Length",
-            text=f"{lengths}; {found.words_per_second:.1f} words per second.",
+            text=lengths,
             pictures={"lengths": pictures["durations"]},
         ),
         Section(

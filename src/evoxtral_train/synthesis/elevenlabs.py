@@ -97,7 +97,7 @@ def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
 
     retrying = Retrying(
         stop=stop_after_attempt(config.max_retries + 1),
-        wait=wait_exponential_jitter(_FIRST_WAIT_S, _LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+        wait=wait_exponential_jitter(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
         retry=retry_if_exception(passing),
         reraise=True,
     )

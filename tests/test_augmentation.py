@@ -1,0 +1,183 @@
+"""Changed audio: by seed, within what its tags can bear, on the clip's own clock."""
+
+import random
+
+import numpy as np
+import pytest
+
+from conftest import REPO, TINY_BASE
+from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.schema import Augmentation, Layout, PackConfig, SftConfig, Tracking
+from evoxtral_train.data import layouts
+from evoxtral_train.data.augmentation import Augmenter, Bounds, augment, bounds_of
+from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.runs import Options
+from evoxtral_train.stages import pack
+from evoxtral_train.training.dataset import Collator, TrainingSet
+
+ALWAYS = Augmentation(probability=1.0)
+SHIPPED = load_config(REPO / "configs/sft.yaml", SftConfig).augmentation
+ANY = Bounds(gain_db=6.0, noise_snr_db=(15.0, 40.0), stretch_to=(0.9, 1.1), pitch_semitones=1.0, room=True)
+NONE = Bounds(gain_db=0.0, noise_snr_db=None, stretch_to=None, pitch_semitones=0.0, room=False)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    time = np.arange(32_000) / 16_000
+    return (0.2 * np.sin(2 * np.pi * 220 * time) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
+
+
+def rms_db(signal) -> float:
+    return float(20 * np.log10(np.sqrt(np.mean(np.square(signal)))))
+
+
+def test_the_same_seed_gives_the_same_samples_and_global_generators_are_left_alone(samples):
+    random.seed(5), np.random.seed(5)
+    expected_next = (random.random(), np.random.rand())
+    random.seed(5), np.random.seed(5)
+    once = augment(samples, ANY, ALWAYS, seed=1)
+    assert (random.random(), np.random.rand()) == expected_next
+    again = augment(samples, ANY, ALWAYS, seed=1)
+    np.testing.assert_array_equal(once[0], again[0])
+    assert once[1] == again[1]
+    assert not np.array_equal(once[0][:1000], augment(samples, ANY, ALWAYS, seed=2)[0][:1000])
+
+
+def test_nothing_allowed_and_nothing_wanted_change_nothing(samples):
+    for bounds, config in ((NONE, ALWAYS), (ANY, Augmentation(probability=0.0))):
+        changed, factor = augment(samples, bounds, config, seed=3)
+        np.testing.assert_array_equal(changed, samples)
+        assert factor == 1.0
+
+
+def test_every_change_stays_within_its_bounds(samples):
+    def only(**bounds):
+        return Bounds(**{**vars(NONE), **bounds})
+
+    for seed in range(8):
+        gained, _ = augment(samples, only(gain_db=6.0), ALWAYS, seed)
+        assert abs(rms_db(gained) - rms_db(samples)) <= 6.01
+        stretched, factor = augment(samples, only(stretch_to=(0.9, 1.05)), ALWAYS, seed)
+        assert 0.9 * 32_000 - 1 <= len(stretched) <= 1.05 * 32_000
+        assert factor == len(stretched) / 32_000
+        noisy, _ = augment(samples, only(noise_snr_db=(15.0, 20.0)), ALWAYS, seed)
+        assert 14.5 <= rms_db(samples) - rms_db(noisy - samples) <= 20.5
+        pitched, factor = augment(samples, only(pitch_semitones=2.0), ALWAYS, seed)
+        assert (len(pitched), factor) == (32_000, 1.0)
+        spectrum = np.abs(np.fft.rfft(pitched[:5_300]))
+        peak_hz = np.argmax(spectrum) * 16_000 / 5_300
+        assert 220 * 2 ** (-2.3 / 12) <= peak_hz <= 220 * 2 ** (2.3 / 12)
+        roomy, factor = augment(samples, only(room=True), ALWAYS, seed)
+        assert (len(roomy), factor) == (32_000, 1.0)
+        assert not np.array_equal(roomy, samples)
+        assert rms_db(roomy) == pytest.approx(rms_db(samples), abs=0.01), "as loud as before"
+
+
+def test_it_is_never_louder_than_full_scale(samples):
+    changed, _ = augment(
+        samples * 4.9, Bounds(**{**vars(NONE), "gain_db": 12.0}), Augmentation(probability=1, gain_db=12), seed=3
+    )
+    assert np.abs(changed).max() <= 1.0
+
+
+def test_the_tightest_limit_of_the_tags_counts():
+    plain = bounds_of(SHIPPED, [], longest=2.0)
+    assert plain == Bounds(6.0, (15.0, 40.0), (0.9, 1.1), 1.0, True)
+    whisper = bounds_of(SHIPPED, ["whispers"], longest=2.0)
+    assert (whisper.gain_db, whisper.noise_snr_db, whisper.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
+    both = bounds_of(SHIPPED, ["whispers", "calm", "pause"], longest=1.02)
+    assert (both.gain_db, both.noise_snr_db, both.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
+    assert both.stretch_to == (0.95, 1.02), "and the clip's clock counts"
+    assert bounds_of(Augmentation(limits={"Crying": {"room": False}}), ["crying"], 2.0).room is False
+
+
+@pytest.fixture(scope="module", params=["packed", "deferred", "aligned"])
+def split(request, spoken, tmp_path_factory) -> PackedSplit:
+    """With room for little more than the target, so that the clock is what limits a stretch."""
+    folder = tmp_path_factory.mktemp("augmented") / request.param
+    config = PackConfig(
+        manifest=spoken / "manifest.jsonl", output=folder, base=str(TINY_BASE), tracking=Tracking(mode="disabled"),
+        layout=Layout(kind=request.param, room_tokens=22), audio={"prepad_samples": 0},
+    )  # fmt: skip
+    pack.run(config, Options())
+    return PackedSplit(folder, "train")
+
+
+def test_a_row_stays_on_its_clock_and_its_events_move_along(split, clock, processor):
+    config = Augmentation(probability=1.0, stretch=0.4, room=False)
+    augmenter = Augmenter(config, split, clock, processor.feature_extractor)
+    lengths = []
+    for index, example in enumerate(split.examples):
+        for epoch in range(4):
+            row, mel = augmenter.row(index, epoch)
+            assert row.needed_tokens <= example.row_tokens == len(row.ids)
+            assert mel.shape == (128, 8 * row.needed_tokens)
+            learned = [token for token in row.labels if token not in (-100, clock.streaming_pad_id, clock.streaming_word_id)]
+            target = [token for token in example.target_ids if token not in (clock.streaming_pad_id, clock.streaming_word_id)]
+            assert learned == [*target, clock.eos_id]
+            lengths.append(row.needed_tokens / TrainingSet(split, clock).needed_tokens[index])
+    if split.layout == "packed":
+        assert set(lengths) == {1.0}, "tags right after the prompt stay there"
+    else:
+        assert min(lengths) < 0.9
+        assert max(lengths) > 1.0
+
+
+def test_without_any_change_the_row_is_the_packed_one(split, clock, processor):
+    augmenter = Augmenter(Augmentation(probability=0.0), split, clock, processor.feature_extractor)
+    rows = TrainingSet(split, clock)
+    for index in range(len(split)):
+        row, mel = augmenter.row(index, 0)
+        assert row == rows.row(index)
+        np.testing.assert_allclose(mel, split.mel_of(index, row.needed_tokens), rtol=0, atol=1e-6)
+
+
+def test_an_aligned_tag_is_due_when_it_is_heard_after_the_stretch(clock):
+    pieces = [([70], 1.0), ([71, 72], 2.0)]
+    before = layouts.stream_ids(clock, pieces, utterance_tokens=30, row_tokens=200)
+    after = layouts.stream_ids(clock, [(ids, 1.2 * heard_s) for ids, heard_s in pieces], utterance_tokens=36, row_tokens=200)
+    assert (before.index(70), after.index(70)) == (13, 15)
+    assert (before.index(71), after.index(71)) == (25, 30)
+
+
+def test_epochs_differ_and_repeat(split, clock, processor):
+    rows = TrainingSet(split, clock, augmenter=Augmenter(ALWAYS, split, clock, processor.feature_extractor))
+    rows.set_epoch(0)
+    first = Collator(clock)([rows[0], rows[1]])
+    rows.set_epoch(1)
+    second = Collator(clock)([rows[0], rows[1]])
+    rows.set_epoch(0)
+    again = Collator(clock)([rows[0], rows[1]])
+    assert np.array_equal(first["input_features"], again["input_features"])
+    assert not np.array_equal(first["input_features"], second["input_features"])
+
+
+def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
+    from safetensors.torch import load_file
+
+    def sft(name, *more):
+        sets = {
+            "dataset": packed["deferred"], "output": tmp_path / name, "tracking.mode": "disabled",
+            "augmentation.probability": 0.5,
+            "train.epochs": 3, "train.batch_size": 4, "train.evaluate_every_steps": 2, "train.warmup_steps": 1,
+            "train.sampling": "square_root", "train.untagged_share": 0.3,
+        }  # fmt: skip
+        overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+        return call("sft", REPO / "configs/demo/sft.yaml", *overrides, *more)
+
+    assert sft("whole").exit_code == 0
+    assert sft("cut").exit_code == 0
+    for path in ("complete.json", "adapter/adapter_model.safetensors"):
+        (tmp_path / "cut" / path).unlink()
+    import shutil
+
+    for path in (tmp_path / "cut/checkpoints").iterdir():
+        if int(path.name.rpartition("-")[2]) > 6:
+            shutil.rmtree(path)
+    result = sft("cut", "--resume")
+    assert result.exit_code == 0, result.stderr
+    one, other = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+    refused = sft("cached", "--set", "audio_cache=on")
+    assert refused.exit_code == 2
+    assert "augmentation changes the audio in every epoch" in refused.stderr

@@ -36,3 +36,29 @@ def test_without_a_gpu_it_says_that_nothing_was_measured():
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "needs a CUDA GPU; nothing was measured" in done.stderr
+
+
+def test_packing_measures_time_memory_and_disk(tmp_path):
+    small = (
+        "--rows",
+        "60",
+        "--small",
+        "30",
+        "--clips",
+        "30",
+        "--rounds",
+        "1",
+        "--processes",
+        "1",
+        "--json",
+        tmp_path / "out.json",
+    )
+    command = [sys.executable, REPO / "benchmarks/packing.py", *small]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert content["rows"] == 60
+    assert set(content["reading"]) == {"30", "60"}
+    assert content["reading"]["60"]["rows"] == 48
+    assert content["times real time, one process"] > 1
+    assert 30 < content["KB on disk per second of audio"] < 80

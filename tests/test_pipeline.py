@@ -100,7 +100,7 @@ def test_a_stage_before_its_input_exists(call, demo, tmp_path):
     for arguments, hint in [
         (
             ("data", "pack", config / "pack.yaml", "--set", f"manifest={tmp_path}/none.jsonl"),
-            "make one with: evoxtral data synth",
+            "make one with: evoxtral data import",
         ),
         (("sft", config / "sft.yaml", "--set", f"dataset={tmp_path}/none"), "first run: evoxtral data pack"),
         (("raft", "generate", config / "raft.yaml", "--set", f"adapter={tmp_path}/none"), "make one with: evoxtral sft"),

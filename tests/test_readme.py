@@ -1,5 +1,7 @@
 """Each command of the README runs in a test, or says that it needs a GPU or the network."""
 
+import csv
+import json
 import re
 import subprocess
 
@@ -20,11 +22,13 @@ RUN_HERE = {
     "evoxtral doctor": (),
     "evoxtral sft configs/sft.yaml --dry-run": (),
     "evoxtral data synth configs/synth.yaml": ("--set", "clips.train=8", "--set", "clips.validation=1", "--set", "clips.test=1"),
+    "evoxtral data import configs/import.yaml": ("--set", "source.path={corpus}/clips.csv"),
+    "evoxtral data stats configs/stats.yaml": ("--set", "manifest={corpus}/manifest.jsonl"),
 }
 
 
 def test_every_command_is_run_or_says_what_it_needs():
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 18
     for command, comment in COMMANDS.items():
         if "needs a GPU" not in comment and "needs the network" not in comment:
             assert command in RUN_ELSEWHERE or command in RUN_HERE, command
@@ -32,15 +36,20 @@ def test_every_command_is_run_or_says_what_it_needs():
 
 
 @pytest.mark.parametrize("command", RUN_HERE)
-def test_command(command, call, tmp_path):
-    output = ("--set", f"output={tmp_path / 'out'}") if "synth" in command else ()
-    result = call(*command.split()[1:], *RUN_HERE[command], *output)
+def test_command(command, call, spoken, tmp_path):
+    """On a corpus of its own, where the command needs one: clips with a table beside them."""
+    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
+    with (spoken / "clips.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("audio", "text"), *((row["audio"], row["text"]) for row in rows)])
+    output = ("--set", f"output={tmp_path / 'out'}") if " data " in command else ()
+    arguments = [argument.format(corpus=spoken) for argument in RUN_HERE[command]]
+    result = call(*command.split()[1:], *arguments, *output)
     assert result.exit_code == 0, result.stderr
 
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 16
+    assert len(named) == 18
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

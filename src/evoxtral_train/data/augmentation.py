@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.schema import Augmentation
-from ..errors import UsageError
+from ..errors import RowError, UsageError
 from ..text.tags import find_tags
 from ..units import FRAMES_PER_TOKEN, SAMPLE_RATE_HZ, samples_to_tokens, tokens_to_samples
 from . import layouts
 from .audio import read_audio
 from .clock import Clock
 from .features import log_mel
-from .packed import PackedSplit
+from .packed import Example, PackedSplit
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,27 @@ class Augmenter:
 
     def row(self, index: int, epoch: int) -> tuple[layouts.Row, np.ndarray]:
         """The row of clip `index` and its mel [128, 8 × needed tokens]. Raises RowError when the audio is gone."""
-        example, layout = self.split.examples[index], self.split.layout
+        example = self.split.examples[index]
         samples = read_audio(self.split.audio_of(index), math.inf)
         bounds = bounds_of(self.config, find_tags(example.text), self._longest(example) / len(samples))
         digest = hashlib.sha256(f"{self.config.seed}\0{epoch}\0{example.id}".encode()).digest()
         changed, factor = augment(samples, bounds, self.config, int.from_bytes(digest[:8], "big"))
-        heard, row_tokens, target_ids = samples_to_tokens(len(changed)), example.row_tokens, example.target_ids
-        if layout == "aligned":
-            pieces = [(ids, heard_s * factor) for ids, heard_s in self.split.heard_of(index)]
-            target_ids = layouts.stream_ids(self.clock, pieces, heard, row_tokens)
-        row = layouts.lay_out(layout, self.clock, heard, row_tokens, target_ids)
-        mel = log_mel(changed, max(row_tokens, self.clock.left_pad_tokens + heard + 1), self.feature_extractor, self.clock)
+        try:
+            row = self._lay_out(index, example, len(changed), factor)
+        except RowError:  # words that crowd at the clip's end may need a token more than `_longest` reckons with
+            changed, row = samples, self._lay_out(index, example, len(samples), 1.0)
+        tokens = max(row.needed_tokens, self.clock.left_pad_tokens + samples_to_tokens(len(changed)) + 1)
+        mel = log_mel(changed, tokens, self.feature_extractor, self.clock)
         return row, np.ascontiguousarray(mel[:, : row.needed_tokens * FRAMES_PER_TOKEN])
 
-    def _longest(self, example) -> int:
+    def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> layouts.Row:
+        heard, target_ids = samples_to_tokens(samples), example.target_ids
+        if self.split.layout == "aligned":
+            pieces = [(ids, heard_s * factor) for ids, heard_s in self.split.heard_of(index)]
+            target_ids = layouts.stream_ids(self.clock, pieces, heard, example.row_tokens)
+        return layouts.lay_out(self.split.layout, self.clock, heard, example.row_tokens, target_ids)
+
+    def _longest(self, example: Example) -> int:
         """How many samples the clip may have for its target still to fit into its row.
 
         `deferred` writes after the clip, so the clip may take what the target leaves. In `aligned` the words move

@@ -23,11 +23,12 @@ _SHOWN = 50
 def run(config: PackConfig, findings: Path | None = None) -> Report:
     """Reads every row and every clip as packing does. Writes nothing but `findings`, a JSONL of {line, id, kind, reason}."""
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
+    rows = count_rows(config.manifest)
     processor = load_processor(resolve_base(config.base, config.revision, weights=False))
     clock = Clock.of(processor)
     found: list[Finding] = []
     seconds, tags, untagged, good = 0.0, 0, 0, 0
-    with progress("checking", count_rows(config.manifest), "clips") as bar:
+    with progress("checking", rows, "clips") as bar:
         for row in iter_manifest(config.manifest, rules, tally):
             bar.advance()
             if isinstance(row, Rejected):

@@ -13,6 +13,7 @@ _REQUIRED = (
     "torch", "transformers", "peft", "accelerate", "datasets", "jiwer", "mistral-common", "soundfile", "soxr",
     "pydantic", "typer", "wandb",
 )  # fmt: skip
+_EXTRAS = (("elevenlabs", "elevenlabs", "`data synth --engine elevenlabs`"), ("audiomentations", "augment", "augmentation"))
 _FULL_SIZE_BYTES = 8_859_358_720
 
 
@@ -27,6 +28,9 @@ def run() -> Report:
     facts["espeakng-loader"] = _version("espeakng-loader") or "missing"
     if facts["espeakng-loader"] == "missing":
         problems.append("`data synth` will not work: run pip install -e '.[synth]' (espeak-ng is GPL, hence an extra)")
+    for package, extra, what in _EXTRAS:
+        facts[package] = _version(package) or f"missing: {what} will not work (extra `{extra}`)"
+    facts["ElevenLabs key"] = "present" if os.environ.get("ELEVENLABS_API_KEY") else "not present"
     facts["devices"] = _devices(problems)
     facts["free disk here"] = gigabytes(shutil.disk_usage(Path.cwd()).free)
     offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")

@@ -16,7 +16,7 @@ from ..data.splits import SPLITS, deal
 from ..errors import RowError, UsageError
 from ..progress import Progress, format_seconds
 from ..records import JsonlAppender, read_jsonl
-from ..runs import Options, Run, check_output, fingerprint_files
+from ..runs import Options, Run, check_output, fingerprint_files, fingerprint_text
 from ..synthesis.scripts import check_script
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags
@@ -40,8 +40,12 @@ def run(config: ImportConfig, options: Options) -> Report:
         facts["license"] = _license_fact(config.license)
     asked = config.model_dump(mode="json")
     inputs = {"tags": fingerprint_files([config.tags.table])}
-    if Path(config.source.path).is_file():
-        inputs["source"] = fingerprint_files([Path(config.source.path)])
+    path = Path(config.source.path)
+    if path.is_file():
+        inputs["source"] = fingerprint_files([path])
+    elif path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        inputs["source"] = fingerprint_text("".join(f"{each}\0{each.stat().st_size}\n" for each in files))
     if options.dry_run:
         check_output(config.output, "data import", asked, inputs, options)
         first = next(iter(_rows(config)), None)

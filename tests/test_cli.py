@@ -68,7 +68,7 @@ def test_check_fails_when_a_row_is_bad(call, clip_row, write_manifest):
     result = call("data", "check", "configs/demo/pack.yaml", "--set", f"manifest={manifest}")
     assert result.exit_code == 1
     assert "2 = 1 good + 1 rejected" in result.stdout
-    assert f"{manifest}:2: bad: unclosed bracket at character 0" in result.stdout
+    assert f"{manifest}:2: bad: rejected: unclosed bracket at character 0" in result.stdout
 
 
 def test_doctor_says_what_will_not_work(call):

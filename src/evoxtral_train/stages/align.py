@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
 from ..progress import format_seconds, progress
 from ..runs import Options, Run, check_output, fingerprint_files
-from ..text.taxonomy import TagRules, Taxonomy
+from ..text.taxonomy import TagRules, Taxonomy, describe_changes
 from ..tracking import Tracker
 from ..units import SAMPLE_RATE_HZ, samples_to_tokens
 from .plans import plan_decoding, plan_model
@@ -57,12 +58,13 @@ def run(config: AlignConfig, options: Options) -> Report:
     says how far the new ones are from them.
     """
     asked, inputs = config.model_dump(mode="json"), {"manifest": fingerprint_files([config.manifest])}
-    rules = TagRules.of(config.tags)
+    rules, tally = TagRules.of(config.tags), Counter()
     inputs["tags"] = fingerprint_files([config.tags.table])
-    rows, rejected = read_manifest(config.manifest, rules)
+    rows, rejected = read_manifest(config.manifest, rules, tally)
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
+    facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     if options.dry_run:
         check_output(config.output, "data align", asked, inputs, options)
         return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))

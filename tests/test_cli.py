@@ -32,6 +32,11 @@ def test_help_answers_without_loading_torch():
         (["sft", "configs/sft.yaml", "--resume", "--overwrite"], 2, "--resume and --overwrite exclude each other"),
         (["eval-predictions", "none.jsonl"], 2, "none.jsonl: no such file"),
         (["data", "check", "configs/pack.yaml", "--set", "manifest=none.jsonl"], 2, "none.jsonl: no such manifest"),
+        (["data", "pack", "configs/pack.yaml", "--set", "manifest=none.jsonl"], 2, "none.jsonl: no such manifest"),
+        (["data", "stats", "configs/stats.yaml", "--set", "manifest=none.jsonl"], 2, "none.jsonl: no such manifest"),
+        (["data", "align", "configs/align.yaml", "--set", "manifest=none.jsonl"], 2, "none.jsonl: no such manifest"),
+        (["data", "import", "configs/import.yaml"], 2, "corpus/clips.csv: no such file or folder"),
+        (["data", "synth", "configs/synth.yaml", "--engine", "festival"], 2, "Input should be 'espeak' or 'elevenlabs'"),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
 )

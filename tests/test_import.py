@@ -332,9 +332,10 @@ def test_a_missing_column_is_named_with_those_there_are(clips, data_import, tmp_
     assert result.exit_code == 2
     assert "has no column 'text' — its columns are 'file', 'transcript', 'who', 'when': set `columns`" in result.stderr
     source, _ = hub(clips, tmp_path / "hub")
-    result = data_import("import", source, "source.kind=hub", "source.splits={dev: validation}", options=("--overwrite",))
+    result = data_import("import", source, "source.kind=hub", "source.splits={dev: validation}")
     assert result.exit_code == 2
     assert "has no split 'dev' — its splits: train, test: set source.splits" in result.stderr
+    assert not (tmp_path / "imported").exists(), "so that the next call, with the config mended, finds nothing in its way"
 
 
 def test_a_license_without_commercial_use_is_said_and_must_be_accepted(clips, data_import, tmp_path):

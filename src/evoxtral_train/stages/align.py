@@ -57,10 +57,10 @@ def run(config: AlignConfig, options: Options) -> Report:
     Rows that have times keep them under `keep_given_times`; else their times are replaced, and the report
     says how far the new ones are from them.
     """
-    asked, inputs = config.model_dump(mode="json"), {"manifest": fingerprint_files([config.manifest])}
     rules, tally = TagRules.of(config.tags), Counter()
-    inputs["tags"] = fingerprint_files([config.tags.table])
     rows, rejected = read_manifest(config.manifest, rules, tally)
+    asked = config.model_dump(mode="json")
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}

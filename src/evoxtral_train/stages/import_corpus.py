@@ -4,7 +4,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,17 @@ def run(config: ImportConfig, options: Options) -> Report:
     elif path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file())
         inputs["source"] = fingerprint_text("".join(f"{each}\0{each.stat().st_size}\n" for each in files))
+    check_output(config.output, "data import", asked, inputs, options)
+    source = _rows(config)
+    first = next(source, None)  # whatever is wrong with the source as a whole shows here, before anything is written
+    if first is None:
+        raise UsageError("there is no row in it", where=config.source.path)
     if options.dry_run:
-        check_output(config.output, "data import", asked, inputs, options)
-        first = next(iter(_rows(config)), None)
-        facts["columns"] = ", ".join(first.columns) if first else "there is no row"
-        return Report("plan: data import", facts)
+        return Report("plan: data import", facts | {"columns": ", ".join(first.columns)})
     run = Run.open(config.output, "data import", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data import", run.path, config) as tracker:
-        _import_all(run, config, rules)
+        _import_all(run, config, rules, chain([first], source))
         rows, tally, splits = _deal(run.path / _PART, config)
         if not splits:
             reason = next((each["rejected"]["reason"] for each in _entries(run.path / _PART)), "it has no row")
@@ -99,7 +102,7 @@ def _rows(config: ImportConfig) -> Iterator[SourceRow]:
     return read_source(config.source, config.columns.audio, needed)
 
 
-def _import_all(run: Run, config: ImportConfig, rules: TagRules) -> None:
+def _import_all(run: Run, config: ImportConfig, rules: TagRules, source: Iterable[SourceRow]) -> None:
     """Every row into one file, imported or rejected, in order; rows that an earlier run did are passed over."""
     with JsonlAppender(run.path / _PART) as appender:
         ids, done = {}, 0
@@ -110,7 +113,7 @@ def _import_all(run: Run, config: ImportConfig, rules: TagRules) -> None:
         bar = Progress("importing", config.source.max_rows, "rows")
         bar.skip(done)
         waiting = []
-        for index, row in enumerate(_rows(config)):
+        for index, row in enumerate(source):
             if index < done:
                 continue
             waiting.append(_import_row(row, config, rules, run.path, ids))

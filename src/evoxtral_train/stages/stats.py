@@ -19,10 +19,9 @@ from .report import Report
 
 def run(config: StatsConfig, options: Options) -> Report:
     """Writes `report.html`, `stats.json` and `*.png`. Durations are read from the headers of the audio files."""
-    rules, rejected = TagRules.of(config.tags), Counter()
+    rules, rejected, rows = TagRules.of(config.tags), Counter(), count_rows(config.manifest)
     asked = config.model_dump(mode="json")
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
-    rows = count_rows(config.manifest)
     facts = {"rows": rows, "output": config.output}
     if options.dry_run:
         check_output(config.output, "data stats", asked, inputs, options)

@@ -123,7 +123,7 @@ class _Paid:
 
     def plan(self) -> dict:
         characters, price = self._characters(), self._settings.usd_per_1000_characters
-        cost = f"{characters * price / 1000:.2f} USD" if price else "set elevenlabs.usd_per_1000_characters to your plan's price"
+        cost = f"{characters * price / 1000:.2f} USD" if price else "unknown: set elevenlabs.usd_per_1000_characters"
         return {
             "engine": f"ElevenLabs {self._settings.model}", "voices": len(self._config.voices),
             "to be paid": f"{len(self._missing)} requests, {characters:,} characters (tags included)",

@@ -15,13 +15,10 @@ Writes the results and the figure, and with `--document` puts the tables into it
 import argparse
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 from studies import (
     BOOTSTRAP_SEED,
     DEMO,
@@ -36,8 +33,8 @@ from studies import (
 )
 
 from evoxtral_train.records import Prediction
+from evoxtral_train.scoring import event_times
 from evoxtral_train.scoring.tables import interval, markdown_table
-from evoxtral_train.text.tags import find_tags
 
 
 @dataclass(frozen=True)
@@ -143,33 +140,11 @@ def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[P
 
 
 def recall_by_time(predictions: dict[str, list[Prediction]], edges_s: Sequence[float] = EDGES_S, fewest: int = 10) -> list[dict]:
-    """Recall of the reference's tags by the second at which their event begins: [{from_s, to_s, mean_s, events, value, low,
-    high}]. Of a tag that a clip has twice and the system wrote once, the earlier counts as found. Clips are drawn for
-    the intervals, all seeds together."""
-    begins, found, clip_of = [], [], []
-    numbers: dict[str, int] = {}
-    for rows in predictions.values():
-        for row in rows:
-            left = Counter(find_tags(row.prediction))
-            for event in sorted(row.events, key=lambda event: event["start_s"]):
-                begins.append(event["start_s"])
-                found.append(left[event["tag"]] > 0)
-                left[event["tag"]] -= 1
-                clip_of.append(numbers.setdefault(row.id, len(numbers)))
-    begins, found, clip_of = np.array(begins), np.array(found, float), np.array(clip_of)
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(len(numbers), [1 / len(numbers)] * len(numbers), size=SAMPLES)
-    table = []
-    for first, last in pairwise(edges_s):
-        inside = (begins >= first) & (begins < last)
-        events = int(inside.sum() / len(predictions))
-        if events < fewest:
-            continue
-        weights = drawn[:, clip_of[inside]]
-        spread = (weights @ found[inside]) / np.maximum(weights.sum(axis=1), 1)
-        low, high = map(float, np.percentile(spread, [2.5, 97.5]))
-        bounds = {"from_s": first, "to_s": last, "mean_s": float(begins[inside].mean()), "events": events}
-        table.append(bounds | {"value": float(found[inside].mean()), "low": low, "high": high})
-    return table
+    """`scoring.event_times.recall_by_time` over all seeds together; `events` are counted once."""
+    rows = [row for each in predictions.values() for row in each]
+    seeds = len(predictions)
+    table = event_times.recall_by_time(rows, edges_s, fewest * seeds, SAMPLES, BOOTSTRAP_SEED)
+    return [row | {"events": row["events"] // seeds} for row in table]
 
 
 def layouts_table(content: dict) -> str:
@@ -216,7 +191,8 @@ def draw(recall: dict[str, list[dict]], path: Path) -> None:
     for name, rows in recall.items():
         at = [row["mean_s"] for row in rows]
         axes.plot(at, [row["value"] for row in rows], marker=markers[name], color=colours[name])
-        axes.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], color=colours[name], alpha=0.15)
+        low, high = ([row["value"] if row[end] is None else row[end] for row in rows] for end in ("low", "high"))
+        axes.fill_between(at, low, high, color=colours[name], alpha=0.15)
         axes.annotate(name, (at[-1], rows[-1]["value"]), xytext=(8, 0), textcoords="offset points", va="center",
                       color=colours[name])  # fmt: skip
     axes.set(xlabel="the event begins at (s)", ylabel="recall", ylim=(0, 1), title="Which tags are found, by when they happen")

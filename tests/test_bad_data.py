@@ -71,7 +71,7 @@ def test_every_fault_is_found_and_the_good_rows_go_on(clip_row, write_manifest, 
 def test_check_finds_what_pack_would_reject(clip_row, write_manifest, tmp_path):
     manifest = write_manifest([clip_row("good"), clip_row("bad", text="[sighs"), clip_row("short", samples=np.zeros(0))])
     report = check.run(config(manifest, tmp_path))
-    assert report.failed
+    assert report.exit_code == 1
     assert report.facts["rows"] == "3 = 1 good + 2 rejected"
     lines = report.table.splitlines()
     assert lines[0].startswith(f"{manifest}:2: bad: rejected: unclosed bracket")

@@ -88,7 +88,7 @@ def dirty(sounds, speak, tmp_path) -> dict[tuple[str, str], dict]:
 
 def test_a_clean_corpus_has_no_finding(findings):
     assert findings() == {}
-    assert not findings.report.failed
+    assert findings.report.exit_code == 0
     assert findings.report.facts["rows"] == "8 = 8 good + 0 rejected"
 
 
@@ -96,7 +96,7 @@ def test_every_planted_fault_is_found_and_nothing_else(findings, speak, tmp_path
     planted = dirty(findings.sounds, speak, tmp_path)
     found = findings(*planted.values())
     assert set(found) == set(planted)
-    assert findings.report.failed
+    assert findings.report.exit_code == 1
     expected = {
         ("unreadable", "rejected"): "audio cannot be read",
         ("unknown-tag", "rejected"): "unknown tag [yodels]",
@@ -126,7 +126,7 @@ def test_each_fault_is_found_alone_too(name, findings, speak, tmp_path):
 def test_what_is_allowed_is_told_and_is_no_failure(findings, speak, tmp_path):
     row = dirty(findings.sounds, speak, tmp_path)["voice", "speaker_in_two_splits"]
     assert set(findings(row, allow=["speaker_in_two_splits"])) == {("voice", "speaker_in_two_splits")}
-    assert not findings.report.failed
+    assert findings.report.exit_code == 0
     assert findings.report.facts["speaker in two splits"] == "1, allowed by check.allow"
     assert findings.report.table == ""
 

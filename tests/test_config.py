@@ -9,6 +9,7 @@ from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.schema import (
     AlignConfig,
     EvalConfig,
+    ExportConfig,
     ImportConfig,
     PackConfig,
     RaftConfig,
@@ -22,7 +23,7 @@ from evoxtral_train.errors import ConfigError
 SCHEMAS = {
     "synth": SynthConfig, "pack": PackConfig, "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig,
     "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig, "align": AlignConfig,
-    "import": ImportConfig, "stats": StatsConfig,
+    "import": ImportConfig, "stats": StatsConfig, "export": ExportConfig,
 }  # fmt: skip
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
 
@@ -38,7 +39,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 25
+    assert len(SHIPPED) == 26
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
@@ -150,5 +151,7 @@ def test_every_field_is_read_somewhere():
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     sections = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema.Section)]
     unread = {f"{each.__name__}.{name}" for each in sections for name in each.model_fields if name not in read}
-    together = {f"{each.__name__}.{name}" for each in (schema.Clips, schema.RewardWeights) for name in each.model_fields}
+    together = {
+        f"{each.__name__}.{name}" for each in (schema.Clips, schema.RewardWeights, schema.Gates) for name in each.model_fields
+    }
     assert unread <= together  # read by model_dump

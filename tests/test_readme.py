@@ -49,7 +49,7 @@ def test_command(command, call, spoken, tmp_path):
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 18
+    assert len(named) == 19
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

@@ -39,7 +39,8 @@ def test_find_tags_forgives_what_a_model_writes():
 
 def test_strip_and_filter():
     assert tags.strip_tags("[sighs] I told  you. [pause]") == "I told you."
-    assert tags.keep_first_tags("[sighs] I [pause] told [laughs] you", 2) == "[sighs] I [pause] told you"
+    assert tags.keep_tags("[sighs] I [pause] told [laughs] you", {0, 1}) == "[sighs] I [pause] told you"
+    assert tags.keep_tags("[sighs] [] I [pause] told [laugh", {1}) == "[] I [pause] told [laugh"
     assert tags.format_tags(["sighs", "clears throat"]) == "[sighs] [clears throat]"
     assert tags.format_tags([]) == ""
 

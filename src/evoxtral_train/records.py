@@ -84,13 +84,15 @@ class PreferencePair:
 class Prediction:
     """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets. Where they are
     known, `events` are the reference's tags {tag, start_s, end_s} and `written` the predicted ones
-    {tag, at_s, written_s}: the place in the clip that a tag speaks of, and when it was complete."""
+    {tag, at_s, written_s}: the place in the clip that a tag speaks of, and when it was complete. `confidences`:
+    the probability of each predicted tag."""
 
     id: str
     reference: str
     prediction: str
     events: list[dict] | None = None
     written: list[dict] | None = None
+    confidences: list[float] | None = None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -80,6 +80,7 @@ _add(
     "Rounds of all four, as long as they help; --resume skips what is done.",
 )
 _add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
+_add(app, "export", "export", "ExportConfig", "The adapter with a model card from its runs; merged; pushed.")
 _add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
 
 

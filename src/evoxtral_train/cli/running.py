@@ -60,8 +60,8 @@ def show(report) -> None:
         print(f"  {name:<{width}}  {value}")
     if report.table:
         print(f"\n{report.table}")
-    if report.failed:
-        raise typer.Exit(1)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
 
 
 def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:

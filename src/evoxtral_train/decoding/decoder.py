@@ -51,14 +51,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """`token_ids` without EOS. `finish_reason`: "eos" or "length". `mean_logprob`: over the written
-    tokens, EOS included, under the model's own distribution (temperature 1)."""
+    """`token_ids` without EOS, and the log-probability of each under the model's own distribution (temperature 1).
+    `finish_reason`: "eos" or "length". `mean_logprob`: over the written tokens, EOS included."""
 
     utterance_id: str
     candidate_id: int
     token_ids: list[int]
     finish_reason: str
     mean_logprob: float
+    token_logprobs: list[float]
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,18 @@ class _Decoder:
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
         ended = table.write(tokens, log_probs.double(), self._clock.eos_id)
         if ended:
-            columns = (each[ended].tolist() for each in (table.written, table.position, table.log_prob))
-            for row, written, position, log_prob in zip(ended, *columns, strict=True):
-                self._collect(*self._seated.pop(row), written[: position + 1], log_prob)
+            columns = (table.written, table.token_log_probs, table.position, table.log_prob)
+            columns = (each[ended].tolist() for each in columns)
+            for row, written, log_probs, position, log_prob in zip(ended, *columns, strict=True):
+                seated = self._seated.pop(row)
+                here = slice(len(seated[0].prompt), position + 1)
+                self._collect(*seated, written[here], log_probs[here], log_prob)
 
-    def _collect(self, request: Request, candidate: int, row: list[int], log_prob: float) -> None:
-        tokens = row[len(request.prompt) :]
+    def _collect(self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float) -> None:
         ended = tokens[-1] == self._clock.eos_id
         ids, reason = (tokens[:-1], "eos") if ended else (tokens, "length")
-        completion = Completion(request.utterance_id, candidate, ids, reason, log_prob / len(tokens))
+        mean = log_prob / len(tokens)
+        completion = Completion(request.utterance_id, candidate, ids, reason, mean, log_probs[: len(ids)])
         clip = self._written.setdefault(request.utterance_id, [])
         clip.append(completion)
         if len(clip) == self._wanted.candidates:

@@ -53,7 +53,8 @@ class RowTable:
     """`cache`: keys and values. `audio` [R, W, hidden]: the clip's audio embeddings by position.
     `position` [R]: of the last token that the model has read or is about to read; `hidden` [R, hidden]:
     its output there. `end` [R]: one past the row's last position. `written` [R, W]: tokens by position.
-    `log_prob` [R]: their sum. `noise_key` [R]: see `sampling`. `live` [R]: whether the row is taken."""
+    `token_log_probs` [R, W]: of each of them; `log_prob` [R]: their sum. `noise_key` [R]: see `sampling`.
+    `live` [R]: whether the row is taken."""
 
     cache: Cache
     audio: torch.Tensor
@@ -61,6 +62,7 @@ class RowTable:
     position: torch.Tensor
     end: torch.Tensor
     written: torch.Tensor
+    token_log_probs: torch.Tensor
     log_prob: torch.Tensor
     noise_key: torch.Tensor
     live: torch.Tensor
@@ -84,6 +86,7 @@ class RowTable:
             position=zeros(rows, dtype=torch.int64),
             end=zeros(rows, dtype=torch.int64),
             written=zeros(rows, width, dtype=torch.int64),
+            token_log_probs=zeros(rows, width, dtype=torch.float32),
             log_prob=zeros(rows, dtype=torch.float64),
             noise_key=zeros(rows, dtype=torch.int64),
             live=zeros(rows, dtype=torch.bool),
@@ -123,6 +126,7 @@ class RowTable:
         """Append tokens [R] to the live rows; returns the rows that end with them, which are then free."""
         self.position += self.live
         self.written.scatter_(1, self.position[:, None], tokens[:, None])
+        self.token_log_probs.scatter_(1, self.position[:, None], log_probs[:, None].float())
         self.log_prob += torch.where(self.live, log_probs, 0.0)
         ended = self.live & ((tokens == eos_id) | (self.position + 1 >= self.end))
         self.live &= ~ended
@@ -148,7 +152,7 @@ class RowTable:
             layers.append(_Layer(_resized(old.keys, index, rows, width), _resized(old.values, index, rows, width), places))
             old.keys = old.values = None
         others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cache"}
-        wide = ("audio", "written")
+        wide = ("audio", "written", "token_log_probs")
         resized = {name: _resized(each, index, rows, width if name in wide else None) for name, each in others.items()}
         return RowTable(Cache(layers=layers), **resized)
 

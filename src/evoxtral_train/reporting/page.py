@@ -16,18 +16,36 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A labelled line of text whose stretches are marked: (stretch, "same" | "missed" | "false")."""
+
+    label: str
+    stretches: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """A clip to look at and to listen to. `audio`: a FLAC file's bytes, or None where it is not there."""
+
+    title: str
+    lines: Sequence[Line]
+    audio: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, and under it what there is of text, a list, a table and pictures (name -> PNG)."""
+    """A heading, and under it what there is of text, a list, a table, pictures (name -> PNG) and clips."""
 
     title: str
     text: str = ""
     points: Sequence[str] = ()
     table: Table | None = None
     pictures: dict[str, bytes] = field(default_factory=dict)
+    clips: Sequence[ClipView] = ()
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The page's HTML. What stands in the data is escaped: a transcript cannot become markup."""
     environment = Environment(loader=PackageLoader(__package__, "templates"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["data_url"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    environment.filters["data_url"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
     return environment.get_template("page.html.j2").render(title=title, subtitle=subtitle, sections=sections)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib
 
@@ -50,8 +51,7 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     axes.set_xlim(0, 1.1 * most)
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    if len(series) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), fontsize=8, frameon=False)
+    _legend(axes, len(series))
     return _png(figure)
 
 
@@ -72,6 +72,108 @@ def matrix(names: Sequence[str], values: Sequence[Sequence[int]], label: str) ->
                 axes.text(x, y, f"{value}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 * most else "#333")
     axes.set_title(label, fontsize=9)
     return _png(figure)
+
+
+def intervals(names: Sequence[str], series: dict[str, Sequence[tuple[float, float, float] | None]], label: str) -> bytes:
+    """For each name and each series a point with its interval (value, low, high); None: nothing to show."""
+    figure, axes = _figure(7.2, 0.9 + 0.2 * len(names) * max(2, len(series)))
+    step = 0.7 / max(len(series), 1)
+    for number, ((part, values), color) in enumerate(zip(series.items(), _colors(), strict=False)):
+        places = [place + (number - (len(series) - 1) / 2) * step for place in range(len(names))]
+        shown = [(at, *value) for at, value in zip(places, values, strict=True) if value is not None]
+        if shown:
+            at, value, low, high = zip(*shown, strict=True)
+            reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
+            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=4, color=color, elinewidth=1.4, label=part)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(label)
+    _legend(axes, len(series))
+    return _png(figure)
+
+
+def lines(
+    series: dict[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    points: bool = False,
+    diagonal: bool = False,
+    unit_square: bool = False,
+) -> bytes:
+    """One line for each series of (x, y). `diagonal`: with the line x = y, where the two should agree."""
+    figure, axes = _figure(7.2, 3.6)
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
+    for (part, values), color in zip(series.items(), _colors(), strict=False):
+        x, y = zip(*values, strict=True) if values else ((), ())
+        axes.plot(x, y, color=color, linewidth=1.4, marker="o" if points else None, markersize=4, label=part)
+    if unit_square:
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes, len(series))
+    return _png(figure)
+
+
+def bands(series: dict[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str) -> bytes:
+    """One line with its band for each series of (x, value, low, high); values are shares."""
+    figure, axes = _figure(7.2, 3.6)
+    for (part, values), color in zip(series.items(), _colors(), strict=False):
+        x, value, low, high = zip(*values, strict=True)
+        axes.plot(x, value, color=color, marker="o", markersize=4, linewidth=1.4, label=part)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _legend(axes, len(series))
+    return _png(figure)
+
+
+def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
+    """One box for each series: median, quartiles, and all but the outliers; the mean as a point."""
+    figure, axes = _figure(7.2, 0.9 + 0.4 * len(series))
+    axes.boxplot(
+        list(series.values()), orientation="horizontal", tick_labels=list(series), showmeans=True, widths=0.6, patch_artist=True,
+        boxprops={"facecolor": _FAINT}, medianprops={"color": _COLOR, "linewidth": 1.6},
+        meanprops={"marker": "o", "markerfacecolor": _COLOR, "markeredgecolor": "none", "markersize": 5},
+        flierprops={"markersize": 2, "alpha": 0.3},
+    )  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+    return _png(figure)
+
+
+def heatmap(names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], x_label: str, y_label: str) -> bytes:
+    """As `matrix`, for numbers that need not be whole, with names of their own for the columns."""
+    figure, axes = _figure(1.8 + 0.45 * len(columns), 1.5 + 0.36 * len(names))
+    most = max(max(row) for row in values) or 1
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("shades", ["#ffffff", _COLOR])
+    axes.imshow(values, cmap=shades, vmin=0, vmax=most, aspect="auto")
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.tick_params(length=0)
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value >= 0.05:
+                text = f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"
+                axes.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if value > 0.6 * most else "#333")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return _png(figure)
+
+
+def _legend(axes: pyplot.Axes, series: int) -> None:
+    if series > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(series, 4), fontsize=8, frameon=False)
+
+
+def _colors():
+    return cycle((*_PALETTE, "#6b5b95", "#7a7a7a", "#00798c", "#a0522d"))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, pyplot.Axes]:

@@ -8,8 +8,8 @@
 A rate without a denominator (precision of a system that wrote nothing) is None, not 0 or 1, in
 `micro`; in `macro` such a tag counts 0. `placed` holds the same three families for tags that also
 stand in their place (see `placement`), wherever places are known. Beside them: false tags per
-untagged clip, tags per clip, WER and CER where the system writes words, and a table per tag with
-its support.
+untagged clip, tags per clip, WER, CER and emphasis where the system writes words, and a table per tag
+with its support. docs/evaluation.md has every formula, its empty cases and a worked example.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from ..config.schema import Placement
 from ..records import Prediction
 from ..text.tags import find_tags
 from . import tag_counts
+from .bootstrap import LEVEL, Clips, ratio
+from .emphasis import emphasis_counts
 from .placement import pair, placed_counts, time_places, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_character_errors, count_word_errors
@@ -38,7 +40,7 @@ def evaluate(
 ) -> dict:
     """Every metric as {value, low, high}, nested by family.
 
-    `with_words`: whether the system writes words, so that WER and CER mean something. `samples`
+    `with_words`: whether the system writes words, so that WER, CER and emphasis mean something. `samples`
     and `seed` of the bootstrap; clips are the unit that is drawn, and rows of one id (several runs of
     a study, pooled) are drawn together.
     """
@@ -46,29 +48,28 @@ def evaluate(
         raise ValueError("no predictions to evaluate")
     counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
     tags = sorted({tag for each in counts for tag in each.reference | each.predicted})
-    weights = _bootstrap_weights([row.id for row in rows], samples, seed)
+    clips = Clips([row.id for row in rows], samples, seed)
     untagged = np.array([each.reference.total() == 0 for each in counts])
+    predicted = np.array([each.predicted.total() for each in counts], float)
     report = {
         "clips": len(rows),
         "clips_without_reference_tags": int(untagged.sum()),
-        "clips_without_predicted_tags": sum(each.predicted.total() == 0 for each in counts),
+        "clips_without_predicted_tags": int((predicted == 0).sum()),
         "reference_tags": sum(each.reference.total() for each in counts),
-        "predicted_tags": sum(each.predicted.total() for each in counts),
-        **_families(counts, tags, weights),
-        "tags_per_clip": _mean([each.predicted.total() for each in counts], weights),
-        "false_tags_per_untagged_clip": _ratio(
-            np.array([each.predicted.total() for each in counts]) * untagged, untagged.astype(float), weights
-        ),
-        "per_tag": {tag: _tag_row(counts, tag) for tag in tags},
-        "bootstrap": {"samples": samples, "seed": seed, "level": 0.95},
+        "predicted_tags": int(predicted.sum()),
+        **_families(counts, tags, clips),
+        "tags_per_clip": _mean(predicted, clips),
+        "false_tags_per_untagged_clip": _ratio(predicted * untagged, untagged.astype(float), clips),
+        "per_tag": {tag: _tag_row(counts, tag, clips) for tag in tags},
+        "bootstrap": {"samples": samples, "seed": seed, "level": LEVEL, "kind": "BCa"},
     }
     if all(row.events is not None and row.written is not None for row in rows):
-        report["placed"] = _placed_in_seconds(rows, tags, weights, placement.tolerance_s)
+        report["placed"] = _placed_in_seconds(rows, tags, clips, placement.tolerance_s)
     elif with_words:
         placed = [placed_counts(*word_places(row.reference, row.prediction), placement.tolerance_words) for row in rows]
-        report["placed"] = {"unit": "words", "tolerance": placement.tolerance_words, **_families(placed, tags, weights)}
+        report["placed"] = {"unit": "words", "tolerance": placement.tolerance_words, **_families(placed, tags, clips)}
     if with_words:
-        report |= _words(rows, weights)
+        report |= _words(rows, clips)
     return report
 
 
@@ -79,19 +80,18 @@ def differences(before: Sequence[Prediction], after: Sequence[Prediction], sampl
     ids = [row.id for row in before]
     if ids != [row.id for row in after]:
         raise ValueError("the two systems do not hold the same clips in the same order")
-    weights = _bootstrap_weights(ids, samples, seed)
-    first, second = _sums(before), _sums(after)
+    clips = Clips(ids, samples, seed)
+    first, second = sums(before), sums(after)
     found = {}
     for name in first:
-        (point, drawn), (later_point, later_drawn) = (_ratios(*sums[name], weights) for sums in (first, second))
-        both = ~np.isnan(drawn) & ~np.isnan(later_drawn)
-        undefined = np.isnan(point) or np.isnan(later_point)
-        found[name] = _with_interval(None if undefined else float(later_point - point), (later_drawn - drawn)[both])
+        one, other = ratio(*first[name]), ratio(*second[name])
+        counted = (first[name][1] > 0) | (second[name][1] > 0)
+        found[name] = clips.measure(lambda weights, one=one, other=other: other(weights) - one(weights), counted)
     return found
 
 
-def _sums(rows: Sequence[Prediction]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """name -> numerators and denominators, one of each per row."""
+def sums(rows: Sequence[Prediction]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """name -> numerators and denominators, one of each per row: what two systems are compared by."""
     counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
     matched, predicted, wanted = (
         np.array([getattr(each, name).total() for each in counts], float) for name in ("matched", "predicted", "reference")
@@ -105,23 +105,15 @@ def _sums(rows: Sequence[Prediction]) -> dict[str, tuple[np.ndarray, np.ndarray]
     }
 
 
-def _ratios(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """(sum over sum, the same in each resample); NaN without a denominator."""
-    every = np.vstack([np.ones(len(numerators)), weights])
-    above, below = every @ numerators, every @ denominators
-    ratios = np.divide(above, below, out=np.full(len(every), np.nan), where=below > 0)
-    return ratios[0], ratios[1:]
-
-
-def _families(counts: list[TagCounts], tags: list[str], weights: np.ndarray) -> dict:
+def _families(counts: list[TagCounts], tags: list[str], clips: Clips) -> dict:
     return {
-        "card": {name: _mean([score(each) for each in counts], weights) for name, score in _CARD.items()},
-        "micro": _micro(counts, weights),
-        "macro": _macro(counts, tags, weights),
+        "card": {name: _mean(np.array([score(each) for each in counts]), clips) for name, score in _CARD.items()},
+        "micro": _micro(counts, clips),
+        "macro": _macro(counts, tags, clips),
     }
 
 
-def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], weights: np.ndarray, tolerance_s: float) -> dict:
+def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], clips: Clips, tolerance_s: float) -> dict:
     """`latency_s`: the moment at which a tag was complete minus its event's end, over the tags in their place."""
     counts, latencies = [], []
     for row in rows:
@@ -132,89 +124,90 @@ def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], weights: np.
     latency = {"tags": len(latencies), "median": None, "p90": None}
     if latencies:
         latency |= {"median": float(np.median(latencies)), "p90": float(np.percentile(latencies, 90))}
-    return {"unit": "s", "tolerance": tolerance_s, **_families(counts, tags, weights), "latency_s": latency}
+    return {"unit": "s", "tolerance": tolerance_s, **_families(counts, tags, clips), "latency_s": latency}
 
 
-def _words(rows: Sequence[Prediction], weights: np.ndarray) -> dict:
+def _words(rows: Sequence[Prediction], clips: Clips) -> dict:
     report = {}
     for name, count in (("wer", count_word_errors), ("cer", count_character_errors)):
         errors = [count(row.reference, row.prediction) for row in rows]
         report[name] = {
-            "card": _mean([each.rate for each in errors], weights),
-            "micro": _ratio(np.array([each.errors for each in errors]), np.array([each.length for each in errors]), weights),
+            "card": _mean(np.array([each.rate for each in errors]), clips),
+            "micro": _ratio(np.array([each.errors for each in errors]), np.array([each.length for each in errors]), clips),
         }
         report[f"clips_without_{'words' if name == 'wer' else 'characters'}"] = sum(each.length == 0 for each in errors)
+    emphasis = [emphasis_counts(row.reference, row.prediction) for row in rows]
+    report["emphasis"] = {
+        "reference_words": sum(each.reference.total() for each in emphasis),
+        "predicted_words": sum(each.predicted.total() for each in emphasis),
+        "card": {"f1": _mean(np.array([tag_counts.f1(each) for each in emphasis]), clips)},
+        "micro": {"f1": _micro(emphasis, clips)["f1"]},
+    }
     return report
 
 
-def _micro(counts: list[TagCounts], weights: np.ndarray) -> dict:
-    matched = np.array([each.matched.total() for each in counts])
-    predicted = np.array([each.predicted.total() for each in counts])
-    wanted = np.array([each.reference.total() for each in counts])
+def _micro(counts: list[TagCounts], clips: Clips) -> dict:
+    matched, predicted, wanted = (
+        np.array([getattr(each, name).total() for each in counts], float) for name in ("matched", "predicted", "reference")
+    )
     return {
-        "precision": _ratio(matched, predicted, weights),
-        "recall": _ratio(matched, wanted, weights),
-        "f1": _ratio(2 * matched, predicted + wanted, weights),
-        "hallucination": _ratio(predicted - matched, predicted, weights),
+        "precision": _ratio(matched, predicted, clips),
+        "recall": _ratio(matched, wanted, clips),
+        "f1": _ratio(2 * matched, predicted + wanted, clips),
+        "hallucination": _ratio(predicted - matched, predicted, clips),
     }
 
 
-def _macro(counts: list[TagCounts], tags: list[str], weights: np.ndarray) -> dict:
+def _macro(counts: list[TagCounts], tags: list[str], clips: Clips) -> dict:
     """The tags that a bootstrap sample holds are those that its mean runs over."""
     matched, predicted, wanted = (
         np.array([[getattr(each, name)[tag] for tag in tags] for each in counts], float).reshape(len(counts), len(tags))
         for name in ("matched", "predicted", "reference")
     )
 
-    def means(weight: np.ndarray) -> dict[str, np.ndarray]:
-        hits, said, support = weight @ matched, weight @ predicted, weight @ wanted
-        present = support > 0
-        shares = {"precision": _divide(hits, said), "recall": _divide(hits, support), "f1": _divide(2 * hits, said + support)}
-        shares["hallucination"] = _divide(said - hits, said)
-        return {name: _divide((share * present).sum(axis=-1), present.sum(axis=-1)) for name, share in shares.items()}
+    def mean_over_tags(numerators: np.ndarray, denominators: np.ndarray):
+        def measure(weights: np.ndarray) -> np.ndarray:
+            present = weights @ wanted > 0
+            share = _divide(weights @ numerators, weights @ denominators)
+            tags_present = present.sum(axis=-1)
+            means = np.full(len(weights), np.nan)
+            return np.divide((share * present).sum(axis=-1), tags_present, out=means, where=tags_present > 0)
 
-    point, spread = means(np.ones((1, len(counts)))), means(weights)
-    defined = bool(wanted.sum())
-    return {name: _with_interval(float(point[name][0]) if defined else None, spread[name]) for name in point}
+        return measure
+
+    shares = {
+        "precision": (matched, predicted),
+        "recall": (matched, wanted),
+        "f1": (2 * matched, predicted + wanted),
+        "hallucination": (predicted - matched, predicted),
+    }
+    return {name: clips.measure(mean_over_tags(*share)) for name, share in shares.items()}
 
 
-def _tag_row(counts: list[TagCounts], tag: str) -> dict:
+def _tag_row(counts: list[TagCounts], tag: str, clips: Clips) -> dict:
     matched, predicted, support = (
-        sum(getattr(each, name)[tag] for each in counts) for name in ("matched", "predicted", "reference")
+        np.array([getattr(each, name)[tag] for each in counts], float) for name in ("matched", "predicted", "reference")
     )
+    f1 = _ratio(2 * matched, predicted + support, clips)
     return {
-        "support": support,
-        "predicted": predicted,
-        "matched": matched,
-        "precision": matched / predicted if predicted else None,
-        "recall": matched / support if support else None,
-        "f1": 2 * matched / (predicted + support),
+        "support": int(support.sum()),
+        "predicted": int(predicted.sum()),
+        "matched": int(matched.sum()),
+        "precision": float(matched.sum() / predicted.sum()) if predicted.sum() else None,
+        "recall": float(matched.sum() / support.sum()) if support.sum() else None,
+        "f1": f1["value"],
+        "f1_low": f1["low"],
+        "f1_high": f1["high"],
     }
 
 
-def _bootstrap_weights(ids: Sequence[str], samples: int, seed: int) -> np.ndarray:
-    """[samples, rows]: how often each row's clip is drawn in each resample of as many clips."""
-    clips = {identity: number for number, identity in enumerate(dict.fromkeys(ids))}
-    drawn = np.random.default_rng(seed).multinomial(len(clips), np.full(len(clips), 1 / len(clips)), size=samples)
-    return drawn[:, [clips[identity] for identity in ids]].astype(float)
+def _mean(values: np.ndarray, clips: Clips) -> dict:
+    return clips.measure(ratio(values, np.ones(len(values))))
 
 
-def _mean(values: Sequence[float], weights: np.ndarray) -> dict:
-    array = np.asarray(values, float)
-    return _with_interval(float(array.mean()), weights @ array / weights.sum(axis=1))
-
-
-def _ratio(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> dict:
+def _ratio(numerators: np.ndarray, denominators: np.ndarray, clips: Clips) -> dict:
     """Sum over sum; None when the denominator is empty. Resamples that lack one are left out of the interval."""
-    point, drawn = _ratios(numerators, denominators, weights)
-    return _with_interval(None if np.isnan(point) else float(point), drawn[~np.isnan(drawn)])
-
-
-def _with_interval(value: float | None, drawn: np.ndarray) -> dict:
-    if value is None or len(drawn) == 0:
-        return {"value": value, "low": None, "high": None}
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high)}
+    return clips.measure(ratio(numerators, denominators), denominators > 0)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -16,25 +16,36 @@ _COLUMNS = (
     ("tags / clip", ("tags_per_clip",)),
     ("WER", ("wer", "micro")),
     ("CER", ("cer", "micro")),
+    ("emphasis F1", ("emphasis", "card", "f1")),
 )
 
 
 def systems_table(systems: Mapping[str, dict]) -> str:
     """One line per system, value [95% interval]; columns that no system has are left out."""
+    return markdown_table(*systems_rows(systems))
+
+
+def systems_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of `systems_table`."""
     columns = [(title, path) for title, path in _COLUMNS if any(_find(report, path) is not None for report in systems.values())]
     rows = [[name, *(interval(_find(report, path)) for _, path in columns)] for name, report in systems.items()]
-    return markdown_table(["system", *(title for title, _ in columns)], rows)
+    return ["system", *(title for title, _ in columns)], rows
 
 
 def per_tag_table(systems: Mapping[str, dict]) -> str:
     """One line per tag: its support, and for each system F1 (matched / predicted)."""
+    return markdown_table(*per_tag_rows(systems))
+
+
+def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of `per_tag_table`."""
     lines = []
     for tag in sorted({tag for report in systems.values() for tag in report["per_tag"]}):
         rows = [report["per_tag"].get(tag) for report in systems.values()]
         support = max((row["support"] for row in rows if row), default=0)
         cells = (f"{row['f1']:.2f} ({row['matched']}/{row['predicted']})" if row else "0.00 (0/0)" for row in rows)
         lines.append([tag, str(support), *cells])
-    return markdown_table(["tag", "support", *systems], lines)
+    return ["tag", "support", *systems], lines
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -64,4 +64,4 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     if len(telling) > _SHOWN:
         more = f"… and {len(telling) - _SHOWN} more"
         lines.append(more if findings else f"{more}: write them all to a file with --findings FILE")
-    return Report("data check", facts, table="\n".join(lines), failed=bool(telling))
+    return Report("data check", facts, table="\n".join(lines), exit_code=int(bool(telling)))

@@ -1,18 +1,32 @@
-"""`evoxtral compare`: the systems of several evaluations in one table."""
+"""`evoxtral compare`: the systems of several evaluations in one table, and on one page."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UsageError
+import yaml
+
+from ..config.schema import EvalConfig
+from ..data.packed import PackedSplit
+from ..errors import EvoxtralError, UsageError
+from ..records import Prediction, read_rows
+from ..reporting.evaluation import Evaluation, page, sentences
 from ..runs import read_run, require_complete, write_atomic
+from ..scoring.significance import compare_all
 from ..scoring.tables import per_tag_table, systems_table
 from .report import Report
+from .report_pages import clip_audio
+from .training_history import training_of
+
+_NOTE = "Values with 95% intervals over clips (BCa). P precision, R recall; docs/evaluation.md defines each."
 
 
 def run(folders: list[Path], output: Path | None) -> Report:
-    """Writes `<output>.json` and `<output>.md`. Raises UsageError when the runs are not of one dataset
+    """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError when the runs are not of one dataset
     and split, or when one name stands for two different systems."""
     systems: dict[str, dict] = {}
+    rows: dict[str, list[Prediction]] = {}
+    adapters: dict[str, Path] = {}
     first = None
     for folder in folders:
         require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
@@ -21,16 +35,42 @@ def run(folders: list[Path], output: Path | None) -> Report:
         if first is not None and corpus != first:
             raise UsageError(f"is an evaluation of another dataset or split than {folders[0]}", where=str(folder))
         first = corpus
+        config = _config(folder)
         for name, report in content["systems"].items():
             if systems.get(name, report) != report:
                 raise UsageError(f"the name {name!r} stands for two different systems", where=str(folder), fix="rename one")
-            systems[name] = report
-    table = systems_table(systems)
+            if "confusion" not in report:
+                raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
+            systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
+        adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
+    bootstrap = config.bootstrap
+    comparisons = compare_all(rows, bootstrap.samples, bootstrap.seed, bootstrap.permutations)
+    table, said = systems_table(systems), "\n".join(f"- {each}" for each in sentences(comparisons))
     facts: dict = {"runs": len(folders), "clips": next(iter(systems.values()))["clips"]}
     if output:
-        content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders], "systems": systems}
-        write_atomic(output.with_suffix(".json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        note = "Values with 95% bootstrap intervals over clips. P precision, R recall; what each means: scoring/metrics.py."
-        write_atomic(output.with_suffix(".md"), f"{table}\n\n{note}\n\n{per_tag_table(systems)}\n")
-        facts["written"] = f"{output.with_suffix('.json')}, {output.with_suffix('.md')}"
-    return Report("compare", facts, table=table)
+        paths = [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")]
+        content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
+        content |= {"systems": systems, "comparisons": comparisons}
+        write_atomic(paths[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(paths[1], f"{table}\n\n{_NOTE}\n\n{said}\n\n{per_tag_table(systems)}\n")
+        with_words = any("wer" in report for report in systems.values())
+        found = Evaluation(
+            f"Comparison on {first[1]}", ", ".join(map(str, folders)), systems, rows, comparisons, [], with_words,
+            training_of(adapters), _audio(config, first[0]), config.clips_shown,
+        )  # fmt: skip
+        write_atomic(paths[2], page(found)[0])
+        facts["written"] = ", ".join(map(str, paths))
+    return Report("compare", facts, table=f"{table}\n\n{said}" if said else table)
+
+
+def _config(folder: Path) -> EvalConfig:
+    return EvalConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+
+
+def _audio(config: EvalConfig, fingerprint: str) -> Callable[[str], bytes | None]:
+    """The clips of the dataset that was evaluated, if it is still where it was."""
+    try:
+        split = PackedSplit(config.dataset, config.split)
+    except EvoxtralError:
+        return lambda identity: None
+    return lambda identity: clip_audio(split, identity) if split.fingerprint == fingerprint else None

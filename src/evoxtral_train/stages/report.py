@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Report:
-    """`table`: text to print as it is (Markdown), after the facts. `failed`: finished, but the
-    answer is no (a check that found bad rows)."""
+    """`table`: text to print as it is (Markdown), after the facts. `exit_code`: finished, but the
+    answer is no: 1 from a check that found bad rows, 3 from a gate that was not passed."""
 
     title: str
     facts: dict[str, Any] = field(default_factory=dict)
     table: str = ""
-    failed: bool = False
+    exit_code: int = 0
 
 
 def gigabytes(size_bytes: float) -> str:

@@ -6,7 +6,9 @@ Evoxtral-Realtime model card.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import count
 
 from ..errors import RowError
 
@@ -88,14 +90,14 @@ def format_tags(tags: list[str]) -> str:
     return " ".join(f"[{tag}]" for tag in tags)
 
 
-def keep_first_tags(text: str, top_k: int) -> str:
-    """Drop every tag after the first `top_k` (the model card's `top_k=2` filter); words stay."""
-    seen = 0
+def keep_tags(text: str, kept: Collection[int]) -> str:
+    """Only the tags whose place among all tags is in `kept`; words stay: "[sighs] oh [pause]", {1} -> "oh [pause]"."""
+    places = count()
 
     def keep(match: re.Match) -> str:
-        nonlocal seen
-        seen += 1
-        return match.group(0) if seen <= top_k else " "
+        if not canonical(match.group(1)):  # brackets around nothing are no tag
+            return match.group(0)
+        return match.group(0) if next(places) in kept else " "
 
     return " ".join(TAG.sub(keep, text).split())
 

@@ -1,0 +1,48 @@
+"""An adapter in other forms: merged into its base, and under vLLM's names."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..config.schema import Model
+from .adapters import Adapter, load_adapter
+from .realtime import load_model
+
+_PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
+
+
+def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> None:
+    """The whole model with the adapter merged in, as the stock class loads it, with the processor's files beside it.
+
+    Merged in float32, then cast to the config's dtype: merged in bfloat16, 1.4 to 4.7% of the argmaxes change
+    (random weights of a small shape).
+    """
+    model = load_adapter(load_model(config.model_copy(update={"dtype": "float32", "device": "cpu"})), adapter)
+    merged = model.merge_and_unload().to(getattr(torch, config.dtype))
+    merged.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.suffix == ".json" and not (folder / path.name).exists() and "index" not in path.name:
+            shutil.copyfile(path, folder / path.name)
+
+
+def write_vllm_names(adapter: Adapter, folder: Path) -> None:
+    """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`.
+
+    By reading vLLM's model code alone: never loaded there. Raises ValueError for an adapter outside the language
+    model, which vLLM's LoRA does not reach.
+    """
+    tensors = {}
+    for name, tensor in load_file(adapter.folder / "adapter_model.safetensors").items():
+        match = _PEFT_LAYER.match(name)
+        if not match:
+            raise ValueError(f"{name} is outside the language model")
+        tensors[f"base_model.model.language_model.model.layers.{match.group(1)}"] = tensor
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
+    config["target_modules"] = sorted({name.split(".")[-3] for name in tensors})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

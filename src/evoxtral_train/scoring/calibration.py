@@ -1,0 +1,86 @@
+"""Does the model know when it is right? Confidence of tags against how often they are right, and what filters by it give."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..records import Prediction
+from ..text.tags import find_tags, keep_tags
+
+BINS = 10
+_CURVE_POINTS = 60
+
+
+def filtered(row: Prediction, top_k: int | None = None, by: str = "emission", min_confidence: float = 0.0) -> Prediction:
+    """The prediction with the `top_k` first ("emission") or most confident ("confidence") of its tags, and none below
+    `min_confidence`; what belongs to the tags goes with them. Raises ValueError where confidences are needed and missing."""
+    tags = find_tags(row.prediction)
+    if row.confidences is None and (min_confidence > 0 or (top_k is not None and by == "confidence")):
+        raise ValueError("these predictions have no confidences")
+    kept = [place for place in range(len(tags)) if not min_confidence or row.confidences[place] >= min_confidence]
+    if top_k is not None:
+        order = sorted(kept, key=lambda place: (-row.confidences[place], place)) if by == "confidence" else kept
+        kept = sorted(order[:top_k])
+    if len(kept) == len(tags):
+        return row
+
+    def of(values: list | None) -> list | None:
+        return None if values is None else [values[place] for place in kept if place < len(values)]
+
+    text = keep_tags(row.prediction, set(kept))
+    return replace(row, prediction=text, written=of(row.written), confidences=of(row.confidences))
+
+
+def judged_tags(rows: Sequence[Prediction]) -> list[tuple[float, bool]]:
+    """(confidence, right) of every predicted tag. Of a tag written more often than the reference has it, the first are right."""
+    judged = []
+    for row in rows:
+        left = Counter(find_tags(row.reference))
+        for tag, confidence in zip(find_tags(row.prediction), row.confidences or [], strict=True):
+            judged.append((confidence, left[tag] > 0))
+            left[tag] -= 1
+    return judged
+
+
+def reliability(rows: Sequence[Prediction]) -> dict:
+    """`bins`: {from, to, tags, confidence (mean), right (share)} where there is any tag; `expected_error`: the mean distance
+    of the two over all tags (expected calibration error, Naeini et al. 2015); None without tags."""
+    judged = judged_tags(rows)
+    bins, error = [], 0.0
+    for number in range(BINS):
+        low, high = number / BINS, (number + 1) / BINS
+        inside = [each for each in judged if low <= each[0] < high or (number == BINS - 1 and each[0] == 1.0)]
+        if inside:
+            mean, right = (sum(each[place] for each in inside) / len(inside) for place in (0, 1))
+            bins.append({"from": low, "to": high, "tags": len(inside), "confidence": mean, "right": right})
+            error += abs(mean - right) * len(inside)
+    return {"tags": len(judged), "bins": bins, "expected_error": error / len(judged) if judged else None}
+
+
+def filter_curves(rows: Sequence[Prediction]) -> dict[str, list[dict]]:
+    """name of the filter -> [{setting, precision, recall, f1}], micro, from the loosest setting to the tightest."""
+    most = max((len(find_tags(row.prediction)) for row in rows), default=0)
+    confidences = sorted({each for row in rows for each in row.confidences or []})
+    step = max(1, len(confidences) // _CURVE_POINTS)
+    curves = {
+        "least confidence": [(each, {"min_confidence": each}) for each in confidences[::step]],
+        "top-k by confidence": [(k, {"top_k": k, "by": "confidence"}) for k in range(most, 0, -1)],
+        "top-k by order": [(k, {"top_k": k}) for k in range(most, 0, -1)],
+    }
+    return {
+        name: [_micro([filtered(row, **how) for row in rows], setting) for setting, how in each] for name, each in curves.items()
+    }
+
+
+def _micro(rows: Sequence[Prediction], setting: float) -> dict:
+    matched = predicted = wanted = 0
+    for row in rows:
+        reference, prediction = Counter(find_tags(row.reference)), Counter(find_tags(row.prediction))
+        matched += (reference & prediction).total()
+        predicted, wanted = predicted + prediction.total(), wanted + reference.total()
+    return {
+        "setting": setting,
+        "precision": matched / predicted if predicted else None,
+        "recall": matched / wanted if wanted else None,
+        "f1": 2 * matched / (predicted + wanted) if predicted + wanted else None,
+    }

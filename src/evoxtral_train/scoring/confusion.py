@@ -1,0 +1,79 @@
+"""Which tag is written in another's place.
+
+Tags have no partners, so within a clip the missed and the false ones are set against each other evenly. Of a clip that
+lacks [sighs] and [pause] and has a false [gasps], one of the two was taken for it: each counts one half, and the other half
+of each is missed without anything in its place. Rows sum to how often a tag is in the references, columns to how often it
+was written.
+
+    reference [sighs] [pause] [laughs], prediction [gasps] [laughs]
+                 gasps   laughs   nothing
+    laughs         0       1         0
+    pause         0.5      0        0.5
+    sighs         0.5      0        0.5
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ..records import Prediction
+from ..text.tags import find_tags
+from ..text.taxonomy import Taxonomy
+from .tag_counts import TagCounts
+
+NOTHING = "nothing"
+
+
+def confusion(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    """reference tag (or "nothing") -> predicted tag (or "nothing") -> how often."""
+    cells: dict[tuple[str, str], float] = Counter()
+    for row in rows:
+        counts = TagCounts.of(find_tags(row.reference), find_tags(row.prediction))
+        for tag, number in counts.matched.items():
+            cells[tag, tag] += number
+        missed, false = counts.reference - counts.matched, counts.predicted - counts.matched
+        misses, falses = missed.total(), false.total()
+        pairs = min(misses, falses)
+        for tag, number in missed.items():
+            for other, times in false.items():
+                cells[tag, other] += pairs * number * times / (misses * falses)
+            cells[tag, NOTHING] += number * (misses - pairs) / misses
+        for other, times in false.items():
+            cells[NOTHING, other] += times * (falses - pairs) / falses
+    table: dict[str, dict[str, float]] = {}
+    for (tag, other), value in sorted(cells.items()):
+        if value:
+            table.setdefault(tag, {})[other] = value
+    return table
+
+
+def by_group(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
+    """The same between groups of tags; tags that the taxonomy lacks are the group "other"."""
+
+    def group(tag: str) -> str:
+        return NOTHING if tag == NOTHING else taxonomy.groups.get(tag, "other")
+
+    groups: dict[str, dict[str, float]] = {}
+    for tag, row in table.items():
+        for other, value in row.items():
+            line = groups.setdefault(group(tag), {})
+            line[group(other)] = line.get(group(other), 0.0) + value
+    return groups
+
+
+def shares(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str, float]:
+    """Of all tags in the references: right, another of the same group, of another group, or nothing written in its place."""
+    found = dict.fromkeys(("right", "same_group", "other_group", "missed"), 0.0)
+    for tag, row in table.items():
+        if tag == NOTHING:
+            continue
+        for other, value in row.items():
+            if other == tag:
+                found["right"] += value
+            elif other == NOTHING:
+                found["missed"] += value
+            elif taxonomy.groups.get(tag, "other") == taxonomy.groups.get(other, "other"):
+                found["same_group"] += value
+            else:
+                found["other_group"] += value
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()} if total else {}

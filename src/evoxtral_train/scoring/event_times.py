@@ -1,0 +1,37 @@
+"""Which tags are found, by when in the clip they happen."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from ..records import Prediction
+from ..text.tags import find_tags
+from .bootstrap import Clips, ratio
+
+
+def recall_by_time(
+    rows: Sequence[Prediction], edges_s: Sequence[float], fewest: int = 10, samples: int = 2000, seed: int = 0
+) -> list[dict]:
+    """Recall of the reference's tags by the second at which their event begins: [{from_s, to_s, mean_s, events, value, low,
+    high}], where at least `fewest` events are. Of a tag that a clip has twice and the system wrote once, the earlier counts
+    as found. Rows without events are left out; of several rows of one clip each counts."""
+    begins, found, ids = [], [], []
+    for row in rows:
+        left = Counter(find_tags(row.prediction))
+        for event in sorted(row.events or [], key=lambda event: event["start_s"]):
+            begins.append(event["start_s"])
+            found.append(left[event["tag"]] > 0)
+            left[event["tag"]] -= 1
+            ids.append(row.id)
+    if not begins:
+        return []
+    begins, found, clips = np.array(begins), np.array(found, float), Clips(ids, samples, seed)
+    table = []
+    for first, last in pairwise(edges_s):
+        inside = (begins >= first) & (begins < last)
+        if inside.sum() >= max(fewest, 1):
+            bounds = {"from_s": first, "to_s": last, "mean_s": float(begins[inside].mean()), "events": int(inside.sum())}
+            table.append(bounds | clips.measure(ratio(found * inside, inside.astype(float)), inside))
+    return table

@@ -1,0 +1,42 @@
+"""Conditions that a system must meet, for CI: each is judged by the measure itself, or by the worse end of its interval."""
+
+from ..config.schema import Gates
+
+_LEAST = {"micro_f1_min": ("micro", "f1"), "macro_f1_min": ("macro", "f1"), "card_f1_min": ("card", "f1"),
+          "micro_precision_min": ("micro", "precision"), "micro_recall_min": ("micro", "recall")}  # fmt: skip
+_MOST = {"micro_hallucination_max": ("micro", "hallucination"), "wer_max": ("wer", "micro"), "cer_max": ("cer", "micro"),
+         "false_tags_per_untagged_clip_max": ("false_tags_per_untagged_clip",)}  # fmt: skip
+
+
+def failed_gates(gates: Gates, systems: dict[str, dict]) -> list[str]:
+    """A sentence for each gate that the system does not pass; a measure that is not there does not pass."""
+    report, failed = systems[gates.system], []
+    for name, path in _LEAST.items():
+        limit = getattr(gates, name)
+        if limit is not None:
+            value = _find(report, path, "low" if gates.confident else "value")
+            if value is None or value < limit:
+                failed.append(_sentence(gates, name, value, "at least", limit))
+    for name, path in _MOST.items():
+        limit = getattr(gates, name)
+        if limit is not None:
+            value = _find(report, path, "high" if gates.confident else "value")
+            if value is None or value > limit:
+                failed.append(_sentence(gates, name, value, "at most", limit))
+    if gates.wer_regression_max is not None:
+        before, after = (_find(each, ("wer", "micro"), "value") for each in (systems[gates.baseline], report))
+        rise = None if before is None or after is None else after - before
+        if rise is None or rise > gates.wer_regression_max:
+            failed.append(_sentence(gates, "wer_regression_max", rise, "at most", gates.wer_regression_max))
+    return failed
+
+
+def _find(report: dict, path: tuple[str, ...], end: str) -> float | None:
+    for name in path:
+        report = report.get(name) or {}
+    return report.get(end)
+
+
+def _sentence(gates: Gates, name: str, value: float | None, bound: str, limit: float) -> str:
+    found = "not measured" if value is None else f"{value:.4f}"
+    return f"gate {name} of {gates.system}: {found}, {bound} {limit:g} is asked for"

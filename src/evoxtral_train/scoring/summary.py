@@ -1,0 +1,23 @@
+"""Everything that is said of one system: its metrics, what it confuses, and how well it knows when it is right."""
+
+from collections.abc import Sequence
+
+from ..config.schema import Bootstrap, Placement
+from ..records import Prediction
+from ..text.taxonomy import Taxonomy
+from .calibration import filter_curves, reliability
+from .confusion import by_group, confusion, shares
+from .metrics import evaluate
+
+
+def summarize(
+    rows: Sequence[Prediction], with_words: bool, taxonomy: Taxonomy, bootstrap: Bootstrap, placement: Placement
+) -> dict:
+    """`evaluate`, with `confusion` (between tags, between groups, and as shares) and, where tags have confidences,
+    `calibration` (reliability and the curves of the filters)."""
+    report = evaluate(rows, with_words, bootstrap.samples, bootstrap.seed, placement)
+    table = confusion(rows)
+    report["confusion"] = {"tags": table, "groups": by_group(table, taxonomy), "shares": shares(table, taxonomy)}
+    if all(row.confidences is not None for row in rows) and report["predicted_tags"]:
+        report["calibration"] = {"reliability": reliability(rows), "filters": filter_curves(rows)}
+    return report

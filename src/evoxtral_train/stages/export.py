@@ -1,0 +1,137 @@
+"""`evoxtral export`: an adapter with a model card made from the records of its runs, and from nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config.schema import ExportConfig
+from ..data.processor import resolve_base
+from ..errors import EvoxtralError, UsageError
+from ..modeling.adapters import Adapter, check_base, find_adapter
+from ..modeling.realtime import base_fingerprint
+from ..modeling.release import write_merged, write_vllm_names
+from ..records import read_jsonl
+from ..reporting.model_card import Evaluated, Trained, model_card
+from ..runs import Options, Run, check_plan, fingerprint_files, read_run, require_complete
+from ..tracking import Tracker
+from .report import Report
+
+
+def run(config: ExportConfig, options: Options) -> Report:
+    """Writes the adapter's files and `README.md`; `merged/` and `vllm/` where asked for; pushes where asked to.
+
+    Raises UsageError when the evaluation is of another adapter, or the adapter of another base.
+    """
+    asked = config.model_dump(mode="json")
+    adapter = find_adapter(config.adapter)
+    evaluated = _evaluated(config, adapter)
+    facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
+    facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
+    if options.dry_run:
+        check_plan(config.output, "export", asked, options)
+        return Report("plan: export", facts | {"push to": config.push_to or "nowhere"})
+    folder = resolve_base(config.model.base, config.model.revision)
+    fingerprint = base_fingerprint(folder)
+    check_base(adapter, fingerprint, config.model.base)
+    inputs = {"adapter": adapter.fingerprint, "base": fingerprint}
+    if config.evaluation:
+        inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
+    run = Run.open(config.output, "export", asked, inputs, options)
+    with Tracker(config.tracking, "export", run.path, config) as tracker:
+        release = run.path / "release"
+        release.mkdir(exist_ok=True)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(adapter.folder / name, release / name)
+        card = model_card(config, _trained(config.adapter), evaluated)
+        card.save(release / "README.md")
+        if config.merged:
+            write_merged(config.model, folder, adapter, run.path / "merged")
+            facts["merged"] = run.path / "merged"
+        if config.vllm_names:
+            write_vllm_names(adapter, run.path / "vllm")
+            facts["vLLM names"] = f"{run.path / 'vllm'}: by reading alone, never loaded in vLLM"
+        if config.push_to:
+            facts["pushed to"] = _push(release, config.push_to, config.private)
+        tracker.summary({"measured": bool(evaluated)})
+        run.finish({"measured": bool(evaluated), "pushed_to": config.push_to}, fingerprint_files(release.iterdir()))
+    return Report("export", facts | {"card": release / "README.md"})
+
+
+def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
+    if config.evaluation is None:
+        return None
+    require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
+    metrics = json.loads((config.evaluation / "metrics.json").read_text("utf-8"))
+    asked = yaml.safe_load((config.evaluation / "config.yaml").read_text("utf-8"))
+    systems = {each["name"]: each for each in asked["systems"]}
+    if config.system not in systems:
+        raise UsageError(f"has no system {config.system!r}", where=str(config.evaluation), fix=f"it has {', '.join(systems)}")
+    found = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
+    if found != adapter.fingerprint:
+        raise UsageError(
+            f"system {config.system!r} of this evaluation is another adapter than {config.adapter}",
+            where=str(config.evaluation),
+            fix="evaluate this adapter, or name the system that it is",
+        )
+    return Evaluated(config.system, metrics, asked["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
+
+
+def _trained(path: Path) -> list[Trained]:
+    """The runs that made the adapter, the first one first, as far as they are still where they were; none where it is a
+    bare PEFT folder."""
+    if not (path / "run.json").is_file():
+        return []
+    asked, record = yaml.safe_load((path / "config.yaml").read_text("utf-8")), read_run(path)
+    metrics = json.loads((path / "metrics.json").read_text("utf-8"))
+    own = Trained(record["stage"], asked, metrics, record, _data(Path(asked["dataset"]), record["inputs"]["dataset"]))
+    return [*_started_from(asked, record), own]
+
+
+def _started_from(asked: dict[str, Any], record: dict[str, Any]) -> list[Trained]:
+    if not asked.get("adapter"):
+        return []
+    start = Path(asked["adapter"])
+    try:
+        same = find_adapter(start).fingerprint == record["inputs"]["adapter"]
+    except UsageError:
+        return []
+    return _trained(start) if same else []
+
+
+def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
+    """What the packed dataset's records say of it; {} when it is gone, or another one stands in its place."""
+    if not (dataset / "dataset.json").is_file():
+        return {}
+    content = json.loads((dataset / "dataset.json").read_text("utf-8"))
+    if content["fingerprint"] != fingerprint:
+        return {}
+    found = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
+    manifest = Path(yaml.safe_load((dataset / "config.yaml").read_text("utf-8"))["manifest"])
+    recorded = read_run(dataset)["inputs"]["manifest"]
+    if manifest.is_file() and fingerprint_files([manifest]) == recorded:
+        rows = [row for _, row in read_jsonl(manifest)]
+        found["sources"] = sorted({row.get("source") or "not given" for row in rows})
+        found["licenses"] = sorted({row.get("license") or "not given" for row in rows})
+        found["speakers"] = len({row["speaker"] for row in rows if row.get("speaker")})
+    return found
+
+
+def _push(folder: Path, repository: str, private: bool) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload adapter and model card"))
+    except HFValidationError as error:
+        raise UsageError(str(error), where="push_to", fix="use owner/name") from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise EvoxtralError(
+            f"could not be pushed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            where=repository,
+            fix=f"everything is in {folder}; set HF_TOKEN and go on with --resume",
+        ) from None

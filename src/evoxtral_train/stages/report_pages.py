@@ -1,0 +1,26 @@
+"""Writing an evaluation's page, with the clips' audio inside."""
+
+from pathlib import Path
+
+from ..data.audio import encode_flac, read_audio
+from ..data.packed import PackedSplit
+from ..errors import RowError
+from ..reporting.evaluation import Evaluation, page
+from ..runs import write_atomic
+
+
+def write_page(folder: Path, found: Evaluation) -> list[Path]:
+    """Writes `report.html` and its pictures into `folder`; returns the pictures' paths."""
+    html, pictures = page(found)
+    for name, png in pictures.items():
+        write_atomic(folder / f"{name}.png", png)
+    write_atomic(folder / "report.html", html)
+    return [folder / f"{name}.png" for name in pictures]
+
+
+def clip_audio(split: PackedSplit, identity: str) -> bytes | None:
+    """The clip as the model hears it, 16 kHz FLAC; None when its file is gone."""
+    try:
+        return encode_flac(read_audio(split.audio_of(split.index_of[identity]), float("inf")))
+    except (RowError, KeyError):
+        return None

@@ -1,0 +1,37 @@
+"""How an adapter came to be, from the runs that lie around it: losses by step, and the rewards of RAFT's rounds."""
+
+import json
+from pathlib import Path
+
+from ..records import ScoredCandidate, read_rows
+from ..reporting.evaluation import Training
+from ..training.trainer import last_whole_checkpoint
+
+
+def training_of(adapters: dict[str, Path]) -> Training:
+    """`adapters`: system -> the folder that its config names. What is not there is left out."""
+    losses, rewards = {}, {}
+    for name, path in adapters.items():
+        folder = path if (path / "checkpoints").is_dir() else path.parent
+        rounds = sorted(path.parent.glob("round-*"), key=lambda each: int(each.name.rpartition("-")[2]))
+        if path.name == "result" and rounds:
+            for each in rounds:
+                losses |= _losses(f"{name}, {each.name}", each / "train")
+        else:
+            losses |= _losses(name, folder)
+            rounds = [path.parent] if (path.parent / "scores").is_dir() else []
+        for each in rounds:
+            scores = each / "scores" / "scores.jsonl"
+            if scores.is_file():
+                rewards[each.name] = [row.reward for row in read_rows(scores, ScoredCandidate)]
+    return Training(losses, rewards)
+
+
+def _losses(name: str, folder: Path) -> dict[str, list[tuple[float, float]]]:
+    checkpoint = last_whole_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        return {}
+    log = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"]
+    found = {name: [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]}
+    validation = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
+    return found | ({f"{name}, validation": validation} if validation else {})

@@ -177,3 +177,47 @@ def test_differences_by_hand_and_paired():
         differences(before, after[::-1])
     silent = rows(("[sighs] a", ""), ("b", ""), ("c", ""), ("[laughs] d", ""))
     assert differences(before, silent)["hallucination"]["value"] is None
+
+
+words = st.lists(st.sampled_from(["one", "two", "THREE", "[sighs]", "[pause]"]), max_size=6).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=8))
+def test_every_other_measure_against_slow_definitions(pairs):
+    """Macro, false tags, per tag, WER and emphasis, written out clip by clip."""
+    report = evaluate(rows(*pairs), with_words=True, samples=2)
+    tags = ("sighs", "pause")
+    totals = {tag: [0, 0, 0] for tag in tags}  # matched, predicted, wanted
+    errors = length = false = untagged = 0
+    loud = [0, 0]
+    for reference, prediction in pairs:
+        wanted, got = find_tags(reference), find_tags(prediction)
+        for tag in tags:
+            matched = min(wanted.count(tag), got.count(tag))
+            totals[tag] = [old + new for old, new in zip(totals[tag], (matched, got.count(tag), wanted.count(tag)), strict=True)]
+        if not wanted:
+            untagged, false = untagged + 1, false + len(got)
+        said, heard = ([word for word in text.split() if not word.startswith("[")] for text in (reference, prediction))
+        errors, length = errors + edits([w.lower() for w in said], [w.lower() for w in heard]), length + len(said)
+        loud[0] += 2 * min(said.count("THREE"), heard.count("THREE"))
+        loud[1] += said.count("THREE") + heard.count("THREE")
+    scores = [2 * m / (p + w) for m, p, w in totals.values() if w]
+    assert report["macro"]["f1"]["value"] == (pytest.approx(sum(scores) / len(scores)) if scores else None)
+    recalls = [m / w for m, _, w in totals.values() if w]
+    assert report["macro"]["recall"]["value"] == (pytest.approx(sum(recalls) / len(recalls)) if recalls else None)
+    for tag, (matched, predicted, wanted) in totals.items():
+        if predicted or wanted:
+            row = report["per_tag"][tag]
+            assert (row["matched"], row["predicted"], row["support"]) == (matched, predicted, wanted)
+    assert report["false_tags_per_untagged_clip"]["value"] == (pytest.approx(false / untagged) if untagged else None)
+    assert report["wer"]["micro"]["value"] == (pytest.approx(errors / length) if length else None)
+    assert report["emphasis"]["micro"]["f1"]["value"] == (pytest.approx(loud[0] / loud[1]) if loud[1] else None)
+
+
+def edits(first: list[str], second: list[str]) -> int:
+    """The edit distance by its definition."""
+    if not first or not second:
+        return len(first) + len(second)
+    same = edits(first[1:], second[1:]) + (first[0] != second[0])
+    return min(same, edits(first[1:], second) + 1, edits(first, second[1:]) + 1)

@@ -23,7 +23,7 @@ from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
 from ..scoring.significance import compare_all
 from ..scoring.summary import summarize
-from ..scoring.tables import per_tag_table, systems_table
+from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
 from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
@@ -118,6 +118,9 @@ def _score(
     tracker.summary(reports)
     columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
     tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
+    header, tag_rows = per_tag_rows(reports)
+    tracker.table("eval/per_tag", header, tag_rows)
+    tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
     tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
     run.finish(metrics, fingerprint_text(table))

@@ -1,11 +1,10 @@
 """How an adapter came to be, from the runs that lie around it: losses by step, and the rewards of RAFT's rounds."""
 
-import json
 from pathlib import Path
 
 from ..records import ScoredCandidate, read_rows
 from ..reporting.evaluation import Training
-from ..training.trainer import last_whole_checkpoint
+from ..training.checkpoints import last_whole_checkpoint, log_of
 
 
 def training_of(adapters: dict[str, Path]) -> Training:
@@ -31,7 +30,7 @@ def _losses(name: str, folder: Path) -> dict[str, list[tuple[float, float]]]:
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         return {}
-    log = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"]
+    log = log_of(checkpoint)
     found = {name: [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]}
     validation = [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]
     return found | ({f"{name}, validation": validation} if validation else {})

@@ -15,10 +15,9 @@ from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device
 from ..progress import Progress
 from ..tracking import Tracker
+from .checkpoints import last_whole_checkpoint
 from .dataset import Collator, StepSampler, TrainingSet
 from .sampling import clip_weights
-
-_CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
 
 
 def optimizer_steps(rows: int, config: Train) -> int:
@@ -154,12 +153,6 @@ def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, 
 def stock_dtype(model) -> torch.dtype:
     """The dtype of the frozen weights (LoRA's own are float32)."""
     return next(each.dtype for each in model.parameters() if not each.requires_grad)
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint with all its files; one that a kill cut short is passed over."""
-    found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in _CHECKPOINT_FILES)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class _Trainer(Trainer):

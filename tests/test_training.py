@@ -12,8 +12,8 @@ from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
 from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
-from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
 from evoxtral_train.training.checkpoints import last_whole_checkpoint
+from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")

@@ -15,11 +15,14 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
 
 from conftest import REPO, TINY_BASE
 from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.errors import UsageError
+from evoxtral_train.modeling.adapters import Adapter
+from evoxtral_train.modeling.release import write_vllm_names
 
 
 @pytest.fixture
@@ -147,6 +150,13 @@ def test_vllm_names_hold_the_same_tensors(export, demo, tmp_path):
         assert torch.equal(theirs[renamed], tensor)
     config = json.loads((tmp_path / "out/vllm/adapter_config.json").read_text("utf-8"))
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_an_adapter_of_the_audio_tower_has_no_vllm_names(tmp_path):
+    tensors = {"base_model.model.model.audio_tower.layers.0.q_proj.lora_A.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match="vLLM's LoRA reaches the language model alone"):
+        write_vllm_names(Adapter(tmp_path, "", None), tmp_path / "out")
 
 
 class Hub:

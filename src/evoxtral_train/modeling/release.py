@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..config.schema import Model
+from ..errors import UsageError
 from .adapters import Adapter, load_adapter
 from .realtime import load_model
 
@@ -32,14 +33,18 @@ def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> N
 def write_vllm_names(adapter: Adapter, folder: Path) -> None:
     """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`.
 
-    By reading vLLM's model code alone: never loaded there. Raises ValueError for an adapter outside the language
+    By reading what others did there alone: never loaded in vLLM. Raises UsageError for an adapter outside the language
     model, which vLLM's LoRA does not reach.
     """
     tensors = {}
     for name, tensor in load_file(adapter.folder / "adapter_model.safetensors").items():
         match = _PEFT_LAYER.match(name)
         if not match:
-            raise ValueError(f"{name} is outside the language model")
+            raise UsageError(
+                f"vLLM's LoRA reaches the language model alone, and this adapter has {name}",
+                where=str(adapter.folder),
+                fix="set vllm_names to false, or export merged weights",
+            )
         tensors[f"base_model.model.language_model.model.layers.{match.group(1)}"] = tensor
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")

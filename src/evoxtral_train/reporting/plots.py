@@ -55,25 +55,6 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     return _png(figure)
 
 
-def matrix(names: Sequence[str], values: Sequence[Sequence[int]], label: str) -> bytes:
-    """Counts of pairs as shades with the number in each cell; zero cells stay empty."""
-    side = 1.6 + 0.42 * len(names)
-    figure, axes = _figure(side, side)
-    most = max(max(row) for row in values) or 1
-    shades = matplotlib.colors.LinearSegmentedColormap.from_list("shades", ["#ffffff", _COLOR])
-    axes.imshow(values, cmap=shades, vmin=0, vmax=most)
-    axes.grid(visible=False)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.tick_params(length=0)
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            if value:
-                axes.text(x, y, f"{value}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 * most else "#333")
-    axes.set_title(label, fontsize=9)
-    return _png(figure)
-
-
 def intervals(names: Sequence[str], series: dict[str, Sequence[tuple[float, float, float] | None]], label: str) -> bytes:
     """For each name and each series a point with its interval (value, low, high); None: nothing to show."""
     figure, axes = _figure(7.2, 0.9 + 0.2 * len(names) * max(2, len(series)))
@@ -147,8 +128,10 @@ def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
     return _png(figure)
 
 
-def heatmap(names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], x_label: str, y_label: str) -> bytes:
-    """As `matrix`, for numbers that need not be whole, with names of their own for the columns."""
+def heatmap(
+    names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], x_label: str = "", y_label: str = ""
+) -> bytes:
+    """Counts of rows against columns as shades with the number in each cell; zero cells stay empty."""
     figure, axes = _figure(1.8 + 0.45 * len(columns), 1.5 + 0.36 * len(names))
     most = max(max(row) for row in values) or 1
     shades = matplotlib.colors.LinearSegmentedColormap.from_list("shades", ["#ffffff", _COLOR])

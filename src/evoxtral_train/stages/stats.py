@@ -81,7 +81,7 @@ def _pictures(found: Statistics) -> dict[str, bytes]:
         seen = [tag for tag in found.tags if sum(found.tags[tag].values())]
         pairs = {frozenset(pair): count for *pair, count in found.together}
         values = [[0 if one == other else pairs.get(frozenset((one, other)), 0) for other in seen] for one in seen]
-        pictures["together"] = plots.matrix(seen, values, "clips that hold both tags")
+        pictures["together"] = plots.heatmap(seen, seen, values, "clips that hold both tags")
     if found.speakers:
         speakers = most_speakers(found)
         pictures["speakers"] = plots.stacked_rows(list(speakers), {"hours": list(speakers.values())}, "hours", decimals=2)

@@ -30,7 +30,7 @@ test: .venv/installed
 
 demo: $(DEMO)/comparison.json
 	@cat $(DEMO)/comparison.md
-	@echo "written to $(DEMO)/comparison.json and $(DEMO)/comparison.md"
+	@echo "written to $(DEMO)/comparison.json and .md; to look at and listen to: $(DEMO)/comparison.html"
 
 $(DEMO)/data/complete.json: $(CONFIGS)/synth.yaml | .venv/installed
 	$(EVOXTRAL) data synth $< --overwrite

@@ -34,8 +34,8 @@ def measures(found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, tupl
     }
 
 
-@pytest.mark.parametrize("clips", [50, 100, 200])
-def test_the_interval_holds_the_truth_in_93_to_97_percent_of_experiments(clips):
+def coverage(clips: int) -> dict[str, float]:
+    """The share of experiments whose interval holds the truth."""
     rng = np.random.default_rng(1)
     truth = {name: above.sum() / below.sum() for name, (above, below) in measures(corpus(rng, 2_000_000)).items()}
     held = dict.fromkeys(truth, 0)
@@ -43,9 +43,21 @@ def test_the_interval_holds_the_truth_in_93_to_97_percent_of_experiments(clips):
         drawn = Clips([str(index) for index in range(clips)], SAMPLES, seed=experiment)
         for name, (above, below) in measures(corpus(rng, clips)).items():
             found = drawn.measure(ratio(above, below), below > 0)
-            held[name] += found["low"] <= truth[name] <= found["high"]
-    for name, count in held.items():
-        assert 0.93 <= count / EXPERIMENTS <= 0.97, (name, count)
+            held[name] += found["low"] is not None and found["low"] <= truth[name] <= found["high"]
+    return {name: count / EXPERIMENTS for name, count in held.items()}
+
+
+@pytest.mark.parametrize("clips", [50, 100, 200])
+def test_the_interval_holds_the_truth_in_93_to_97_percent_of_experiments(clips):
+    for name, share in coverage(clips).items():
+        assert 0.93 <= share <= 0.97, (name, share)
+
+
+def test_few_untagged_clips_cannot_say_how_uncertain_they_are():
+    """docs/evaluation.md: with 30 clips, nine of them untagged, the interval of false tags is too narrow."""
+    found = coverage(30)
+    assert 0.86 <= found.pop("false tags per untagged clip") <= 0.90
+    assert all(0.93 <= share <= 0.97 for share in found.values()), found
 
 
 def test_the_permutation_test_errs_as_often_as_it_claims():

@@ -146,7 +146,7 @@ def test_every_field_is_read_somewhere():
     """A field that no code outside the schema reads would be a setting that does nothing."""
     read = set()
     for path in (REPO / "src").rglob("*.py"):
-        if path.name != "schema.py":
+        if path.parent.name != "config":
             tree = ast.parse(path.read_text("utf-8"))
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     sections = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema.Section)]

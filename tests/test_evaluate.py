@@ -158,7 +158,7 @@ def test_where_the_target_has_words_the_base_is_measured_too(layout, spoken, cal
 
 
 def test_confidence_is_the_probability_of_a_tags_tokens(processor):
-    from evoxtral_train.data.packing import text_tokenizer
+    from evoxtral_train.data.packed_rows import text_tokenizer
 
     tokenizer = text_tokenizer(processor)
     text = "[laughs] [clears throat] oh"

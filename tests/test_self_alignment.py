@@ -7,7 +7,7 @@ import pytest
 from conftest import REPO, TINY_BASE
 from evoxtral_train.config.schema import Layout, PackConfig, Tracking
 from evoxtral_train.data import self_alignment
-from evoxtral_train.data.packing import encode_piece, text_tokenizer
+from evoxtral_train.data.packed_rows import encode_piece, text_tokenizer
 from evoxtral_train.decoding.emission import written_words
 from evoxtral_train.runs import Options
 from evoxtral_train.stages import pack

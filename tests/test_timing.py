@@ -11,7 +11,7 @@ from evoxtral_train.config.schema import Layout, Model, PackConfig, Placement, T
 from evoxtral_train.data import layouts
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
 from evoxtral_train.data.packed import PackedSplit
-from evoxtral_train.data.packing import encode_piece, text_tokenizer
+from evoxtral_train.data.packed_rows import encode_piece, text_tokenizer
 from evoxtral_train.data.timing import timed_target
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.emission import written_tags

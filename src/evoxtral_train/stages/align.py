@@ -14,7 +14,7 @@ from ..data.audio import read_audio
 from ..data.clock import Clock
 from ..data.features import log_mel
 from ..data.manifest import ManifestRow, Rejected, read_manifest
-from ..data.packing import text_tokenizer
+from ..data.packed_rows import text_tokenizer
 from ..data.processor import load_processor, resolve_base
 from ..data.self_alignment import Alignment, align
 from ..data.timing import events_of, timed_target

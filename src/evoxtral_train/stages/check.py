@@ -7,7 +7,7 @@ from ..config.schema import PackConfig
 from ..corpus.checks import Corpus, Finding, Sound, check_sound
 from ..data.clock import Clock
 from ..data.manifest import Rejected, count_rows, iter_manifest
-from ..data.packing import prepare_row
+from ..data.packed_rows import prepare_row
 from ..data.processor import load_processor, resolve_base
 from ..errors import RowError
 from ..progress import progress

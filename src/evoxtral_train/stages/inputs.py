@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config.schema import EvalConfig, Model, RaftConfig, SftConfig
 from ..data.clock import Clock
 from ..data.packed import PackedSplit
-from ..data.packing import text_tokenizer
+from ..data.packed_rows import text_tokenizer
 from ..data.processor import load_processor, processor_fingerprint, resolve_base
 from ..decoding.emission import written_tags
 from ..errors import UsageError

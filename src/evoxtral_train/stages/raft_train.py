@@ -9,7 +9,7 @@ from .. import processes
 from ..config.schema import RaftConfig
 from ..data import layouts
 from ..data.packed import PackedSplit
-from ..data.packing import encode_target
+from ..data.packed_rows import encode_target
 from ..errors import EvoxtralError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock

@@ -9,7 +9,7 @@ import torch
 from ..config.schema import TinyBaseConfig
 from ..data.clock import Clock
 from ..data.features import log_mel
-from ..data.packing import text_tokenizer
+from ..data.packed_rows import text_tokenizer
 from ..data.processor import load_processor
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling

@@ -23,7 +23,7 @@ from ..data import acoustics
 from ..data.clock import Clock
 from ..data.features import log_mel, restore_silence, trim_silence
 from ..data.layouts import IGNORED, Row, lay_out_stream
-from ..data.packing import text_tokenizer
+from ..data.packed_rows import text_tokenizer
 from ..modeling.realtime import language_model_hidden
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer

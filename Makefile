@@ -65,7 +65,7 @@ bench: $(DEMO)/sft/complete.json
 
 # The figures of docs/scaling.md.
 scaling: .venv/installed
-	$(BIN)/python benchmarks/packing.py --rounds 3
+	$(BIN)/python benchmarks/packing.py --rounds 3 --json docs/scaling.json
 
 # Tables and figures go into docs/studies. A study that was interrupted goes on where it stopped.
 study: .venv/installed

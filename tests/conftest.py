@@ -89,6 +89,12 @@ def spoken(tmp_path_factory) -> Path:
     return folder
 
 
+def rows_of(spoken: Path) -> list[dict]:
+    """The rows of `spoken`'s manifest, their audio by absolute path: to be changed, and written elsewhere."""
+    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
+    return [row | {"audio": str(spoken / row["audio"])} for row in rows]
+
+
 @pytest.fixture(scope="session")
 def packed(spoken, tmp_path_factory) -> dict[str, Path]:
     """The spoken clips, packed in either layout: {"packed": folder, "deferred": folder}."""

@@ -62,3 +62,27 @@ def test_packing_measures_time_memory_and_disk(tmp_path):
     assert content["reading"]["60"]["rows"] == 48
     assert content["times real time, one process"] > 1
     assert 30 < content["KB on disk per second of audio"] < 80
+
+
+def test_evaluation_measures_each_part(tmp_path):
+    command = [sys.executable, REPO / "benchmarks/evaluation.py", "--clips", "12", "--json", tmp_path / "out.json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert content["clips"] == 12
+    assert content["seconds in all"] > 0
+
+
+def test_the_figures_of_the_scaling_page_are_those_of_its_results():
+    page = (REPO / "docs/scaling.md").read_text("utf-8")
+    content = json.loads((REPO / "docs/scaling.json").read_text("utf-8"))
+    low, high = content["peak memory of the largest process and of all together, MB"].values()
+    figures = [
+        f"{content['times real time, one process']:,} times real time",
+        f"{content['times real time per core, 2 processes']:,} times real time",
+        content["2 processes against one"],
+        f"{low[0]} MB, {low[1]} MB", f"{high[0]} MB, {high[1]} MB", f"{content['KB on disk per second of audio']} KB",
+        ", ".join(map(str, content["seconds, one process"])), ", ".join(map(str, content["seconds, 2 processes"])),
+    ]  # fmt: skip
+    for figure in figures:
+        assert figure in page, figure

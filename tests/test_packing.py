@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, rows_of
 from evoxtral_train.config.schema import Layout, PackConfig, Tracking
 from evoxtral_train.data import packed as reading
 from evoxtral_train.data import packing
@@ -29,8 +29,7 @@ def small_chunks(monkeypatch):
 def config(spoken, tmp_path):
     def config(name: str, processes: int = 1, **named) -> PackConfig:
         manifest = tmp_path / "manifest.jsonl"
-        rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
-        rows = [row | {"audio": str(spoken / row["audio"])} for row in rows]
+        rows = rows_of(spoken)
         rows[3] |= {"audio": "none.flac"}
         rows[20] |= {"text": "[yodels] oh."}
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, rows_of
 from evoxtral_train.corpus.statistics import Clip, gather, histogram, most_speakers
 from evoxtral_train.reporting.page import Section, Table, render
 from evoxtral_train.text.taxonomy import Taxonomy
@@ -92,8 +92,7 @@ def stats(spoken, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("stats")
     manifest = folder / "manifest.jsonl"
-    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
-    rows = [row | {"audio": str(spoken / row["audio"])} for row in rows]
+    rows = rows_of(spoken)
     rows[5] |= {"audio": "none.flac"}
     rows[6] |= {"text": "[yodels] <b>bold</b>"}
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

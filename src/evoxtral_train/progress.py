@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -58,14 +58,6 @@ def progress(label: str, total: int, unit: str) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
-
-
-def track(items: Iterable[ItemT], label: str, total: int, unit: str) -> Iterator[ItemT]:
-    """Iterate over `items` and show how far it has come."""
-    with progress(label, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()
 
 
 def format_seconds(seconds: float) -> str:

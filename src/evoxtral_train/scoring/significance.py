@@ -67,7 +67,7 @@ def permutation_p(
     extreme = 0
     for start in range(0, permutations, _AT_ONCE):
         draws = rng.integers(0, 2, size=(min(_AT_ONCE, permutations - start), len(numbers)))[:, clip_of_row].astype(float)
-        extreme += int(np.sum(np.abs(difference(draws)) >= observed - 1e-12))
+        extreme += int(np.sum(~(np.abs(difference(draws)) < observed - 1e-12)))  # one that is not defined counts as extreme
     return (extreme + 1) / (permutations + 1)
 
 

@@ -61,7 +61,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    systems = _with_base(config.systems, split)
+    systems = _with_base(config, split)
     facts = _asked(config, systems, len(split))
     base = open_base(config.model, split)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
@@ -84,10 +84,19 @@ def run(config: EvalConfig, options: Options) -> Report:
     return Report("eval", facts, table=table, exit_code=3 if failed else 0)
 
 
-def _with_base(systems: list[System], split: PackedSplit) -> list[System]:
-    if split.target == "tags" or any(not (system.adapter or system.predictions) for system in systems):
-        return systems
-    return [System(name=BASE), *systems]
+def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
+    """The systems, and the base where it has to be among them. Raises UsageError for a name that it would take, and for a
+    gate whose baseline is none of them."""
+    systems = config.systems
+    if split.target != "tags" and all(system.adapter or system.predictions for system in systems):
+        if BASE in [system.name for system in systems]:
+            raise UsageError(f"the name {BASE!r} is the base model's, which is measured too", where="systems", fix="rename yours")
+        systems = [System(name=BASE), *systems]
+    names = [system.name for system in systems]
+    if config.gates.wer_regression_max is not None and config.gates.baseline not in names:
+        what = f"{config.gates.baseline!r} is none of the systems: {', '.join(names)}"
+        raise UsageError(what, where="gates.baseline", fix="name one of them")
+    return systems
 
 
 def _score(

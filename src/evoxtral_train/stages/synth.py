@@ -110,7 +110,7 @@ class _Paid:
     def __init__(self, config: SynthConfig, scripts: list[Script]):
         if not config.voices:
             raise UsageError("engine elevenlabs needs voices", where="voices", fix="list the ids of voices in your account")
-        self._config, self._settings, self._scripts, self._refused = config, config.elevenlabs, scripts, {}
+        self._config, self._settings, self._refused = config, config.elevenlabs, {}
         self._requests = [self._request(script, index) for index, script in enumerate(scripts)]
         self._missing = elevenlabs.not_paid_yet(self._requests, self._settings.paid_audio)
 

@@ -1,0 +1,64 @@
+"""What scoring adds to decoding: metrics with intervals, comparison and page of two systems, part by part.
+
+    python benchmarks/evaluation.py [--clips 1000] [--json FILE]
+
+`evoxtral eval` prints for any run how much of its time decoding took.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from measuring import machine, seconds_of
+
+from evoxtral_train.config.schema import Bootstrap, Placement
+from evoxtral_train.records import Prediction
+from evoxtral_train.reporting.evaluation import Evaluation, Training, page
+from evoxtral_train.scoring.significance import compare_all
+from evoxtral_train.scoring.summary import summarize
+from evoxtral_train.text.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy.load(Path(__file__).parent.parent / "data/tags.yaml")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    asked = parser.parse_args()
+    rows = {name: predictions(asked.clips, right) for name, right in (("one", 0.7), ("other", 0.75))}
+    found: dict = {}
+
+    def score() -> None:
+        wanted = Bootstrap()
+        found["reports"] = {name: summarize(each, True, TAXONOMY, wanted, Placement()) for name, each in rows.items()}
+
+    def compare() -> None:
+        found["comparisons"] = compare_all(rows, Bootstrap().samples, 0)
+
+    def draw() -> None:
+        page(Evaluation("", "", found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))
+
+    seconds = {"metrics of two systems": score, "their comparison": compare, "the page": draw}
+    results = {"machine": machine(), "clips": asked.clips} | {name: round(seconds_of(work), 2) for name, work in seconds.items()}
+    results["seconds in all"] = round(sum(results[name] for name in seconds), 2)
+    print(json.dumps(results, indent=2))
+    if asked.json:
+        asked.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+
+
+def predictions(clips: int, right: float) -> list[Prediction]:
+    """Clips of two tags and eight words; a tag is right with probability `right`."""
+    random, rows = np.random.default_rng(0), []
+    for number in range(clips):
+        tags = random.choice(TAXONOMY.tags, size=2).tolist()
+        written = [tag if random.random() < right else str(random.choice(TAXONOMY.tags)) for tag in tags]
+        said = "[{}] one two three four. [{}] five six seven eight."
+        confidences = random.random(2).round(3).tolist()
+        rows.append(Prediction(str(number), said.format(*tags), said.format(*written), None, None, confidences))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

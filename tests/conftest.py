@@ -52,13 +52,13 @@ def made_once(tmp_path_factory):
     return made_once
 
 
-@pytest.fixture(autouse=True)
-def _at_the_repo(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _at_the_repo():
     """Shipped configs name files relative to the repository's root."""
-    monkeypatch.chdir(REPO)
+    os.chdir(REPO)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def call():
     """evoxtral with arguments -> the result, with exit_code, stdout and stderr."""
     from evoxtral_train.cli.main import app

@@ -1,6 +1,8 @@
 """Changed audio: by seed, within what its tags can bear, on the clip's own clock."""
 
 import random
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -155,9 +157,9 @@ def test_epochs_differ_and_repeat(split, clock, processor):
 def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
     from safetensors.torch import load_file
 
-    def sft(name, *more):
+    def sft(*more):
         sets = {
-            "dataset": packed["deferred"], "output": tmp_path / name, "tracking.mode": "disabled",
+            "dataset": packed["deferred"], "output": tmp_path / "run", "tracking.mode": "disabled",
             "augmentation.probability": 0.5,
             "train.epochs": 3, "train.batch_size": 4, "train.evaluate_every_steps": 2, "train.warmup_steps": 1,
             "train.sampling": "square_root", "train.untagged_share": 0.3,
@@ -165,19 +167,19 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
         overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
         return call("sft", REPO / "configs/demo/sft.yaml", *overrides, *more)
 
-    assert sft("whole").exit_code == 0
-    assert sft("cut").exit_code == 0
-    for path in ("complete.json", "adapter/adapter_model.safetensors"):
-        (tmp_path / "cut" / path).unlink()
-    import shutil
-
-    for path in (tmp_path / "cut/checkpoints").iterdir():
+    adapter = tmp_path / "run/adapter/adapter_model.safetensors"
+    assert sft().exit_code == 0
+    whole = load_file(adapter)
+    for path in (tmp_path / "run/complete.json", adapter):
+        path.unlink()
+    for path in (tmp_path / "run/checkpoints").iterdir():
         if int(path.name.rpartition("-")[2]) > 6:
             shutil.rmtree(path)
-    result = sft("cut", "--resume")
-    assert result.exit_code == 0, result.stderr
-    one, other = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut"))
-    assert all(np.array_equal(one[key], other[key]) for key in one)
-    refused = sft("cached", "--set", "audio_cache=on")
+    resumed = sft("--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert re.search(r"resumed from step +6\n", resumed.stdout)
+    again = load_file(adapter)
+    assert all(np.array_equal(whole[key], again[key]) for key in whole)
+    refused = sft("--overwrite", "--set", "audio_cache=on")
     assert refused.exit_code == 2
     assert "augmentation changes the audio in every epoch" in refused.stderr

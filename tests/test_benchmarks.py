@@ -1,7 +1,7 @@
-"""The full-size benchmark runs as it stands, on a small shape: without a GPU it could otherwise rot."""
+"""The benchmarks run as they stand, on small shapes: without a GPU the full-size one could otherwise rot."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -9,14 +9,25 @@ import torch
 
 from conftest import REPO, TINY_BASE
 
-SCRIPT = REPO / "benchmarks" / "full_size.py"
+BENCHMARKS = REPO / "benchmarks"
 
 
-def test_full_size_measures_both_ways(tmp_path):
+@pytest.fixture
+def bench(monkeypatch):
+    """bench("full_size.py", "--clips", 3): as `python benchmarks/full_size.py --clips 3`, in this process, which has
+    imported already what each would import for seconds."""
+
+    def bench(script: str, *arguments) -> None:
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+
+    return bench
+
+
+def test_full_size_measures_both_ways(bench, tmp_path):
     small = ("--model", TINY_BASE, "--device", "cpu", "--clips", "3", "--plain-clips", "1", "--steps", "1", "--plain-steps", "1")
-    command = [sys.executable, SCRIPT, *small, "--batches", "2x8", "--layout", "deferred", "--json", tmp_path / "out.json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    bench("full_size.py", *small, "--batches", "2x8", "--layout", "deferred", "--json", tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text("utf-8"))
     assert content["parameters"] == 2_691_264
     results = content["results"]
@@ -32,30 +43,14 @@ def test_full_size_measures_both_ways(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_that_nothing_was_measured():
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "needs a CUDA GPU; nothing was measured" in done.stderr
+def test_without_a_gpu_it_says_that_nothing_was_measured(bench):
+    with pytest.raises(SystemExit, match="needs a CUDA GPU; nothing was measured"):
+        bench("full_size.py")
 
 
-def test_packing_measures_time_memory_and_disk(tmp_path):
-    small = (
-        "--rows",
-        "60",
-        "--small",
-        "30",
-        "--clips",
-        "30",
-        "--rounds",
-        "1",
-        "--processes",
-        "1",
-        "--json",
-        tmp_path / "out.json",
-    )
-    command = [sys.executable, REPO / "benchmarks/packing.py", *small]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_packing_measures_time_memory_and_disk(bench, tmp_path):
+    small = ("--rows", 60, "--small", 30, "--clips", 30, "--rounds", 1, "--processes", 1)
+    bench("packing.py", *small, "--json", tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text("utf-8"))
     assert content["rows"] == 60
     assert set(content["reading"]) == {"30", "60"}
@@ -64,10 +59,8 @@ def test_packing_measures_time_memory_and_disk(tmp_path):
     assert 30 < content["KB on disk per second of audio"] < 80
 
 
-def test_evaluation_measures_each_part(tmp_path):
-    command = [sys.executable, REPO / "benchmarks/evaluation.py", "--clips", "12", "--json", tmp_path / "out.json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_evaluation_measures_each_part(bench, tmp_path):
+    bench("evaluation.py", "--clips", 12, "--json", tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text("utf-8"))
     assert content["clips"] == 12
     assert content["seconds in all"] > 0

@@ -18,32 +18,36 @@ LAUNCHER = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
             "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
 
 
-def launch(count: int, *arguments) -> subprocess.CompletedProcess:
-    launcher = LAUNCHER if count == 2 else ()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", *launcher, "evoxtral_train.cli", *map(str, arguments)]
+def launch(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *LAUNCHER, "evoxtral_train.cli", *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def runs(packed, tmp_path_factory):
-    """SFT and RAFT generation on a dataset of their own, which has no audio cache yet: {processes: folder}."""
+def runs(call, packed, tmp_path_factory):
+    """SFT and RAFT generation on a dataset of their own, which has no audio cache yet: {processes: folder}.
+    The one process is this one."""
+
+    def run(count: int, *arguments) -> str:
+        done = call(*arguments) if count == 1 else launch(*arguments)
+        assert (done.exit_code if count == 1 else done.returncode) == 0, done.stderr
+        return done.stdout
+
     folders = {}
     for count in (1, 2):
         folder = folders[count] = tmp_path_factory.mktemp(f"processes-{count}")
         shutil.copytree(packed["deferred"], folder / "packed", ignore=shutil.ignore_patterns("audio-cache"))
-        common = ("--set", f"dataset={folder}/packed", "--set", "tracking.mode=disabled")
-        sft = launch(
+        common = ("--set", f"dataset={folder}/packed", "--set", "model.device=cpu", "--set", "tracking.mode=disabled")
+        printed = run(
             count, "sft", "configs/demo/sft.yaml", *common, "--set", f"output={folder}/sft", "--set", "train.epochs=2",
             "--set", "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1",
         )  # fmt: skip
-        assert sft.returncode == 0, sft.stderr
-        assert sft.stdout.count("training loss") == 1, "the first process speaks for all"
-        generate = launch(
+        assert printed.count("training loss") == 1, "the first process speaks for all"
+        run(
             count, "raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={folder}/raft",
             "--set", f"adapter={folders[1]}/sft", "--set", "generate.max_new_tokens=16",
         )  # fmt: skip
-        assert generate.returncode == 0, generate.stderr
     return folders
 
 
@@ -71,7 +75,7 @@ def test_both_processes_filled_the_audio_cache(runs):
 
 def test_an_error_of_the_first_process_ends_them_all(runs):
     again = launch(
-        2, "raft", "generate", "configs/demo/raft.yaml", "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
+        "raft", "generate", "configs/demo/raft.yaml", "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
         "--set", f"adapter={runs[1]}/sft", "--set", "generate.max_new_tokens=16", "--set", "tracking.mode=disabled",
     )  # fmt: skip
     assert again.returncode != 0

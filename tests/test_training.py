@@ -165,7 +165,6 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
     assert cut.exit_code == 130, cut.stderr
     assert not (tmp_path / "cut" / "complete.json").exists()
     monkeypatch.undo()
-    monkeypatch.chdir(REPO)
     refused = sft(call, packed, tmp_path / "cut", "--resume", epochs=3)
     assert refused.exit_code == 2
     assert "changed since this run began: train.epochs" in refused.stderr

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,28 +51,34 @@ def test_the_documents_tables_are_those_of_their_results(name):
         assert (path.parent / figure).is_file()
 
 
-def test_a_small_study_runs_and_is_not_run_again(tmp_path):
-    small = [
-        "--seeds",
-        "0",
-        "1",
-        "--epochs",
-        "1",
-        "--clips",
-        '{"train": 16, "validation": 6, "test": 12}',
-        "--fewest-events",
-        "1",
-    ]
-    command = [sys.executable, "benchmarks/study_layouts.py", "--output", tmp_path, "--only", "packed", "aligned", *small]
-    done = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "11 commands" in done.stdout
-    assert "| layout | micro F1 | each seed |" in done.stdout
-    content = json.loads((tmp_path / "results.json").read_text("utf-8"))
+def test_a_small_study_runs_and_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
+    """At first its commands run in this process, which has imported already what each of them would import for seconds;
+    then one that was not finished, as the study itself runs it."""
+    clips = '{"train": 16, "validation": 6, "test": 12}'
+    small = ["--seeds", "0", "1", "--epochs", "1", "--clips", clips, "--fewest-events", "1", "--jobs", "1"]
+    command = ["benchmarks/study_layouts.py", "--output", str(tmp_path), "--only", "packed", "aligned", *small]
+
+    def run_here(command: studies.Command, *_) -> tuple[studies.Command, float]:
+        done = call(*command.words, "--resume")
+        assert done.exit_code == 0, done.stderr
+        return command, 0.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "_run", run_here)
+        patch.setattr(sys, "argv", command)
+        study_layouts.main()
+    printed = capsys.readouterr().out
+    assert "11 commands" in printed
+    assert "| layout | micro F1 | each seed |" in printed
+    results = (tmp_path / "results.json").read_text("utf-8")
+    content = json.loads(results)
     assert list(content["test"]) == ["packed", "aligned"]
     assert len(content["test"]["packed"]["micro_f1_of_seeds"]) == 2
     assert (tmp_path / "recall-by-time.png").stat().st_size > 10_000
     commands = Path(tmp_path / "logs/commands.txt").read_text("utf-8").splitlines()
     assert commands[0].startswith("evoxtral data synth configs/demo/synth.yaml --set output=")
-    again = subprocess.run(list(map(str, command)), cwd=REPO, capture_output=True, text=True, check=True)
-    assert "11 finished before" in again.stdout
+    shutil.rmtree(tmp_path / "eval/aligned/test")
+    again = subprocess.run([sys.executable, *command], cwd=REPO, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "10 finished before" in again.stdout
+    assert (tmp_path / "results.json").read_text("utf-8") == results

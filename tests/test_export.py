@@ -212,31 +212,40 @@ class Hub:
         handler.wfile.write(encoded)
 
 
-@pytest.mark.parametrize("token", ["hf_secret", "hf_wrong"])
-def test_a_push_through_huggingface_hub(demo, tmp_path, token):
-    """In a process of its own: the hub's address and offline mode are read when the package is imported."""
+PUSH_TWICE = """
+import json, os, sys
+from typer.testing import CliRunner
+from evoxtral_train.cli.main import app
+
+for token, more in (("hf_wrong", []), ("hf_secret", ["--resume"])):
+    os.environ["HF_TOKEN"] = token
+    done = CliRunner().invoke(app, [*sys.argv[1:], *more])
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]))
+"""
+
+
+def test_a_push_through_huggingface_hub(demo, tmp_path):
+    """With a token that is refused, then as the error advises. In a process of its own: the hub's address and offline mode are
+    read when the package is imported."""
     hub, runs = Hub(), demo / "runs"
     sets = {
         "output": tmp_path / "out", "adapter": f"{runs}/raft/result", "evaluation": f"{runs}/eval-raft", "model.base": TINY_BASE,
         "model.dtype": "float32", "push_to": "you/it", "tracking.mode": "disabled",
     }  # fmt: skip
     overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "evoxtral_train.cli", "export", "configs/export.yaml", *overrides]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", PUSH_TWICE, "export", "configs/export.yaml", *overrides]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
     hub.server.shutdown()
-    if token == "hf_wrong":
-        assert done.returncode == 1
-        assert "you/it: could not be pushed" in done.stderr
-        assert "set HF_TOKEN and go on with --resume" in done.stderr
-        assert (tmp_path / "out/release/README.md").is_file()
-        return
-    assert done.returncode == 0, done.stderr
-    assert hub.created == [hub.created[0]]
-    created = hub.created[0]
+    (refused, _, error), (pushed, printed, other_error) = map(json.loads, done.stdout.splitlines())
+    assert refused == 1
+    assert "you/it: could not be pushed" in error
+    assert "set HF_TOKEN and go on with --resume" in error
+    assert pushed == 0, other_error
+    [created] = hub.created
     assert (created["name"], created["organization"]) == ("it", "you")
     assert created.get("private") or created.get("visibility") == "private"
     assert set(hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     for name, content in hub.files.items():
         assert content == (tmp_path / "out/release" / name).read_bytes()
-    assert "pushed to" in done.stdout
+    assert "pushed to" in printed

@@ -14,13 +14,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studies import DEMO, Command, publish, run_phases, score_over_seeds, slug, systems_of
+from studies import DEMO, Command, differences, publish, run_phases, score_over_seeds, slug, systems_of
 
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.schema import RaftConfig
 from evoxtral_train.records import Prediction, dump_row, read_jsonl
 from evoxtral_train.runs import write_atomic
-from evoxtral_train.scoring.metrics import differences
 from evoxtral_train.scoring.tables import interval, markdown_table
 
 ROUNDS = 3

@@ -85,7 +85,7 @@ class Prediction:
     """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets. Where they are
     known, `events` are the reference's tags {tag, start_s, end_s} and `written` the predicted ones
     {tag, at_s, written_s}: the place in the clip that a tag speaks of, and when it was complete. `confidences`:
-    the probability of each predicted tag."""
+    the probability of each predicted tag. `speaker`: whose voice it is."""
 
     id: str
     reference: str
@@ -93,6 +93,7 @@ class Prediction:
     events: list[dict] | None = None
     written: list[dict] | None = None
     confidences: list[float] | None = None
+    speaker: str | None = None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

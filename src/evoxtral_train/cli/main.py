@@ -113,13 +113,21 @@ def eval_predictions(
     file: Annotated[Path, typer.Argument(help="JSONL of {id, reference, prediction}", show_default=False)],
     bootstrap_samples: Annotated[int, typer.Option(min=1, help="resamples for the intervals")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
+    unit: Annotated[str, typer.Option(help="what the intervals are over: clip or speaker")] = "clip",
 ) -> None:
     """Score a file of predictions without any model; prints the metrics as JSON."""
     import json
 
-    from ..stages import predictions
+    def work() -> dict:
+        from ..config.evaluation_schema import Bootstrap
+        from ..errors import UsageError
+        from ..stages import predictions
 
-    print(json.dumps(guarded(lambda: predictions.run(file, bootstrap_samples, seed)), indent=2, ensure_ascii=False))
+        if unit not in ("clip", "speaker"):
+            raise UsageError(f"--unit {unit!r} is not known", fix="use clip or speaker")
+        return predictions.run(file, Bootstrap(samples=bootstrap_samples, seed=seed, unit=unit))
+
+    print(json.dumps(guarded(work), indent=2, ensure_ascii=False))
 
 
 @app.command("compare")

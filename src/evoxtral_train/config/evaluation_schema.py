@@ -54,13 +54,23 @@ class Decode(Section):
 
 
 class Bootstrap(Section):
+    """Intervals, and the tests between systems. `unit`: what is drawn, and whose answers are swapped."""
+
+    unit: Literal["clip", "speaker"] = "clip"
     samples: PositiveInt = 2000
     permutations: PositiveInt = 10_000
     seed: int = Field(default=0, ge=0)
 
 
+class Comparison(Section):
+    """Which two systems are compared: what `after` has more than `before`."""
+
+    before: str
+    after: str
+
+
 class EvalConfig(Section):
-    """`evoxtral eval`"""
+    """`evoxtral eval`. `comparisons`: None compares a filter with its own system, any other system with the one before it."""
 
     output: Path
     dataset: Path
@@ -68,6 +78,7 @@ class EvalConfig(Section):
     model: Model
     audio_cache: AudioCache = "auto"
     systems: list[System] = Field(min_length=1)
+    comparisons: list[Comparison] | None = None
     decode: Decode = Decode()
     placement: Placement = Placement()
     bootstrap: Bootstrap = Bootstrap()

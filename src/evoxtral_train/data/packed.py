@@ -23,7 +23,7 @@ from .features import restore_silence
 from .packing import FORMAT
 
 _OPEN_SHARDS = 256
-_COLUMNS = ("id", "text", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
+_COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Example:
 
     id: str
     text: str
+    speaker: str | None
     target_text: str
     target_ids: list[int]
     utterance_tokens: int

@@ -7,7 +7,7 @@ from ..records import Prediction
 from ..scoring import tag_counts
 from ..scoring.confusion import NOTHING
 from ..scoring.event_times import recall_by_time
-from ..scoring.significance import MEASURES, TESTED, in_words, outcome_of, signed
+from ..scoring.significance import MEASURES, outcome_of, sentence, signed
 from ..scoring.tables import per_tag_rows, systems_rows
 from ..scoring.tag_counts import TagCounts
 from ..text.tags import find_tags
@@ -43,13 +43,8 @@ class Evaluation:
 
 
 def sentences(comparisons: Sequence[dict]) -> list[str]:
-    """Every comparison in words, but for tags per clip, of which neither more nor fewer is better."""
-    return [
-        in_words(pair["before"], pair["after"], name, measure)
-        for pair in comparisons
-        for name, measure in pair["measures"].items()
-        if name in TESTED
-    ]
+    """Each declared comparison in one sentence."""
+    return [sentence(comparison) for comparison in comparisons]
 
 
 def page(found: Evaluation) -> tuple[str, dict[str, bytes]]:
@@ -77,17 +72,14 @@ def _differences(found: Evaluation) -> Section | None:
         return None
     rows = []
     for pair in found.comparisons:
-        for name in TESTED:
-            measure = pair["measures"][name]
+        for name, measure in pair["measures"].items():
             if measure["value"] is not None:
-                outcome = outcome_of(measure)
-                chances = [f"{measure[kind]:.2g}" for kind in ("p", "p_holm")]
-                rows.append([f"{pair['after']} against {pair['before']}", MEASURES[name], signed(measure), *chances, outcome])
-    text = "Paired permutation test. Of many lines some come out by chance: the correction is Holm's, over all of them."
-    header = ("systems", "measure", "difference", "p", "corrected", "outcome")
-    return Section(
-        "Differences", text=text if rows else "All systems wrote the same.", table=Table(header, rows) if rows else None
-    )
+                could = f"{measure['smallest_difference']:.3f}"
+                systems = f"{pair['after']} against {pair['before']}"
+                rows.append([systems, MEASURES[name], signed(measure), f"{measure['p']:.2g}", outcome_of(measure), could])
+    text = "Randomization tests: the first measure of a comparison at 5%, the others at 2.5%."
+    header = ("systems", "measure", "difference", "p", "outcome", "could be shown")
+    return Section("Differences", text=text, table=Table(header, rows)) if rows else None
 
 
 def _tags(found: Evaluation) -> Section:

@@ -16,7 +16,7 @@ _COLUMNS = (
     ("tags / clip", ("tags_per_clip",)),
     ("WER", ("wer", "micro")),
     ("CER", ("cer", "micro")),
-    ("emphasis F1", ("emphasis", "card", "f1")),
+    ("emphasis F1", ("emphasis", "micro", "f1")),
 )
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import yaml
 
-from ..config.schema import EvalConfig
+from ..config.schema import EvalConfig, System
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Prediction, read_rows
 from ..reporting.evaluation import Evaluation, page, sentences
 from ..runs import read_run, require_complete, write_atomic
-from ..scoring.significance import compare_all
+from ..scoring.significance import compare_pairs, declared
 from ..scoring.tables import per_tag_table, systems_table
 from .report import Report
 from .report_pages import clip_audio
@@ -27,6 +27,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
     adapters: dict[str, Path] = {}
+    configs: list[EvalConfig] = []
     first = None
     for folder in folders:
         require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
@@ -36,6 +37,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
             raise UsageError(f"is an evaluation of another dataset or split than {folders[0]}", where=str(folder))
         first = corpus
         config = _config(folder)
+        configs.append(config)
         for name, report in content["systems"].items():
             if systems.get(name, report) != report:
                 raise UsageError(f"the name {name!r} stands for two different systems", where=str(folder), fix="rename one")
@@ -43,8 +45,8 @@ def run(folders: list[Path], output: Path | None) -> Report:
                 raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
             systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
         adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
-    bootstrap = config.bootstrap
-    comparisons = compare_all(rows, bootstrap.samples, bootstrap.seed, bootstrap.permutations)
+    with_words = any("wer" in report for report in systems.values())
+    comparisons = _comparisons(configs, list(systems), rows, with_words)
     table, said = systems_table(systems), "\n".join(f"- {each}" for each in sentences(comparisons))
     facts: dict = {"runs": len(folders), "clips": next(iter(systems.values()))["clips"]}
     if output:
@@ -53,7 +55,6 @@ def run(folders: list[Path], output: Path | None) -> Report:
         content |= {"systems": systems, "comparisons": comparisons}
         write_atomic(paths[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         write_atomic(paths[1], f"{table}\n\n{_NOTE}\n\n{said}\n\n{per_tag_table(systems)}\n")
-        with_words = any("wer" in report for report in systems.values())
         found = Evaluation(
             f"Comparison on {first[1]}", ", ".join(map(str, folders)), systems, rows, comparisons, [], with_words,
             training_of(adapters), _audio(config, first[0]), config.clips_shown,
@@ -61,6 +62,19 @@ def run(folders: list[Path], output: Path | None) -> Report:
         write_atomic(paths[2], page(found)[0])
         facts["written"] = ", ".join(map(str, paths))
     return Report("compare", facts, table=f"{table}\n\n{said}" if said else table)
+
+
+def _comparisons(configs: list[EvalConfig], names: list[str], rows: dict[str, list[Prediction]], with_words: bool) -> list[dict]:
+    """What the runs' systems in this order declare, and what a config names; each by the settings of the run that holds `after`,
+    so that a pair is judged here as on its own run's page."""
+    known = {system.name: (system, config) for config in reversed(configs) for system in config.systems}
+    systems = [known[name][0] if name in known else System(name=name) for name in names]  # the base may be in no config
+    pairs = dict.fromkeys([*declared(systems), *((p.before, p.after) for config in configs for p in config.comparisons or ())])
+    found = []
+    for pair in pairs:
+        config = known[pair[1]][1] if pair[1] in known else configs[0]
+        found += compare_pairs([pair], rows, with_words, config.bootstrap)
+    return found
 
 
 def _config(folder: Path) -> EvalConfig:

@@ -26,7 +26,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     scores = read_rows(source / "scores.jsonl", ScoredCandidate)
     wanted = config.curate
     try:
-        curated, dropped = curate(candidates, scores, wanted.drop_lowest_share, wanted.skip_without_spread)
+        curated, dropped = curate(candidates, scores, wanted)
     except ValueError as error:
         raise EvoxtralError(str(error), where=str(source), fix="score again with --overwrite") from None
     if not curated:

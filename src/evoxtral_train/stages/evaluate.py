@@ -21,7 +21,8 @@ from ..reporting.evaluation import Evaluation, sentences
 from ..runs import Options, Run, check_plan, fingerprint_files, fingerprint_text
 from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
-from ..scoring.significance import compare_all
+from ..scoring.metrics import sums, units_of
+from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
 from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
 from ..text.taxonomy import Taxonomy
@@ -62,6 +63,8 @@ def run(config: EvalConfig, options: Options) -> Report:
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
     systems = _with_base(config, split)
+    pairs = _compared(config, systems)
+    _require_speakers(config, split)
     facts = _asked(config, systems, len(split))
     base = open_base(config.model, split)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
@@ -75,7 +78,7 @@ def run(config: EvalConfig, options: Options) -> Report:
         decoded = list(dict.fromkeys(system.adapter for system in systems if not system.predictions))
         written = _decode_all(config, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
-        scored = processes.first(lambda: _score(run, config, systems, taxonomy, split, written | given, tracker))
+        scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
     table, failed = scored
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
@@ -100,20 +103,19 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
 
 
 def _score(
-    run: Run, config: EvalConfig, systems: list[System], taxonomy: Taxonomy, split: PackedSplit,
+    run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
     written: dict[Path | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str]]:  # fmt: skip
     """Everything that is written; returns the table, and the gates that were not passed."""
-    reports, rows = {}, {}
+    reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
         texts = written[system.predictions or system.adapter]
         rows[system.name] = [_prediction(example, texts[example.id], system) for example in examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
-        with_words = split.target != "tags"
         reports[system.name] = summarize(rows[system.name], with_words, taxonomy, config.bootstrap, config.placement)
-    comparisons = compare_all(rows, config.bootstrap.samples, config.bootstrap.seed, config.bootstrap.permutations)
-    failed = failed_gates(config.gates, reports) if config.gates.system else []
+    comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
+    failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
     table = systems_table(reports)
     said = "\n".join(f"- {each}" for each in sentences(comparisons)) or "There is nothing to compare."
     run.write_text("table.md", f"{table}\n\n{said}\n\n{per_tag_table(reports)}\n")
@@ -134,6 +136,36 @@ def _score(
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
     run.finish(metrics, fingerprint_text(table))
     return f"{table}\n\n{said}", failed
+
+
+def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:
+    """The config's comparisons, or those that the order of the systems declares. Raises UsageError for an unknown system."""
+    if config.comparisons is None:
+        return declared(systems)
+    pairs = [(pair.before, pair.after) for pair in config.comparisons]
+    names = [system.name for system in systems]
+    for name in (name for pair in pairs for name in pair if name not in names):
+        raise UsageError(f"{name!r} is none of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
+    return pairs
+
+
+def _require_speakers(config: EvalConfig, split: PackedSplit) -> None:
+    if config.bootstrap.unit == "speaker":
+        unknown = [example.id for example in split.examples if not example.speaker]
+        if unknown:
+            what = f"{len(unknown)} of {len(split)} clips of {split.split} have no speaker, the first is {unknown[0]!r}"
+            fix = "give each row of the manifest a `speaker` and pack again, or use clip"
+            raise UsageError(what, where="bootstrap.unit", fix=fix)
+
+
+def _wer_rise(config: EvalConfig, rows: dict[str, list[Prediction]], with_words: bool) -> dict | None:
+    """The paired difference of WER that `gates.wer_regression_max` judges."""
+    gates, bootstrap = config.gates, config.bootstrap
+    if gates.wer_regression_max is None or not with_words:
+        return None
+    before, after = (sums(rows[name], with_words=True)["wer"] for name in (gates.baseline, gates.system))
+    units = units_of(rows[gates.system], bootstrap.unit)
+    return difference(before, after, units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
 
 
 def _asked(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
@@ -212,7 +244,9 @@ def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:
 
 
 def _prediction(example: Example, written: _Written, system: System) -> Prediction:
-    row = Prediction(example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences)
+    row = Prediction(
+        example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences, example.speaker
+    )
     try:
         return filtered(row, system.top_k, system.top_k_by, system.min_confidence)
     except ValueError as error:

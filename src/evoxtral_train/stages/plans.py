@@ -70,6 +70,6 @@ def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
     clips = count_rows(dataset, split)
     if not isinstance(clips, int):
         return clips
-    kept = clips_kept(clips, curate.drop_lowest_share)
+    kept = clips_kept(clips, curate)
     rows = kept + round(curate.reference_replay * kept)
     return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

@@ -66,7 +66,7 @@ def _score(candidate: Candidate, split: PackedSplit, weights: dict[str, float], 
     if index is None:
         raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
     example = split.examples[index]
-    answer = Answer(example.text, candidate.text, example.timed_events, candidate.written, placement)
+    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
     reward, components = score(weights, answer)
     return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
 

@@ -63,7 +63,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    systems = _in_order(_with_base(config, split))
+    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # these come first in every table
     yardsticks = {system.yardstick for system in systems if system.is_yardstick}
     if "probe" in yardsticks:
         check_probe(config)
@@ -90,11 +90,6 @@ def run(config: EvalConfig, options: Options) -> Report:
     if failed:
         facts["not passed"] = "; ".join(failed)
     return Report("eval", facts, table=table, exit_code=3 if failed else 0)
-
-
-def _in_order(systems: list[System]) -> list[System]:
-    """Yardsticks first."""
-    return sorted(systems, key=lambda system: not system.is_yardstick)
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:

@@ -25,6 +25,7 @@ from evoxtral_train.scoring.metrics import evaluate, sums
 from evoxtral_train.scoring.significance import PRIMARY_LEVEL, difference
 
 DEMO = Path("configs/demo")
+YARDSTICKS = ("chance", "probe")
 SAMPLES, BOOTSTRAP_SEED = 2000, 0
 DIFFERENCES = ("micro_f1", "hallucination", "false_tags_per_untagged_clip", "tags_per_clip")
 
@@ -79,6 +80,24 @@ def _run(command: Command, jobs: int, logs: Path) -> tuple[Command, float]:
     if done.returncode:
         raise SystemExit(f"{command}\n{log.read_text('utf-8')[-2000:]}")
     return command, time.monotonic() - started
+
+
+def measure_yardsticks(dataset: Path, output: Path) -> Command:
+    """What every study's table begins with: the best constant answer, and a linear probe on the frozen audio. They need
+    the corpus and the base alone, no adapter."""
+    systems = ", ".join(f"{{name: {name}, yardstick: {name}}}" for name in YARDSTICKS)
+    return Command.of("eval", DEMO / "eval-sft.yaml", output, dataset=dataset, systems=f"[{systems}]")
+
+
+def yardsticks_of(folder: Path) -> dict[str, dict]:
+    """name -> its scores; they have no seed."""
+    rows = systems_of(folder)
+    return {name: score_over_seeds({name: rows[name]}) | {"micro_f1_of_seeds": []} for name in YARDSTICKS}
+
+
+def each_seed(report: dict) -> str:
+    """The table's cell: micro F1 of each seed."""
+    return ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"]) or "—"
 
 
 def systems_of(folder: Path) -> dict[str, list[Prediction]]:

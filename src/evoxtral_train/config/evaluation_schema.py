@@ -9,20 +9,33 @@ from .sections import AudioCache, Model, Placement, Section, Tracking
 
 
 class System(Section):
-    """One line of an evaluation: the base, an adapter on it, or predictions from elsewhere; with or without a filter."""
+    """One line of an evaluation: the base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a
+    filter."""
 
     name: str = Field(pattern=r"^[\w .+()-]+$")  # also a file name
     adapter: Path | None = None
     predictions: Path | None = None
+    yardstick: Literal["chance", "probe"] | None = None
     top_k: PositiveInt | None = None
     top_k_by: Literal["emission", "confidence"] = "emission"
     min_confidence: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> "System":
-        if self.adapter and self.predictions:
-            raise ValueError(f"system {self.name!r} has both an adapter and a predictions file")
+        given = [kind for kind in ("adapter", "predictions", "yardstick") if getattr(self, kind)]
+        if len(given) > 1:
+            raise ValueError(f"system {self.name!r} is one thing, not {' and '.join(given)}")
         return self
+
+    @property
+    def source(self) -> Path | str | None:
+        """What its answers come from, the base being None: systems of one source differ by their filter alone."""
+        return self.adapter or self.predictions or self.yardstick
+
+    @property
+    def is_yardstick(self) -> bool:
+        """No competitor: systems are measured against it, and no comparison is made with it."""
+        return self.yardstick is not None
 
     @property
     def is_filtered(self) -> bool:

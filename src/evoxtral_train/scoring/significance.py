@@ -36,18 +36,19 @@ MEASURES = {
 
 
 def declared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(before, after) of each comparison: a filter with its own system, any other system with the one before it.
+    """(before, after) of each comparison: a filter with its own system, any other system with the one before it; yardsticks are
+    none.
 
     base, SFT, SFT top-2, RAFT -> (base, SFT), (SFT, SFT top-2), (SFT, RAFT).
     """
+    competing = [system for system in systems if not system.is_yardstick]
+    own = {system.source: system.name for system in competing if not system.is_filtered}
     pairs, last = [], None
-    own = {(system.adapter, system.predictions): system.name for system in systems if not system.is_filtered}
-    for system in systems:
-        source = own.get((system.adapter, system.predictions)) if system.is_filtered else None
-        before = source or last
-        if before:
-            pairs.append((before, system.name))
-        if source is None:
+    for system in competing:
+        unfiltered = own.get(system.source) if system.is_filtered else None
+        if unfiltered or last:
+            pairs.append((unfiltered or last, system.name))
+        if unfiltered is None:
             last = system.name
     return pairs
 

@@ -13,8 +13,8 @@ from ..decoding.emission import tag_confidences
 from ..decoding.sampling import Sampling
 from ..errors import UsageError
 from ..modeling.adapters import Adapter, load_adapter
-from ..modeling.audio_cache import AudioSource, LiveAudio
-from ..modeling.realtime import load_model, pick_device, place_audio_path, place_language_model
+from ..modeling.audio_cache import AudioSource
+from ..modeling.realtime import load_model, pick_device, place_language_model
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
 from ..reporting.evaluation import Evaluation, sentences
@@ -25,13 +25,15 @@ from ..scoring.metrics import sums, units_of
 from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
 from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
+from ..text.tags import format_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
-from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
+from .inputs import Base, open_adapter, open_base, open_for_decoding, open_whole_clips, times_of_tags
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
+from .yardsticks import chance_answer, check_probe, probe_answers
 
 BASE = "base"
 
@@ -62,9 +64,12 @@ def run(config: EvalConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    systems = _with_base(config, split)
+    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # these come first in every table
     pairs = _compared(config, systems)
     _require_speakers(config, split)
+    yardsticks = {system.yardstick for system in systems if system.is_yardstick}
+    if "probe" in yardsticks:
+        check_probe(config)
     facts = _asked(config, systems, len(split))
     base = open_base(config.model, split)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
@@ -75,11 +80,14 @@ def run(config: EvalConfig, options: Options) -> Report:
     run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", config.output, config) as tracker:
-        decoded = list(dict.fromkeys(system.adapter for system in systems if not system.predictions))
-        written = _decode_all(config, base, split, decoded, adapters)
+        decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
+        model = load_model(config.model) if decoded or "probe" in yardsticks else None
+        measured, notes = _measure_yardsticks(config, yardsticks, model, base, split)
+        written = measured | _decode_all(config, model, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
         scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
     table, failed = scored
+    facts |= notes
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
     if failed:
@@ -91,7 +99,7 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
     """The systems, and the base where it has to be among them. Raises UsageError for a name that it would take, and for a
     gate whose baseline is none of them."""
     systems = config.systems
-    if split.target != "tags" and all(system.adapter or system.predictions for system in systems):
+    if split.target != "tags" and all(system.source for system in systems):
         if BASE in [system.name for system in systems]:
             raise UsageError(f"the name {BASE!r} is the base model's, which is measured too", where="systems", fix="rename yours")
         systems = [System(name=BASE), *systems]
@@ -104,16 +112,17 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
 
 def _score(
     run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
-    written: dict[Path | None, dict[str, _Written]], tracker: Tracker,
+    written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str]]:  # fmt: skip
     """Everything that is written; returns the table, and the gates that were not passed."""
     reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
-        texts = written[system.predictions or system.adapter]
+        texts = written[system.source]
         rows[system.name] = [_prediction(example, texts[example.id], system) for example in examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
-        reports[system.name] = summarize(rows[system.name], with_words, taxonomy, config.bootstrap, config.placement)
+        words_measured = with_words and not system.is_yardstick
+        reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
     comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
     failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
     table = systems_table(reports)
@@ -126,6 +135,7 @@ def _score(
         lambda identity: clip_audio(split, identity), config.clips_shown,
     ))  # fmt: skip
     metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
+    metrics["yardsticks"] = [system.name for system in systems if system.is_yardstick]
     tracker.summary(reports)
     columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
     tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
@@ -189,15 +199,35 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
     return found
 
 
+def _measure_yardsticks(
+    config: EvalConfig, yardsticks: set[str], model, base: Base, split: PackedSplit
+) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
+    """(yardstick -> clip id -> what is written, what there is to say of them)."""
+    written, notes = {}, {}
+    if "chance" in yardsticks:
+        answer = chance_answer(split)
+        written["chance"] = dict.fromkeys(split.index_of, _Written(answer))
+        notes["chance"] = f"writes {answer or 'nothing'} for every clip"
+    if "probe" in yardsticks:
+        probe, heard = probe_answers(config, model, base, split)
+        written["probe"] = {
+            identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
+            for identity, tags in heard.items()
+        }
+        notes["probe"] = f"fitted to {len(probe.tags)} tags, C {probe.cost:g}"
+        if probe.too_rare:
+            notes["probe"] += f"; never written, as too few training clips have or lack them: {format_tags(probe.too_rare)}"
+    return written, notes
+
+
 def _decode_all(
-    config: EvalConfig, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
+    config: EvalConfig, model, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
 ) -> dict[Path | None, dict[str, _Written]]:
     """adapter path (None: the base) -> clip id -> what was written."""
     if not paths:
         return {}
     wanted = config.decode
     decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-    model = load_model(config.model)
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
@@ -217,10 +247,8 @@ def _decode_all(
 def _audio(config: EvalConfig, path: Path | None, model, base: Base, split: PackedSplit) -> AudioSource:
     """The cache of a `packed` dataset ends soon after the prompt; the base alone reads on to the clip's end."""
     if path is None and split.target != "tags" and split.layout == "packed":
-        device = pick_device(config.model.device)
-        place_audio_path(model, device)
-        place_language_model(model, device)
-        return LiveAudio(model, split)
+        place_language_model(model, pick_device(config.model.device))
+        return open_whole_clips(config, model, base, split)
     return open_for_decoding(config, model, base, split, config.decode.max_new_tokens)
 
 

@@ -14,7 +14,9 @@ from measuring import machine, seconds_of
 
 from evoxtral_train.config.schema import Bootstrap, Placement
 from evoxtral_train.records import Prediction
-from evoxtral_train.reporting.evaluation import Evaluation, Training, page
+from evoxtral_train.reporting._shim import declared
+from evoxtral_train.reporting.evaluation import page
+from evoxtral_train.reporting.results import Evaluation, Training
 from evoxtral_train.scoring.significance import compare_all
 from evoxtral_train.scoring.summary import summarize
 from evoxtral_train.text.taxonomy import Taxonomy
@@ -35,7 +37,7 @@ def main() -> None:
         found["reports"] = {name: summarize(each, True, TAXONOMY, wanted, Placement()) for name, each in rows.items()}
 
     def compare() -> None:
-        found["comparisons"] = compare_all(rows, Bootstrap().samples, 0)
+        found["comparisons"] = declared(compare_all(rows, Bootstrap().samples, 0), {})
 
     def draw() -> None:
         page(Evaluation("", "", found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))

@@ -25,16 +25,19 @@ class Line:
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip to look at and to listen to. `audio`: a FLAC file's bytes, or None where it is not there."""
+    """A clip to listen to, and side by side what was said and what each system wrote. `audio`: a FLAC file's bytes, or None
+    where it is not there."""
 
     title: str
-    lines: Sequence[Line]
+    reference: Line
+    written: Sequence[Line]
     audio: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and under it what there is of text, a list, a table, pictures (name -> PNG) and clips."""
+    """A heading, and under it what there is of text, a table, a list, pictures (name -> PNG) and clips. Folded ones are at
+    the page's end and open with a click."""
 
     title: str
     text: str = ""
@@ -42,10 +45,13 @@ class Section:
     table: Table | None = None
     pictures: dict[str, bytes] = field(default_factory=dict)
     clips: Sequence[ClipView] = ()
+    folded: bool = False
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page's HTML. What stands in the data is escaped: a transcript cannot become markup."""
-    environment = Environment(loader=PackageLoader(__package__, "templates"), autoescape=True, undefined=StrictUndefined)
+def render(title: str, subtitle: str, sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
+    """The page's HTML; `warnings` stand above everything. What is in the data is escaped: a transcript cannot become markup."""
+    loader = PackageLoader(__package__, "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_url"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    return environment.get_template("page.html.j2").render(title=title, subtitle=subtitle, sections=sections)
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, subtitle=subtitle, sections=sections, warnings=warnings)

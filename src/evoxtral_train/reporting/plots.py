@@ -1,7 +1,7 @@
 """Plots as PNG, in one style."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import cycle
 
 import matplotlib
@@ -55,19 +55,30 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     return _png(figure)
 
 
-def intervals(names: Sequence[str], series: dict[str, Sequence[tuple[float, float, float] | None]], label: str) -> bytes:
-    """For each name and each series a point with its interval (value, low, high); None: nothing to show."""
-    figure, axes = _figure(7.2, 0.9 + 0.2 * len(names) * max(2, len(series)))
-    step = 0.7 / max(len(series), 1)
-    for number, ((part, values), color) in enumerate(zip(series.items(), _colors(), strict=False)):
-        places = [place + (number - (len(series) - 1) / 2) * step for place in range(len(names))]
-        shown = [(at, *value) for at, value in zip(places, values, strict=True) if value is not None]
+def intervals(
+    names: Sequence[str],
+    series: dict[str, Sequence[tuple[float, float, float] | None]],
+    label: str,
+    grey: Collection[str] = (),
+) -> bytes:
+    """For each name and each series a point with its interval (value, low, high); None: nothing to show. The first name
+    stands apart from the others; series in `grey` are there to compare with. Small enough to be read on a phone."""
+    figure, axes = _figure(5.0, 0.9 + 0.13 * len(names) * max(2, len(series)), dpi=2 * _DPI)
+    step = 0.64 / max(len(series), 1)
+    places = [place + 0.4 * (place > 0) for place in range(len(names))]
+    colors = _colors()
+    for number, (part, values) in enumerate(series.items()):
+        offset = (number - (len(series) - 1) / 2) * step
+        shown = [(at + offset, *value) for at, value in zip(places, values, strict=True) if value is not None]
+        color = "#8a939c" if part in grey else next(colors)
         if shown:
             at, value, low, high = zip(*shown, strict=True)
             reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
-            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=4, color=color, elinewidth=1.4, label=part)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=3.5, color=color, elinewidth=1.2, label=part)
+    axes.set_yticks(places, names)
+    axes.get_yticklabels()[0].set_weight("bold")
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(label)
     _legend(axes, len(series))
@@ -159,8 +170,8 @@ def _colors():
     return cycle((*_PALETTE, "#6b5b95", "#7a7a7a", "#00798c", "#a0522d"))
 
 
-def _figure(width: float, height: float) -> tuple[Figure, pyplot.Axes]:
-    figure, axes = pyplot.subplots(figsize=(width, height), dpi=_DPI, layout="constrained")
+def _figure(width: float, height: float, dpi: int = _DPI) -> tuple[Figure, pyplot.Axes]:
+    figure, axes = pyplot.subplots(figsize=(width, height), dpi=dpi, layout="constrained")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_axisbelow(True)

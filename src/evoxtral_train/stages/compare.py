@@ -6,19 +6,19 @@ from pathlib import Path
 
 import yaml
 
-from ..config.schema import EvalConfig
+from ..config.schema import EvalConfig, System
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Prediction, read_rows
-from ..reporting.evaluation import Evaluation, page, sentences
+from ..reporting._shim import declared
+from ..reporting.evaluation import page
+from ..reporting.results import Evaluation
+from ..reporting.text import last_lines, markdown
 from ..runs import read_run, require_complete, write_atomic
 from ..scoring.significance import compare_all
-from ..scoring.tables import per_tag_table, systems_table
 from .report import Report
-from .report_pages import clip_audio
+from .report_pages import clip_audio, filters_of
 from .training_history import training_of
-
-_NOTE = "Values with 95% intervals over clips (BCa). P precision, R recall; docs/evaluation.md defines each."
 
 
 def run(folders: list[Path], output: Path | None) -> Report:
@@ -27,6 +27,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
     adapters: dict[str, Path] = {}
+    defined: list[System] = []
     first = None
     for folder in folders:
         require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
@@ -42,25 +43,25 @@ def run(folders: list[Path], output: Path | None) -> Report:
             if "confusion" not in report:
                 raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
             systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
+        defined += config.systems
         adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
-    bootstrap = config.bootstrap
+    filters, bootstrap = filters_of(defined), config.bootstrap
     comparisons = compare_all(rows, bootstrap.samples, bootstrap.seed, bootstrap.permutations)
-    table, said = systems_table(systems), "\n".join(f"- {each}" for each in sentences(comparisons))
-    facts: dict = {"runs": len(folders), "clips": next(iter(systems.values()))["clips"]}
-    if output:
-        paths = [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")]
+    comparisons = declared(comparisons, filters)
+    found = Evaluation(
+        f"Comparison on {first[1]}", ", ".join(map(str, folders)), systems, rows, comparisons, [],
+        any("wer" in report for report in systems.values()), training_of(adapters), _audio(config, first[0]), config.clips_shown,
+        list(filters),
+    )  # fmt: skip
+    files = [output.with_suffix(suffix) for suffix in (".md", ".json", ".html")] if output else []
+    if files:
         content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
         content |= {"systems": systems, "comparisons": comparisons}
-        write_atomic(paths[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        write_atomic(paths[1], f"{table}\n\n{_NOTE}\n\n{said}\n\n{per_tag_table(systems)}\n")
-        with_words = any("wer" in report for report in systems.values())
-        found = Evaluation(
-            f"Comparison on {first[1]}", ", ".join(map(str, folders)), systems, rows, comparisons, [], with_words,
-            training_of(adapters), _audio(config, first[0]), config.clips_shown,
-        )  # fmt: skip
-        write_atomic(paths[2], page(found)[0])
-        facts["written"] = ", ".join(map(str, paths))
-    return Report("compare", facts, table=f"{table}\n\n{said}" if said else table)
+        texts = (markdown(found), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(found)[0])
+        for path, text in zip(files, texts, strict=True):
+            write_atomic(path, text)
+    facts = {"runs": len(folders), "clips": f"{next(iter(systems.values()))['clips']} of split {first[1]}"}
+    return Report("compare", facts, table=last_lines(found, files))
 
 
 def _config(folder: Path) -> EvalConfig:

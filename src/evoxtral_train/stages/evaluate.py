@@ -17,19 +17,21 @@ from ..modeling.audio_cache import AudioSource, LiveAudio
 from ..modeling.realtime import load_model, pick_device, place_audio_path, place_language_model
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
-from ..reporting.evaluation import Evaluation, sentences
+from ..reporting._shim import declared
+from ..reporting.results import Evaluation, sentences
+from ..reporting.text import last_lines, markdown
 from ..runs import Options, Run, check_plan, fingerprint_files, fingerprint_text
 from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
 from ..scoring.significance import compare_all
 from ..scoring.summary import summarize
-from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
+from ..scoring.tables import per_tag_rows
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
 from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
-from .report_pages import clip_audio, write_page
+from .report_pages import clip_audio, filters_of, write_page
 from .training_history import training_of
 
 BASE = "base"
@@ -76,12 +78,9 @@ def run(config: EvalConfig, options: Options) -> Report:
         written = _decode_all(config, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
         scored = processes.first(lambda: _score(run, config, systems, taxonomy, split, written | given, tracker))
-    table, failed = scored
-    facts["report"] = config.output / "report.html"
+    summary, failed = scored
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
-    if failed:
-        facts["not passed"] = "; ".join(failed)
-    return Report("eval", facts, table=table, exit_code=3 if failed else 0)
+    return Report("eval", facts, table=summary, exit_code=3 if failed else 0)
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
@@ -103,7 +102,7 @@ def _score(
     run: Run, config: EvalConfig, systems: list[System], taxonomy: Taxonomy, split: PackedSplit,
     written: dict[Path | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str]]:  # fmt: skip
-    """Everything that is written; returns the table, and the gates that were not passed."""
+    """Everything that is written; returns the last lines to print, and the gates that were not passed."""
     reports, rows = {}, {}
     examples = list(split.examples)
     for system in systems:
@@ -112,17 +111,18 @@ def _score(
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
         with_words = split.target != "tags"
         reports[system.name] = summarize(rows[system.name], with_words, taxonomy, config.bootstrap, config.placement)
+    filters = filters_of(systems)
     comparisons = compare_all(rows, config.bootstrap.samples, config.bootstrap.seed, config.bootstrap.permutations)
+    comparisons = declared(comparisons, filters)
     failed = failed_gates(config.gates, reports) if config.gates.system else []
-    table = systems_table(reports)
-    said = "\n".join(f"- {each}" for each in sentences(comparisons)) or "There is nothing to compare."
-    run.write_text("table.md", f"{table}\n\n{said}\n\n{per_tag_table(reports)}\n")
     adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}
-    title = f"Evaluation on {config.split}"
-    pictures = write_page(run.path, Evaluation(
-        title, str(config.output), reports, rows, comparisons, failed, split.target != "tags", training_of(adapters),
-        lambda identity: clip_audio(split, identity), config.clips_shown,
-    ))  # fmt: skip
+    found = Evaluation(
+        f"Evaluation on {config.split}", str(config.output), reports, rows, comparisons, failed, split.target != "tags",
+        training_of(adapters), lambda identity: clip_audio(split, identity), config.clips_shown, list(filters),
+    )  # fmt: skip
+    whole = markdown(found)
+    run.write_text("table.md", whole)
+    pictures = write_page(run.path, found)
     metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
     tracker.summary(reports)
     columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
@@ -132,8 +132,8 @@ def _score(
     tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
     tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
-    run.finish(metrics, fingerprint_text(table))
-    return f"{table}\n\n{said}", failed
+    run.finish(metrics, fingerprint_text(whole))
+    return last_lines(found, [run.path / name for name in ("table.md", "metrics.json", "report.html")]), failed
 
 
 def _asked(config: EvalConfig, systems: list[System], clips: int | str) -> dict:

@@ -1,11 +1,14 @@
-"""Writing an evaluation's page, with the clips' audio inside."""
+"""What `eval` and `compare` share of their pages: writing one, the clips' audio inside it, and which systems are filters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..config.schema import System
 from ..data.audio import encode_flac, read_audio
 from ..data.packed import PackedSplit
 from ..errors import RowError
-from ..reporting.evaluation import Evaluation, page
+from ..reporting.evaluation import page
+from ..reporting.results import Evaluation
 from ..runs import write_atomic
 
 
@@ -16,6 +19,13 @@ def write_page(folder: Path, found: Evaluation) -> list[Path]:
         write_atomic(folder / f"{name}.png", png)
     write_atomic(folder / "report.html", html)
     return [folder / f"{name}.png" for name in pictures]
+
+
+def filters_of(systems: Sequence[System]) -> dict[str, str]:
+    """A filtered system -> the system that is the same without the filter, where it is measured too."""
+    whole = {(system.adapter, system.predictions): system.name for system in reversed(systems) if not system.is_filtered}
+    sources = {system.name: (system.adapter, system.predictions) for system in systems if system.is_filtered}
+    return {name: whole[source] for name, source in sources.items() if source in whole}
 
 
 def clip_audio(split: PackedSplit, identity: str) -> bytes | None:

@@ -1,0 +1,81 @@
+"""What an evaluation found, and which of it comes first: the systems that lead, and the clips to hear."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..records import Prediction
+from ..text.tags import find_tags
+from ._shim import sentence
+
+YARDSTICKS = ("chance", "probe")
+"""Rows that are no systems of their own: the best constant answer, and a linear classifier on the audio embeddings."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a system comes from. `losses`: name -> [(step, loss)]; `rewards`: name of the round -> rewards of its candidates."""
+
+    losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    rewards: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the page and the terminal's last lines are made of. `reports` and `rows` by system; `audio_of`: clip id -> FLAC
+    bytes, or None; `filtered`: systems that are another one of them with fewer tags."""
+
+    title: str
+    source: str
+    reports: dict[str, dict]
+    rows: dict[str, Sequence[Prediction]]
+    comparisons: Sequence[dict]
+    gates_not_passed: Sequence[str]
+    with_words: bool
+    training: Training
+    audio_of: Callable[[str], bytes | None]
+    clips_shown: int
+    filtered: Sequence[str] = ()
+
+    @property
+    def leading(self) -> list[str]:
+        """The systems without filters and yardsticks; all of them where nothing else is there."""
+        names = [name for name in self.reports if name not in self.filtered and name not in YARDSTICKS]
+        return names or list(self.reports)
+
+    @property
+    def final(self) -> str:
+        """The last of the leading systems that wrote a tag: what all the work led to."""
+        return [*self.leading[:1], *(name for name in self.leading if self.reports[name]["predicted_tags"])][-1]
+
+    @property
+    def in_short(self) -> dict[str, dict]:
+        """The reports of the short table: the leading systems, then the yardsticks."""
+        names = [*self.leading, *(name for name in YARDSTICKS if name in self.reports)]
+        return {name: self.reports[name] for name in dict.fromkeys(names)}
+
+
+def sentences(comparisons: Sequence[dict]) -> list[str]:
+    """Each comparison in one sentence."""
+    return [sentence(each) for each in comparisons]
+
+
+def drawn_clips(found: Evaluation, count: int = 3) -> list[Prediction]:
+    """The final system's first `count` tagged clips by the hash of their ids: no result decides which clips are shown, and
+    the same ones are shown for every system. Untagged clips follow where there are too few."""
+    return sorted(found.rows[found.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:count]
+
+
+def how_drawn(found: Evaluation) -> str:
+    """Which clips `drawn_clips` shows, for the reader."""
+    report = found.reports[found.final]
+    return f"{report['clips'] - report['clips_without_reference_tags']} tagged clips, drawn by the hash of their ids"
+
+
+def units(found: Evaluation) -> str:
+    """What the intervals are over: "clips", or "speakers"."""
+    return f"{next(iter(found.reports.values()))['bootstrap'].get('unit', 'clip')}s"
+
+
+def _hash(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()

@@ -281,7 +281,7 @@ def test_a_transcript_cannot_become_markup(whole):
 
 def test_the_last_lines_are_those_that_matter(whole, tmp_path):
     lines = last_lines(whole, [tmp_path / "c.md", tmp_path / "c.json", tmp_path / "c.html"]).splitlines()
-    assert lines[0] == "said → written by right (40 tagged clips, drawn by the hash of their ids)"
+    assert lines[0] == "said → written by right (3 of 40 tagged clips, drawn by the hash of their ids)"
     drawn = drawn_clips(whole)
     assert lines[1:7] == [line for row in drawn for line in (f"  {row.reference}", f"  → {row.prediction}")]
     assert lines[8].split() == ["system", "micro", "F1", "precision", "recall", "false", "tags"]
@@ -297,7 +297,7 @@ def test_the_last_lines_are_those_that_matter(whole, tmp_path):
         "0.00",
         "[0.00–0.00]",
     ]
-    assert lines[12] == "95% intervals over clips; false tags: per clip without tags, of which there are 20."
+    assert lines[12] == "95% intervals over clips. False tags: per untagged clip, of which there are 20."
     text = " ".join(lines[13:])
     assert "right against guess: " in text
     assert "right top-1 against right: " in text
@@ -323,6 +323,20 @@ def test_the_final_system_wrote_something(whole):
     silent = whole.reports | {"right": whole.reports["right"] | {"predicted_tags": 0}}
     assert replace(whole, reports=silent).final == "guess"
     assert replace(whole, reports={"chance": whole.reports["chance"]}).final == "chance"
+
+
+def test_words_are_measured_and_cut_to_two_lines(whole):
+    """Emphasis by its micro F1, with how many words it is from; WER in the short table; long transcripts in two lines each."""
+    said = " ".join(["well"] * 60)
+    rows = [Prediction("a", f"[sighs] NO, {said}", f"[sighs] NO, {said}"), Prediction("b", "STOP it", "stop it")]
+    report = summarize(rows, True, Taxonomy.load(REPO / "data/tags.yaml"), Bootstrap(samples=10), Placement())
+    found = replace(whole, reports={"a": report}, rows={"a": rows}, comparisons=[], with_words=True)
+    lines = last_lines(found, []).splitlines()
+    assert lines[0] == "said → written by a (2 clips, drawn by the hash of their ids)"
+    assert [line[:4] for line in lines[1:7]] == ["  [s", "  we", "  → ", "    ", "  ST", "  → "]
+    assert lines[2].endswith("…")
+    assert lines[8].split()[-1] == "WER"
+    assert "\n| emphasis F1 (2 words) | 0.667" in markdown(found)
 
 
 def test_the_markdown_holds_every_measure(whole):

@@ -14,7 +14,7 @@ from . import plots
 from ._shim import outcome_of
 from .marks import marked
 from .page import ClipView, Line, Section, Table, render
-from .results import YARDSTICKS, Evaluation, drawn_clips, how_drawn, sentences, units
+from .results import CHANCE, YARDSTICKS, Evaluation, drawn_clips, how_drawn, sentences, units
 
 EDGES_S = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 60.0)
 
@@ -34,14 +34,14 @@ def page(found: Evaluation) -> tuple[str, dict[str, bytes]]:
 
 
 def _clips(found: Evaluation) -> Section:
-    what = "" if found.with_words else " The systems write tags and no words."
-    text = f"Some of the {how_drawn(found)}. Tags of the reference are marked by what {found.final} wrote.{what}"
+    only = "" if found.with_words else ", tags only"
+    text = f"{how_drawn(found)}. What was said is marked by what {found.final} wrote{only}."
     return Section("Said and written", text=text, clips=[_view(row.id, found) for row in drawn_clips(found)])
 
 
 def _tags(found: Evaluation) -> Section | None:
     """F1 of each tag, the one that the final system knows best first; above them all tags together."""
-    reports = {name: report for name, report in found.in_short.items() if report["predicted_tags"]}
+    reports = {name: report for name, report in found.in_short.items() if report["predicted_tags"] and name != CHANCE}
     support = {tag: row["support"] for report in reports.values() for tag, row in report["per_tag"].items() if row["support"]}
     if not support:
         return None
@@ -65,7 +65,7 @@ def _point(measure: dict) -> tuple[float, float, float] | None:
 
 
 def _systems(found: Evaluation) -> Section:
-    text = f"Micro averages with 95% intervals over {units(found)}. False tags: per clip without tags."
+    text = f"Micro averages with 95% intervals over {units(found)}. False tags: per untagged clip."
     return Section("Systems", text=text, table=Table(*short_rows(found.in_short)), points=sentences(found.comparisons))
 
 
@@ -117,8 +117,8 @@ def _heatmap(table: dict[str, dict[str, float]]) -> bytes:
 
 def _times(found: Evaluation) -> Section | None:
     series = {}
-    for name, rows in found.rows.items():
-        table = [row for row in recall_by_time(rows, EDGES_S) if row["low"] is not None]
+    for name in found.leading:
+        table = [row for row in recall_by_time(found.rows[name], EDGES_S) if row["low"] is not None]
         if len(table) > 1 and found.reports[name]["predicted_tags"]:
             series[name] = [(row["mean_s"], row["value"], row["low"], row["high"]) for row in table]
     if not series:
@@ -133,18 +133,19 @@ def _confidence(found: Evaluation) -> Section | None:
     if not calibrated:
         return None
     reliability = {
-        name: [(each["confidence"], each["right"]) for each in content["reliability"]["bins"]]
-        for name, content in calibrated.items()
+        name: [(each["confidence"], each["right"]) for each in calibrated[name]["reliability"]["bins"]]
+        for name in found.leading
+        if name in calibrated
     }
-    name, content = list(calibrated.items())[-1]
+    name = found.final if found.final in calibrated else list(calibrated)[-1]
+    content = calibrated[name]
     curves = {kind: _precision_recall(curve) for kind, curve in content["filters"].items()}
     errors = {system: each["reliability"] for system, each in calibrated.items()}
     rows = [[system, f"{each['expected_error']:.3f}", str(each["tags"])] for system, each in errors.items()]
     axes = {"x_label": "confidence", "y_label": "share that is right"}
     return Section(
         "Confidence",
-        text="The probability that the model gave a tag, against the share of such tags that is right; and what filters by it "
-        f"make of precision and recall ({name}).",
+        text=f"How often tags of a confidence are right, and what filters make of the precision and recall of {name}.",
         table=Table(("system", "expected calibration error", "tags"), rows),
         pictures={
             "reliability": plots.lines(reliability, **axes, points=True, diagonal=True, unit_square=True),
@@ -162,7 +163,10 @@ def _precision_recall(curve: Sequence[dict]) -> list[tuple[float, float]]:
 def _losses(found: Evaluation) -> Section | None:
     if not found.training.losses:
         return None
-    return Section("Loss", pictures={"loss": plots.lines(found.training.losses, "optimizer step", "loss")}, folded=True)
+    picture = plots.lines(found.training.losses, "optimizer step", "loss", y_scale="log")
+    return Section(
+        "Loss", text="Of each training, on its own clips and on the validation split.", pictures={"loss": picture}, folded=True
+    )
 
 
 def _rewards(found: Evaluation) -> Section | None:
@@ -179,8 +183,9 @@ def _worst_and_best(found: Evaluation) -> list[Section]:
         return []
     tagged = [row for row in reversed(ranked) if find_tags(row.reference)]
     chosen = {"Worst": ranked[:count], "Best": tagged[:count]}
+    text = "By the clip's F1, then by the number of wrong tags."
     return [
-        Section(f"{kind} clips of {found.final}", clips=[_view(row.id, found) for row in rows], folded=True)
+        Section(f"{kind} clips of {found.final}", text=text, clips=[_view(row.id, found) for row in rows], folded=True)
         for kind, rows in chosen.items()
     ]
 

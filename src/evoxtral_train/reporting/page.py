@@ -1,10 +1,13 @@
 """One HTML file that needs no other: text, tables, and pictures inside it."""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_INTERVAL = re.compile(r"[+-]?[\d.]+ \[.+\]")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class ClipView:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and under it what there is of text, a table, a list, pictures (name -> PNG) and clips. Folded ones are at
-    the page's end and open with a click."""
+    """A heading, and under it what there is of text, clips, a table, a list, and pictures (name -> PNG). Folded ones are at the
+    page's end, their text beside the heading, and open with a click."""
 
     title: str
     text: str = ""
@@ -53,5 +56,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section], warnings: Seq
     loader = PackageLoader(__package__, "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_url"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    environment.filters["width"] = lambda png: int.from_bytes(png[16:20]) // 2  # of its header; plots hold two pixels for each
+    environment.filters["parts"] = lambda cell: cell.partition(" ") if _INTERVAL.fullmatch(cell) else (cell, "", "")
     template = environment.get_template("page.html.j2")
     return template.render(title=title, subtitle=subtitle, sections=sections, warnings=warnings)

@@ -8,7 +8,7 @@ from ..records import Prediction
 from ..text.tags import find_tags
 from ._shim import sentence
 
-YARDSTICKS = ("chance", "probe")
+CHANCE, PROBE = YARDSTICKS = ("chance", "probe")
 """Rows that are no systems of their own: the best constant answer, and a linear classifier on the audio embeddings."""
 
 
@@ -60,16 +60,18 @@ def sentences(comparisons: Sequence[dict]) -> list[str]:
     return [sentence(each) for each in comparisons]
 
 
-def drawn_clips(found: Evaluation, count: int = 3) -> list[Prediction]:
-    """The final system's first `count` tagged clips by the hash of their ids: no result decides which clips are shown, and
-    the same ones are shown for every system. Untagged clips follow where there are too few."""
-    return sorted(found.rows[found.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:count]
+def drawn_clips(found: Evaluation) -> list[Prediction]:
+    """Three tagged clips by the hash of their ids: no result decides which are shown, and they are the same for every
+    system. Untagged clips follow where there are too few."""
+    return sorted(found.rows[found.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:3]
 
 
 def how_drawn(found: Evaluation) -> str:
     """Which clips `drawn_clips` shows, for the reader."""
     report = found.reports[found.final]
-    return f"{report['clips'] - report['clips_without_reference_tags']} tagged clips, drawn by the hash of their ids"
+    tagged, shown = report["clips"] - report["clips_without_reference_tags"], len(drawn_clips(found))
+    of = f"{shown} of {tagged} tagged clips" if tagged >= shown else f"{shown} clips"
+    return f"{of}, drawn by the hash of their ids"
 
 
 def units(found: Evaluation) -> str:

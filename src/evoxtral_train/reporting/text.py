@@ -14,7 +14,7 @@ def last_lines(found: Evaluation, files: Sequence[Path]) -> str:
     """What `eval` and `compare` end with: clips as said → written, the short table, a sentence for each comparison, gates
     that were not passed, and where the rest is. `files`: what was written, the page last."""
     untagged = found.reports[found.final]["clips_without_reference_tags"]
-    note = f"95% intervals over {units(found)}; false tags: per clip without tags, of which there are {untagged}."
+    note = f"95% intervals over {units(found)}. False tags: per untagged clip, of which there are {untagged}."
     parts = [
         "\n".join([f"said → written by {found.final} ({how_drawn(found)})", *_clips(found)]),
         f"{aligned_table(*short_rows(found.in_short))}\n{note}",

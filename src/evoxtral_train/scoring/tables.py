@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-_FAMILIES = ("micro", "macro", "card", "bench", "placed micro", "placed macro")
 _MEASURES = ("f1", "precision", "recall", "hallucination", "emphasis_f1", "wer", "cer")
 _NAMES = {"f1": "F1", "emphasis_f1": "emphasis F1", "wer": "WER", "cer": "CER"}
 _SHORT = {
@@ -10,6 +9,7 @@ _SHORT = {
     "precision": ("micro", "precision"),
     "recall": ("micro", "recall"),
     "false tags": ("false_tags_per_untagged_clip",),
+    "WER": ("wer", "micro"),
 }
 
 
@@ -20,32 +20,39 @@ def systems_table(systems: Mapping[str, dict]) -> str:
 
 def systems_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of `systems_table`."""
-    rows = []
-    for title, path in _paths(systems):
-        measures = [_find(report, path) for report in systems.values()]
-        if any(measure is not None for measure in measures):
-            rows.append([title, *map(interval, measures)])
+    rows = [[title, *map(interval, _row(systems, path))] for title, path in _paths(systems) if any(_row(systems, path))]
     return ["measure", *systems], rows
 
 
+def short_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): one line per system with what matters most: micro F1, its precision and recall, false tags per untagged
+    clip, and WER where words are written."""
+    columns = [[title, *map(short_interval, _row(systems, path))] for title, path in _SHORT.items() if any(_row(systems, path))]
+    header, *rows = zip(["system", *systems], *columns, strict=True)
+    return list(header), [list(row) for row in rows]
+
+
 def _paths(systems: Mapping[str, dict]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(title, where it stands in a report) of every measure. The emphasised words are the reference's, so any report's."""
-    for family in _FAMILIES:
-        for measure in _MEASURES:
-            yield f"{family} {_NAMES.get(measure, measure)}", (*family.split(), measure)
+    """(title, where it is in a report) of every measure."""
+    yield from _family_paths("micro", "macro")
     yield "false tags per untagged clip", ("false_tags_per_untagged_clip",)
     yield "tags per clip", ("tags_per_clip",)
     yield "WER", ("wer", "micro")
     yield "CER", ("cer", "micro")
-    emphasised = max((report["emphasis"]["reference_words"] for report in systems.values() if "emphasis" in report), default=0)
-    yield f"emphasis F1 ({emphasised:,} emphasised words)", ("emphasis", "micro", "f1")
+    words = max((report["emphasis"]["reference_words"] for report in systems.values() if "emphasis" in report), default=0)
+    yield f"emphasis F1 ({words:,} words)", ("emphasis", "micro", "f1")
+    yield from _family_paths("placed micro", "placed macro", "card", "bench")
 
 
-def short_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one line per system with what matters most: micro F1, its precision and recall, and false tags per
-    untagged clip."""
-    rows = [[name, *(short_interval(_find(report, path)) for path in _SHORT.values())] for name, report in systems.items()]
-    return ["system", *_SHORT], rows
+def _family_paths(*families: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for family in families:
+        for measure in _MEASURES:
+            yield f"{family} {_NAMES.get(measure, measure)}", (*family.split(), measure)
+
+
+def _row(systems: Mapping[str, dict], path: tuple[str, ...]) -> list[dict | None]:
+    """The measure of each system; None where its report lacks it."""
+    return [_find(report, path) for report in systems.values()]
 
 
 def per_tag_table(systems: Mapping[str, dict]) -> str:

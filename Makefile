@@ -28,9 +28,8 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/pytest
 
-demo: $(DEMO)/comparison.json
-	@cat $(DEMO)/comparison.md
-	@echo "written to $(DEMO)/comparison.json and .md; to look at and listen to: $(DEMO)/comparison.html"
+demo: $(DEMO)/comparison.txt
+	@cat $<
 
 $(DEMO)/data/complete.json: $(CONFIGS)/synth.yaml | .venv/installed
 	$(EVOXTRAL) data synth $< --overwrite
@@ -51,8 +50,9 @@ $(DEMO)/raft/result/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.jso
 $(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/result/complete.json
 	$(EVOXTRAL) eval $< --overwrite
 
-$(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
-	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >/dev/null
+$(DEMO)/comparison.txt: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
+	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >$@.part
+	mv $@.part $@
 
 clean-demo:
 	rm -rf $(DEMO)

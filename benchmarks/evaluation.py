@@ -14,7 +14,8 @@ from measuring import machine, seconds_of
 
 from evoxtral_train.config.schema import Bootstrap, Placement
 from evoxtral_train.records import Prediction
-from evoxtral_train.reporting.evaluation import Evaluation, Training, page
+from evoxtral_train.reporting.evaluation import page
+from evoxtral_train.reporting.results import Evaluation, Training
 from evoxtral_train.scoring.significance import compare_pairs
 from evoxtral_train.scoring.summary import summarize
 from evoxtral_train.text.taxonomy import Taxonomy

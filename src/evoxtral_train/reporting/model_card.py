@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..config.schema import ExportConfig
 from ..scoring.tables import systems_table
-from .evaluation import sentences
+from .results import sentences
 
 _METRICS = (
     (("micro", "f1"), "f1", "tag F1, micro"), (("micro", "precision"), "precision", "tag precision, micro"),

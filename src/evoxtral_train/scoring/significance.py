@@ -41,16 +41,22 @@ def declared(systems: Sequence[System]) -> list[tuple[str, str]]:
 
     base, SFT, SFT top-2, RAFT -> (base, SFT), (SFT, SFT top-2), (SFT, RAFT).
     """
-    competing = [system for system in systems if not system.is_yardstick]
-    own = {system.source: system.name for system in competing if not system.is_filtered}
-    pairs, last = [], None
-    for system in competing:
-        unfiltered = own.get(system.source) if system.is_filtered else None
-        if unfiltered or last:
-            pairs.append((unfiltered or last, system.name))
-        if unfiltered is None:
+    own, pairs, last = own_systems(systems), [], None
+    for system in systems:
+        if system.is_yardstick:
+            continue
+        before = own.get(system.name, last)
+        if before:
+            pairs.append((before, system.name))
+        if system.name not in own:
             last = system.name
     return pairs
+
+
+def own_systems(systems: Sequence[System]) -> dict[str, str]:
+    """A filtered system -> the one of the same source without a filter, where it is measured too."""
+    whole = {system.source: system.name for system in reversed(systems) if not system.is_filtered}
+    return {system.name: whole[system.source] for system in systems if system.is_filtered and system.source in whole}
 
 
 def compare_pairs(

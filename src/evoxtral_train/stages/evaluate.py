@@ -17,14 +17,15 @@ from ..modeling.audio_cache import AudioSource
 from ..modeling.realtime import load_model, pick_device, place_language_model
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
-from ..reporting.evaluation import Evaluation, sentences
+from ..reporting.results import Evaluation, sentences
+from ..reporting.text import last_lines, markdown
 from ..runs import Options, Run, check_plan, fingerprint_files, fingerprint_text
 from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
 from ..scoring.metrics import sums, units_of
 from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
-from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
+from ..scoring.tables import per_tag_rows
 from ..text.tags import format_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
@@ -86,13 +87,11 @@ def run(config: EvalConfig, options: Options) -> Report:
         written = measured | _decode_all(config, model, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
         scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
-    table, failed = scored
+    summary, failed = scored
     facts |= notes
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
-    if failed:
-        facts["not passed"] = "; ".join(failed)
-    return Report("eval", facts, table=table, exit_code=3 if failed else 0)
+    return Report("eval", facts, table=summary, exit_code=3 if failed else 0)
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
@@ -114,7 +113,7 @@ def _score(
     run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
     written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str]]:  # fmt: skip
-    """Everything that is written; returns the table, and the gates that were not passed."""
+    """Everything that is written; returns the last lines to print, and the gates that were not passed."""
     reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
@@ -125,15 +124,14 @@ def _score(
         reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
     comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
     failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
-    table = systems_table(reports)
-    said = "\n".join(f"- {each}" for each in sentences(comparisons)) or "There is nothing to compare."
-    run.write_text("table.md", f"{table}\n\n{said}\n\n{per_tag_table(reports)}\n")
     adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}
-    title = f"Evaluation on {config.split}"
-    pictures = write_page(run.path, Evaluation(
-        title, str(config.output), reports, rows, comparisons, failed, split.target != "tags", training_of(adapters),
-        lambda identity: clip_audio(split, identity), config.clips_shown,
-    ))  # fmt: skip
+    found = Evaluation(
+        f"Evaluation on {config.split}", str(config.output), systems, reports, rows, comparisons, failed, with_words,
+        training_of(adapters), lambda identity: clip_audio(split, identity), config.clips_shown,
+    )  # fmt: skip
+    whole = markdown(found)
+    run.write_text("table.md", whole)
+    pictures = write_page(run.path, found)
     metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
     metrics["yardsticks"] = [system.name for system in systems if system.is_yardstick]
     tracker.summary(reports)
@@ -144,8 +142,8 @@ def _score(
     tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
     tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
-    run.finish(metrics, fingerprint_text(table))
-    return f"{table}\n\n{said}", failed
+    run.finish(metrics, fingerprint_text(whole))
+    return last_lines(found, [run.path / name for name in ("table.md", "metrics.json", "report.html")]), failed
 
 
 def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:

@@ -25,8 +25,7 @@ def test_it_ends_with_the_table(demo):
     table = (demo / "runs/comparison.md").read_text("utf-8")
     assert "| measure | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
     printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
-    start = next(number for number, line in enumerate(printed) if line.startswith("said → written by "))
-    last = printed[start:]
+    last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) :]
     assert len(last) <= 30, "one screen"
     table = next(number for number, line in enumerate(last) if line.startswith("system  micro F1 "))
     assert [line.split()[0] for line in last[table + 1 : table + 4]] == ["base", "SFT", "RAFT"]

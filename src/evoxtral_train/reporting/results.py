@@ -45,7 +45,7 @@ class Evaluation:
     @property
     def yardsticks(self) -> dict[str, str]:
         """name -> "chance" or "probe"."""
-        return {system.name: system.yardstick for system in self.systems if system.is_yardstick}
+        return {system.name: system.yardstick for system in self.systems if system.is_yardstick and system.name in self.reports}
 
     @property
     def final(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import shipped
 from ..config.schema import AlignConfig
 from ..data import layouts
 from ..data.audio import read_audio
@@ -60,7 +61,7 @@ def run(config: AlignConfig, options: Options) -> Report:
     rules, tally = TagRules.of(config.tags), Counter()
     rows, rejected = read_manifest(config.manifest, rules, tally)
     asked = config.model_dump(mode="json")
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from .. import shipped
 from ..config.schema import ImportConfig
 from ..corpus.sources import SourceRow, place_audio, read_source
 from ..corpus.transcripts import forbids_commercial_use, tagged_transcript
@@ -40,7 +41,7 @@ def run(config: ImportConfig, options: Options) -> Report:
     if config.license:
         facts["license"] = _license_fact(config.license)
     asked = config.model_dump(mode="json")
-    inputs = {"tags": fingerprint_files([config.tags.table])}
+    inputs = {"tags": fingerprint_files([shipped.find(config.tags.table)])}
     path = Path(config.source.path)
     if path.is_file():
         inputs["source"] = fingerprint_files([path])

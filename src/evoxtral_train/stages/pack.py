@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 
+from .. import shipped
 from ..config.schema import PackConfig
 from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
@@ -32,7 +33,7 @@ def run(config: PackConfig, options: Options) -> Report:
         "output": config.output,
     }
     asked = config.model_dump(mode="json", exclude={"check"})
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     if options.dry_run:
         check_output(config.output, "data pack", asked, inputs, options)
         bad = sum(isinstance(each, Rejected) for each in iter_manifest(config.manifest, rules))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from .. import shipped
 from ..config.schema import StatsConfig
 from ..corpus.statistics import Clip, Statistics, gather, histogram, most_speakers
 from ..data.audio import duration_of
@@ -21,7 +22,7 @@ def run(config: StatsConfig, options: Options) -> Report:
     """Writes `report.html`, `stats.json` and `*.png`. Durations are read from the headers of the audio files."""
     rules, rejected, rows = TagRules.of(config.tags), Counter(), count_rows(config.manifest)
     asked = config.model_dump(mode="json")
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     facts = {"rows": rows, "output": config.output}
     if options.dry_run:
         check_output(config.output, "data stats", asked, inputs, options)

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from .. import shipped
 from ..config.schema import SynthConfig
 from ..data.audio import encode_flac
 from ..errors import RowError, UsageError
@@ -44,7 +45,7 @@ def run(config: SynthConfig, options: Options) -> Report:
         **engine.plan(),
         "output": config.output,
     }
-    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([source])}
+    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([shipped.find(source)])}
     if options.dry_run:
         check_output(config.output, "data synth", asked, inputs, options)
         return Report("plan: data synth", facts)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from .. import shipped
 from ..data.splits import SPLITS, split_of_sentence
 from ..errors import RowError, UsageError
 from ..text import tags as tag_text
@@ -38,7 +39,7 @@ class Grammar:
     @classmethod
     def load(cls, path: Path) -> "Grammar":
         try:
-            content = yaml.safe_load(path.read_text("utf-8"))
+            content = yaml.safe_load(shipped.find(path).read_text("utf-8"))
             grammar = cls(slots=content["slots"], sentences=content["sentences"])
         except FileNotFoundError:
             raise UsageError("no such grammar", where=str(path), fix="set `grammar` to an existing YAML file") from None

@@ -1,5 +1,6 @@
 """`evoxtral init`: a folder to work in, with the commented configs, the tag table and the grammar."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def run_tiny(folder: Path) -> Report:
     """The same for a project that runs the whole pipeline on a laptop: the demo's configs, with less of everything."""
     configs = {}
     for path in (shipped.root() / "configs" / "demo").glob("*.yaml"):
-        text = path.read_text("utf-8").replace("configs/demo/", "configs/").replace("runs/demo/", "runs/")
+        text = path.read_text("utf-8").replace("configs/demo/", "configs/")
+        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda found: f"runs/{found[1]}{' ' * 5 + found[2] if found[2] else ''}", text)
         for key, value in _TINY_SIZES.get(path.name, {}).items():
             text = with_value(text, key, value)
         configs[Path(path.name)] = text
@@ -62,7 +64,8 @@ def with_value(text: str, key: str, value: Any) -> str:
     for part in key.split("."):
         node = next(inner for name, inner in node.value if name.value == part)
     start, end = node.start_mark.index, node.end_mark.index
-    return text[:start] + str(value).ljust(end - start) + text[end:]
+    padding = " " * (end - start - len(str(value))) if text[end : end + 1] == " " else ""
+    return f"{text[:start]}{value}{padding}{text[end:]}"
 
 
 def _write(folder: Path, title: str, configs: dict[Path, str], commands: str) -> Report:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .. import __version__
 from . import running
 from .running import (
     ConfigArgument,
@@ -41,7 +40,9 @@ app.add_typer(raft, name="raft")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"evoxtral {__version__}")
+        from importlib import metadata
+
+        print(f"evoxtral {metadata.version('evoxtral')}")
         raise typer.Exit
 
 

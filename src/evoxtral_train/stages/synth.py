@@ -43,6 +43,7 @@ def run(config: SynthConfig, options: Options) -> Report:
         "splits": ", ".join(f"{split} {count}" for split, count in Counter(script.split for script in scripts).items()),
         "without tags": f"{sum(not find_tags(script.text) for script in scripts) / max(len(scripts), 1):.0%}",
         **{f"tags {change}": count for change, count in describe_changes(tally).items()},
+        **({"first rejected": _first_reason(source, rejected)} if rejected else {}),
         **engine.plan(),
         "output": config.output,
     }
@@ -75,14 +76,20 @@ def run(config: SynthConfig, options: Options) -> Report:
         tracker.summary(metrics)
         run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
     facts |= {"clips written": len(rows), "rejected": len(rejected), "hours of audio": f"{hours:.2f}"}
+    if rejected:
+        facts |= {"first rejected": _first_reason(source, rejected), "all rejected": run.path / "rejected.jsonl"}
     facts["manifest"] = run.path / "manifest.jsonl"
     return Report("data synth", facts)
 
 
 def _nothing_spoken(source: Path, rejected: list[dict], written: Path | None = None) -> UsageError:
+    return all_rejected("no script can be spoken", len(rejected), source, _first_reason(source, rejected), written)
+
+
+def _first_reason(source: Path, rejected: list[dict]) -> str:
     first = rejected[0]
-    place = f"{row_place(source, first['line'])}: " if "line" in first else ""
-    return all_rejected("no script can be spoken", len(rejected), source, f"{place}{first['reason']}", written)
+    place = row_place(source, first["line"]) if "line" in first else first["id"]
+    return f"{place}: {first['reason']}"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,12 @@ def test_init_replaces_nothing(call, tmp_path):
         assert (tmp_path / "configs/sft.yaml").read_text("utf-8") == "mine"
 
 
+def test_init_into_a_file(call, tmp_path):
+    (tmp_path / "file").write_text("", "utf-8")
+    result = call("init", tmp_path / "file")
+    assert (result.exit_code, result.stderr.partition(" — ")[0]) == (2, f"error: {tmp_path / 'file'}: is a file, not a folder")
+
+
 def test_the_tiny_project(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("init", "--tiny")

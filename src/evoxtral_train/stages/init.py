@@ -69,6 +69,8 @@ def with_value(text: str, key: str, value: Any) -> str:
 
 
 def _write(folder: Path, title: str, configs: dict[Path, str], commands: str) -> Report:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is a file, not a folder", where=str(folder), fix="name a folder; it is made where there is none")
     files = {Path("configs") / name: text for name, text in configs.items()}
     files |= {path: (shipped.root() / path).read_text("utf-8") for path in (shipped.TAGS, shipped.GRAMMAR)}
     present = [str(name) for name in sorted(files) if (folder / name).exists()]

@@ -19,7 +19,7 @@ class Report:
 
 
 def all_rejected(what: str, count: int, where: Path | str, first_reason: str, written: Path | None = None) -> UsageError:
-    """For a stage, or its plan, that has nothing left to do: "no row could be packed: all 17 are rejected". `written`: the
+    """For a stage, or its plan, that has nothing left to do: "no row can be packed: all 17 are rejected". `written`: the
     file that holds every rejected row."""
     rejected = f"all {count:,} are rejected" if count > 1 else "the only one is rejected"
     fix = f"first reason: {first_reason}" + (f"; all of them: {written}" if written else "")

@@ -140,9 +140,10 @@ def test_eval_predictions_needs_no_model(call, tmp_path):
     ("content", "reason"),
     [
         ('{"id": "a", "reference": "x"}\n', r":1: `prediction` is missing"),
-        ('{"id": "a", "reference": "x", "prediction": "y"}\n' * 2, r":2: duplicate id 'a', first seen in line 1"),
+        ('{"id": "a", "reference": "x", "prediction": "y"}\n' * 2, r":2: duplicate id 'a', first seen in row 1"),
         ("{\n", r":1: not JSON"),
-        ("[]\n", r":1: a row is a JSON object"),
+        ("3\n", r":1: a row is a JSON object"),
+        ("[]\n", "no predictions"),
         ("", "no predictions"),
     ],
 )

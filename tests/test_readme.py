@@ -48,8 +48,8 @@ def test_command(command, call, spoken, tmp_path):
 
 
 def test_every_command_of_the_table_exists(call):
-    named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 19
+    named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
+    assert len(named) == 20
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..config.schema import Bootstrap
 from ..errors import UsageError
-from ..records import Prediction, read_jsonl
+from ..records import Prediction, read_jsonl, row_place
 from ..scoring.metrics import evaluate
 from ..text.tags import strip_tags
 
@@ -16,12 +16,12 @@ def run(path: Path, bootstrap: Bootstrap) -> dict:
     """
     rows, lines = [], {}
     for number, content in read_jsonl(path):
-        where = f"{path}:{number}"
+        where = row_place(path, number)
         for name in ("id", "reference", "prediction"):
             if not isinstance(content.get(name), str):
                 raise UsageError(f"`{name}` is missing or not text", where=where, fix="each row needs id, reference, prediction")
         if content["id"] in lines:
-            raise UsageError(f"duplicate id {content['id']!r}, first seen in line {lines[content['id']]}", where=where)
+            raise UsageError(f"duplicate id {content['id']!r}, first seen in row {lines[content['id']]}", where=where)
         lines[content["id"]] = number
         rows.append(Prediction(content["id"], content["reference"], content["prediction"], speaker=content.get("speaker")))
     if not rows:

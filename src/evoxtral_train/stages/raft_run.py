@@ -68,6 +68,8 @@ def run(config: RaftConfig, options: Options) -> Report:
 
 
 def plan(config: RaftConfig, options: Options) -> Report:
+    if is_complete(config.dataset):
+        _check(config)
     first = raft_folders.of_round(config, 1)
     facts = generate.plan(first, Options(resume=True)).facts
     steps = plan_steps(plan_curated(config.dataset, config.split, config.curate), config.train)

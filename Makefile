@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on synthetic speech, with a table at the end
-# make test   style check and tests
+# make test   style check and tests, in two processes: about 4 minutes on 2 cores
 # make test-wheel  the wheel alone, in an environment with everything installed anew (some minutes, mostly downloads)
 # make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
@@ -27,7 +27,7 @@ install: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 test-wheel: .venv/installed
 	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py

@@ -1,24 +1,55 @@
-"""Shared fixtures: the tiny base, a small spoken corpus, and the command line called in process."""
+"""Shared fixtures: the tiny base, a small spoken corpus, the small demo, and the command line called in process.
+
+`make test` runs two workers (pytest-xdist). What is costly and only read is made once for both, by `made_once`.
+"""
 
 import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
+# One thread for each worker, and for each process that a test starts; read when numpy and torch are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import soundfile
 import yaml
+from filelock import FileLock
 from typer.testing import CliRunner
 
 REPO = Path(__file__).parent.parent
 TINY_BASE = REPO / "data" / "tiny-base"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What needs the demo comes first: one worker makes it while the other, which begins in the middle, does the rest."""
+    items.sort(key=lambda item: "demo" not in item.fixturenames)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """made_once(name, make) -> the folder that make(folder) filled, by whichever worker came first. Tests only read it."""
+    root = tmp_path_factory.getbasetemp()  # a worker's own lies in the run's
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def made_once(name: str, make) -> Path:
+        folder, finished = root / name, root / f"{name}.finished"
+        with FileLock(root / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt left
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made_once
 
 
 @pytest.fixture(autouse=True)
@@ -71,22 +102,20 @@ def model():
 
 
 @pytest.fixture(scope="session")
-def spoken(tmp_path_factory) -> Path:
+def spoken(made_once) -> Path:
     """A folder with a manifest of 36 spoken clips: 12 for SFT and 12 for RAFT, 6 and 6 held out."""
     from evoxtral_train.config.schema import Clips, SynthConfig, Tracking
     from evoxtral_train.runs import Options
     from evoxtral_train.stages import synth
 
-    folder = tmp_path_factory.mktemp("spoken") / "data"
-    synth.run(
-        SynthConfig(
-            output=folder, grammar=REPO / "data/scripts/grammar.yaml", seed=3,
-            clips=Clips(train=12, validation=6, test=6, raft=12),
-            tracking=Tracking(mode="disabled"),
-        ),
-        Options(),
-    )  # fmt: skip
-    return folder
+    def make(folder: Path) -> None:
+        config = SynthConfig(
+            output=folder / "data", grammar=REPO / "data/scripts/grammar.yaml", seed=3,
+            clips=Clips(train=12, validation=6, test=6, raft=12), tracking=Tracking(mode="disabled"),
+        )  # fmt: skip
+        synth.run(config, Options())
+
+    return made_once("spoken", make) / "data"
 
 
 def rows_of(spoken: Path) -> list[dict]:
@@ -96,21 +125,22 @@ def rows_of(spoken: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def packed(spoken, tmp_path_factory) -> dict[str, Path]:
+def packed(spoken, made_once) -> dict[str, Path]:
     """The spoken clips, packed in either layout: {"packed": folder, "deferred": folder}."""
     from evoxtral_train.config.schema import Layout, PackConfig, Tracking
     from evoxtral_train.runs import Options
     from evoxtral_train.stages import pack
 
-    folders = {}
-    for kind in ("packed", "deferred"):
-        folders[kind] = tmp_path_factory.mktemp("packed") / kind
-        config = PackConfig(
-            manifest=spoken / "manifest.jsonl", output=folders[kind], base=str(TINY_BASE), layout=Layout(kind=kind),
-            tracking=Tracking(mode="disabled"),
-        )  # fmt: skip
-        pack.run(config, Options())
-    return folders
+    def make(folder: Path) -> None:
+        for kind in ("packed", "deferred"):
+            config = PackConfig(
+                manifest=spoken / "manifest.jsonl", output=folder / kind, base=str(TINY_BASE), layout=Layout(kind=kind),
+                tracking=Tracking(mode="disabled"),
+            )  # fmt: skip
+            pack.run(config, Options())
+
+    folder = made_once("packed", make)
+    return {kind: folder / kind for kind in ("packed", "deferred")}
 
 
 @pytest.fixture
@@ -154,30 +184,33 @@ def merge(content: dict, changes: dict) -> dict:
     return content | {key: merge(content[key], value) if isinstance(value, dict) else value for key, value in changes.items()}
 
 
+def make(*arguments) -> subprocess.CompletedProcess:
+    """`make` as a newcomer calls it: no part of the `make test` that may be running."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", *arguments], cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def demo(made_once):
     """The folder that `make demo` filled, with the shipped demo configs cut small; `configs/` beside it."""
-    root = tmp_path_factory.mktemp("demo")
-    folder, configs = root / "runs", root / "configs"
-    configs.mkdir()
-    for path in (REPO / "configs/demo").glob("*.yaml"):
-        text = path.read_text("utf-8").replace("runs/demo", str(folder))
-        (configs / path.name).write_text(yaml.safe_dump(merge(yaml.safe_load(text), SMALL.get(path.name, {}))), "utf-8")
-    started = time.monotonic()
-    done = subprocess.run(
-        ["make", "demo", f"DEMO={folder}", f"CONFIGS={configs}"], cwd=REPO, capture_output=True, text=True, check=False,
-        env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(f"make demo, cut small: {time.monotonic() - started:.0f} s")
-    (root / "stdout.txt").write_text(done.stdout, "utf-8")
-    return root
+
+    def fill(root: Path) -> None:
+        folder, configs = root / "runs", root / "configs"
+        configs.mkdir()
+        for path in (REPO / "configs/demo").glob("*.yaml"):
+            text = path.read_text("utf-8").replace("runs/demo", str(folder))
+            (configs / path.name).write_text(yaml.safe_dump(merge(yaml.safe_load(text), SMALL.get(path.name, {}))), "utf-8")
+        done = make("demo", f"DEMO={folder}", f"CONFIGS={configs}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        (root / "stdout.txt").write_text(done.stdout, "utf-8")
+
+    return made_once("demo", fill)
 
 
 @pytest.fixture
-def raft(demo, call):
+def raft(demo, call, tmp_path):
     """evoxtral raft … with the demo's config, into a copy of its folder that a test may change."""
-    copy = demo.parent / f"copy-{time.monotonic_ns()}"
+    copy = tmp_path / "raft"
     shutil.copytree(demo / "runs" / "raft", copy, ignore=shutil.ignore_patterns("wandb", "checkpoints"))
 
     def raft(step: str, *more) -> object:

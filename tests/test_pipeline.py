@@ -3,14 +3,13 @@
 import json
 import math
 import shutil
-import subprocess
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
 
-from conftest import REPO, TINY_BASE
+from conftest import TINY_BASE, make
 from evoxtral_train.records import Candidate, Prediction, ScoredCandidate, read_rows
 from wandb_files import read_run
 
@@ -34,11 +33,9 @@ def test_it_ends_with_the_table(demo):
 
 
 def test_a_finished_demo_is_not_done_again(demo):
-    again = subprocess.run(
-        ["make", "-n", "demo", f"DEMO={demo / 'runs'}", f"CONFIGS={demo / 'configs'}"], cwd=REPO, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert "evoxtral" not in again.stdout
+    again = make("-n", "demo", f"DEMO={demo / 'runs'}", f"CONFIGS={demo / 'configs'}")
+    assert again.returncode == 0, again.stderr
+    assert ".venv/bin/evoxtral" not in again.stdout
 
 
 def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):

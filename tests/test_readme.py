@@ -1,13 +1,11 @@
 """Each command of the README runs in a test, or says that it needs a GPU or the network."""
 
 import csv
-import json
 import re
-import subprocess
 
 import pytest
 
-from conftest import REPO
+from conftest import REPO, make, rows_of
 
 README = (REPO / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -22,7 +20,7 @@ RUN_HERE = {
     "evoxtral doctor": (),
     "evoxtral sft configs/sft.yaml --dry-run": (),
     "evoxtral data synth configs/synth.yaml": ("--set", "clips.train=8", "--set", "clips.validation=1", "--set", "clips.test=1"),
-    "evoxtral data import configs/import.yaml": ("--set", "source.path={corpus}/clips.csv"),
+    "evoxtral data import configs/import.yaml": ("--set", "source.path={table}"),
     "evoxtral data stats configs/stats.yaml": ("--set", "manifest={corpus}/manifest.jsonl"),
 }
 
@@ -37,12 +35,12 @@ def test_every_command_is_run_or_says_what_it_needs():
 
 @pytest.mark.parametrize("command", RUN_HERE)
 def test_command(command, call, spoken, tmp_path):
-    """On a corpus of its own, where the command needs one: clips with a table beside them."""
-    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
-    with (spoken / "clips.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("audio", "text"), *((row["audio"], row["text"]) for row in rows)])
+    """On a small corpus, where the command needs one: clips, and a table of them."""
+    table = tmp_path / "clips.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("audio", "text"), *((row["audio"], row["text"]) for row in rows_of(spoken))])
     output = ("--set", f"output={tmp_path / 'out'}") if " data " in command else ()
-    arguments = [argument.format(corpus=spoken) for argument in RUN_HERE[command]]
+    arguments = [argument.format(corpus=spoken, table=table) for argument in RUN_HERE[command]]
     result = call(*command.split()[1:], *arguments, *output)
     assert result.exit_code == 0, result.stderr
 
@@ -57,7 +55,8 @@ def test_every_command_of_the_table_exists(call):
 def test_make_test_and_ci_are_one_command():
     assert "make test" in (REPO / ".ci/run").read_text("utf-8")
     assert ".ci/run" in (REPO / ".github/workflows/ci.yml").read_text("utf-8")
-    plan = subprocess.run(["make", "-n", "test"], cwd=REPO, capture_output=True, text=True, check=True)
+    plan = make("-n", "test")
+    assert plan.returncode == 0, plan.stderr
     assert "pytest" in plan.stdout
 
 

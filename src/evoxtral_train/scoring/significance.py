@@ -172,19 +172,21 @@ def _inverted(value: float, at_zero: np.ndarray, slope: np.ndarray, level: float
 
 
 def sentence(comparison: dict) -> str:
-    """The outcome of a comparison in one sentence: the primary measure, then the secondary ones."""
-    parts = "; ".join(_part(name, measure, comparison["unit"]) for name, measure in comparison["measures"].items())
-    return f"{comparison['after']} against {comparison['before']}: {parts}."
+    """The outcome of a comparison in one sentence: the primary measure with its size, then the secondary ones."""
+    (name, primary), *others = comparison["measures"].items()
+    parts = [_part(name, primary), *(_part(other, measure) for other, measure in others)]
+    if primary["value"] is not None and not primary["shown"]:
+        could = f"{primary['units']} {comparison['unit']}s could show {primary['smallest_difference']:.2g}"
+        parts[0] += f" ({signed(primary)}; {could})"
+    return f"{comparison['after']} against {comparison['before']}: {'; '.join(parts)}."
 
 
-def _part(name: str, measure: dict, unit: str) -> str:
-    what = MEASURES[name]
+def _part(name: str, measure: dict) -> str:
     if measure["value"] is None:
-        return f"{what} not defined"
-    if measure["shown"]:
-        return f"{what} {outcome_of(measure)} by {signed(measure)}"
-    could = f"{measure['units']} {unit}s could show {measure['smallest_difference']:.2g}"
-    return f"{what}: no difference shown ({signed(measure)}; {could})"
+        return f"{MEASURES[name]} not defined"
+    if not measure["shown"]:
+        return f"no difference in {MEASURES[name]} shown"
+    return f"{MEASURES[name]} {outcome_of(measure)} by {signed(measure)}"
 
 
 def outcome_of(measure: dict) -> str:

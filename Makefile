@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on synthetic speech, with a table at the end
 # make test   style check and tests, in two processes: about 4 minutes on 2 cores
+# make test-wheel  the wheel alone, in an environment with everything installed anew (some minutes, mostly downloads)
 # make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make study  which layout, which reward: both studies at three seeds, about 1½ hours on 2 cores
@@ -14,7 +15,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test bench scaling study install tiny-base clean-demo
+.PHONY: demo test test-wheel bench scaling study install tiny-base clean-demo
 
 install: .venv/installed
 
@@ -28,9 +29,11 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
-demo: $(DEMO)/comparison.json
-	@cat $(DEMO)/comparison.md
-	@echo "written to $(DEMO)/comparison.json and .md; to look at and listen to: $(DEMO)/comparison.html"
+test-wheel: .venv/installed
+	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py
+
+demo: $(DEMO)/comparison.txt
+	@cat $<
 
 $(DEMO)/data/complete.json: $(CONFIGS)/synth.yaml | .venv/installed
 	$(EVOXTRAL) data synth $< --overwrite
@@ -51,8 +54,9 @@ $(DEMO)/raft/result/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.jso
 $(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/result/complete.json
 	$(EVOXTRAL) eval $< --overwrite
 
-$(DEMO)/comparison.json: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
-	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >/dev/null
+$(DEMO)/comparison.txt: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
+	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >$@.part
+	mv $@.part $@
 
 clean-demo:
 	rm -rf $(DEMO)

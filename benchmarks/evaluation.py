@@ -14,8 +14,9 @@ from measuring import machine, seconds_of
 
 from evoxtral_train.config.schema import Bootstrap, Placement
 from evoxtral_train.records import Prediction
-from evoxtral_train.reporting.evaluation import Evaluation, Training, page
-from evoxtral_train.scoring.significance import compare_all
+from evoxtral_train.reporting.evaluation import page
+from evoxtral_train.reporting.results import Evaluation, Training
+from evoxtral_train.scoring.significance import compare_pairs
 from evoxtral_train.scoring.summary import summarize
 from evoxtral_train.text.taxonomy import Taxonomy
 
@@ -35,7 +36,7 @@ def main() -> None:
         found["reports"] = {name: summarize(each, True, TAXONOMY, wanted, Placement()) for name, each in rows.items()}
 
     def compare() -> None:
-        found["comparisons"] = compare_all(rows, Bootstrap().samples, 0)
+        found["comparisons"] = compare_pairs([("one", "other")], rows, True, Bootstrap())
 
     def draw() -> None:
         page(Evaluation("", "", found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))

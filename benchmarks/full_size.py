@@ -73,7 +73,7 @@ class RandomSplit:
             tokens = samples_to_tokens(samples)
             row = layouts.clock_tokens(self.layout, CLOCK, samples, tokens, PREPAD_SAMPLES, ROOM_TOKENS)
             target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
-            self.examples.append(Example(f"clip-{index}", "", "", target, tokens, row, []))
+            self.examples.append(Example(f"clip-{index}", "", None, "", target, tokens, row, []))
         self.utterance_tokens = [example.utterance_tokens for example in self.examples]
         self.row_tokens = [example.row_tokens for example in self.examples]
         self.target_tokens = [TARGET_TOKENS] * self.clips

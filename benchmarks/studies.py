@@ -17,13 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evoxtral_train.config.schema import Bootstrap
 from evoxtral_train.progress import Progress, format_seconds
 from evoxtral_train.records import Prediction, read_jsonl, read_rows
 from evoxtral_train.runs import is_complete, write_atomic
-from evoxtral_train.scoring.metrics import evaluate
+from evoxtral_train.scoring.metrics import evaluate, sums
+from evoxtral_train.scoring.significance import PRIMARY_LEVEL, difference
 
 DEMO = Path("configs/demo")
+YARDSTICKS = ("chance", "probe")
 SAMPLES, BOOTSTRAP_SEED = 2000, 0
+DIFFERENCES = ("micro_f1", "hallucination", "false_tags_per_untagged_clip", "tags_per_clip")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,24 @@ def _run(command: Command, jobs: int, logs: Path) -> tuple[Command, float]:
     return command, time.monotonic() - started
 
 
+def measure_yardsticks(dataset: Path, output: Path) -> Command:
+    """What every study's table begins with: the best constant answer, and a linear probe on the frozen audio. They need
+    the corpus and the base alone, no adapter."""
+    systems = ", ".join(f"{{name: {name}, yardstick: {name}}}" for name in YARDSTICKS)
+    return Command.of("eval", DEMO / "eval-sft.yaml", output, dataset=dataset, systems=f"[{systems}]")
+
+
+def yardsticks_of(folder: Path) -> dict[str, dict]:
+    """name -> its scores; they have no seed."""
+    rows = systems_of(folder)
+    return {name: score_over_seeds({name: rows[name]}) | {"micro_f1_of_seeds": []} for name in YARDSTICKS}
+
+
+def each_seed(report: dict) -> str:
+    """The table's cell: micro F1 of each seed."""
+    return ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"]) or "—"
+
+
 def systems_of(folder: Path) -> dict[str, list[Prediction]]:
     """name -> predictions of an evaluation."""
     return {path.stem: read_rows(path, Prediction) for path in sorted((folder / "predictions").glob("*.jsonl"))}
@@ -87,12 +109,20 @@ def score_over_seeds(predictions: Mapping[str, list[Prediction]]) -> dict:
     """All seeds pooled, as `evaluate` gives it, and each seed's micro F1. Clips are drawn for the intervals, with
     what every seed wrote for them: they hold for these seeds; how far the seeds differ stands beside them.
     `tags_that_are_none`: brackets whose content is no tag of the references."""
-    report = evaluate([row for rows in predictions.values() for row in rows], False, SAMPLES, BOOTSTRAP_SEED)
+    report = evaluate(
+        [row for rows in predictions.values() for row in rows], False, Bootstrap(samples=SAMPLES, seed=BOOTSTRAP_SEED)
+    )
     written = report.pop("per_tag")
     report["per_tag"] = {tag: row for tag, row in written.items() if row["support"]}
     report["tags_that_are_none"] = sum(row["predicted"] for row in written.values() if not row["support"])
-    seeds = [evaluate(rows, False, 1, 0)["micro"]["f1"]["value"] for rows in predictions.values()]
+    seeds = [evaluate(rows, False, Bootstrap(samples=1))["micro"]["f1"]["value"] for rows in predictions.values()]
     return report | {"micro_f1_of_seeds": seeds}
+
+
+def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, dict]:
+    """What `after` has more than `before`, with 95% intervals over clips; what all seeds wrote for a clip goes together."""
+    first, second, clips = sums(before, False), sums(after, False), [row.id for row in before]
+    return {name: difference(first[name], second[name], clips, PRIMARY_LEVEL, 10_000, BOOTSTRAP_SEED) for name in DIFFERENCES}
 
 
 def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:

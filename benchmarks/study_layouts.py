@@ -24,12 +24,15 @@ from studies import (
     DEMO,
     SAMPLES,
     Command,
+    each_seed,
+    measure_yardsticks,
     publish,
     run_phases,
     score_over_seeds,
     slug,
     systems_of,
     with_events,
+    yardsticks_of,
 )
 
 from evoxtral_train.records import Prediction
@@ -68,6 +71,7 @@ def main() -> None:
     results = {
         split: {name: _scores(options.output, name, split, manifest) for name in options.only} for split in ("validation", "test")
     }
+    results["test"] = yardsticks_of(options.output / "eval" / "yardsticks") | results["test"]
     shown = [name for name in IN_THE_FIGURE if name in options.only]
     recall = {name: recall_by_time(_rows(options.output, name, "test", manifest), fewest=options.fewest_events) for name in shown}
     heard = options.output / "heard" / "metrics.json"
@@ -94,7 +98,10 @@ def sections(content: dict) -> dict[str, str]:
 
 def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
     variants = {name: VARIANTS[name] for name in options.only}
-    return [*_data_phases(options, manifest, variants), *_adapter_phases(options, variants)]
+    # The audio is the same in every layout; the cache of `packed` alone ends before the clip does.
+    dataset = options.output / "packed" / min(variant.layout for variant in variants.values())
+    yardsticks = measure_yardsticks(dataset, options.output / "eval" / "yardsticks")
+    return [*_data_phases(options, manifest, variants), [yardsticks], *_adapter_phases(options, variants)]
 
 
 def _data_phases(options: argparse.Namespace, manifest: Path, variants: dict[str, Variant]) -> list[list[Command]]:
@@ -152,11 +159,10 @@ def layouts_table(content: dict) -> str:
               "tags / clip"]  # fmt: skip
     rows = []
     for name, report in content["test"].items():
-        seeds = ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"])
         measures = (report["micro"]["f1"], report["micro"]["precision"], report["micro"]["recall"], report["macro"]["f1"],
                     report["card"]["f1"], report["false_tags_per_untagged_clip"], report["tags_per_clip"])  # fmt: skip
         first, *others = map(interval, measures)
-        rows.append([name, first, seeds, *others])
+        rows.append([name, first, each_seed(report), *others])
     return markdown_table(header, rows)
 
 

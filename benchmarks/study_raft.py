@@ -14,13 +14,24 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from studies import DEMO, Command, publish, run_phases, score_over_seeds, slug, systems_of
+from studies import (
+    DEMO,
+    YARDSTICKS,
+    Command,
+    differences,
+    each_seed,
+    publish,
+    run_phases,
+    score_over_seeds,
+    slug,
+    systems_of,
+    yardsticks_of,
+)
 
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.schema import RaftConfig
 from evoxtral_train.records import Prediction, dump_row, read_jsonl
 from evoxtral_train.runs import write_atomic
-from evoxtral_train.scoring.metrics import differences
 from evoxtral_train.scoring.tables import interval, markdown_table
 
 ROUNDS = 3
@@ -62,6 +73,7 @@ def main() -> None:
     systems = {
         name: score_over_seeds(rows) | {"against_sft": differences(before, _pooled(rows))} for name, rows in predictions.items()
     }
+    systems = yardsticks_of(options.layouts / "eval" / "yardsticks") | systems
     content = {"layout": options.layout, "seeds": options.seeds, "clips": options.clips, "systems": systems,
                "rounds": {name: _rounds(options, name) for name in ARMS}}  # fmt: skip
     (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
@@ -153,11 +165,10 @@ def sections(content: dict) -> dict[str, str]:
     header = ["system", "micro F1", "each seed", "micro halluc.", "card halluc.", "false tags / untagged clip", "tags / clip"]
     rows, against = [], []
     for name, report in content["systems"].items():
-        seeds = ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"])
         measures = (report["micro"]["hallucination"], report["card"]["hallucination"], report["false_tags_per_untagged_clip"],
                     report["tags_per_clip"])  # fmt: skip
-        rows.append([name, interval(report["micro"]["f1"]), seeds, *map(interval, measures)])
-        if name != "SFT":
+        rows.append([name, interval(report["micro"]["f1"]), each_seed(report), *map(interval, measures)])
+        if name not in ("SFT", *YARDSTICKS):
             against.append([name, *map(_signed, report["against_sft"].values())])
     sampled = [
         [f"{name}, round {number}", *(f"{row[each]:.3f}" for each in ("greedy_reward", "mean_reward", "best_reward")),

@@ -59,7 +59,7 @@ def test_every_fault_is_found_and_the_good_rows_go_on(clip_row, write_manifest, 
     }  # fmt: skip
     for line, reason in {
         4: "1 samples that are not finite", 5: "audio is empty", 6: "audio lasts 40.0 s, the limit is 30 s",
-        7: "audio cannot be read", 8: "no such audio file", 9: "duplicate id, first seen in line 1",
+        7: "audio cannot be read", 8: "no such audio file", 9: "duplicate id, first seen in row 1",
         10: "unknown tag [sihgs] — did you mean [sighs]?", 11: "unclosed bracket at character 0",
         12: "`text` is missing or empty", 13: "not JSON", 14: "unknown field 'txet'", 15: "unknown split 'dev'",
         16: "tokens and EOS, but only",
@@ -114,7 +114,7 @@ def test_text_target_without_words_is_rejected(clip_row, write_manifest, tmp_pat
 
 
 def test_no_row_at_all_is_an_error(write_manifest, tmp_path):
-    with pytest.raises(UsageError, match="no row could be packed — first reason: `audio` is missing"):
+    with pytest.raises(UsageError, match="no row can be packed: the only one is rejected — first reason: .*: `audio` is missing"):
         pack.run(config(write_manifest([{"id": "a", "text": "b"}]), tmp_path), Options())
     with pytest.raises(UsageError, match="the manifest is empty"):
         pack.run(config(write_manifest([]), tmp_path), Options(overwrite=True))

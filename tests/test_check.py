@@ -105,10 +105,10 @@ def test_every_planted_fault_is_found_and_nothing_else(findings, speak, tmp_path
         ("silent", "silent"): "dBFS — is this the right file?",
         ("cut", "too_little_speech"): "in 1.0 s: at least",
         ("long", "too_much_speech"): "does the text hold all that is said?",
-        ("twin", "duplicate_audio"): "the same audio as ann-2 (line 2)",
-        ("alike", "near_duplicate_text"): "99% the words of ann-2 (line 2)",
-        ("leak", "sentence_in_two_splits"): "is in test and, as cem-1 (line 5), in validation",
-        ("voice", "speaker_in_two_splits"): "'bob' is in test and, as bob-1 (line 3), in train",
+        ("twin", "duplicate_audio"): "the same audio as ann-2 (row 2)",
+        ("alike", "near_duplicate_text"): "99% the words of ann-2 (row 2)",
+        ("leak", "sentence_in_two_splits"): "is in test and, as cem-1 (row 5), in validation",
+        ("voice", "speaker_in_two_splits"): "'bob' is in test and, as bob-1 (row 3), in train",
     }
     for key, reason in expected.items():
         assert reason in found[key], found[key]

@@ -1,7 +1,10 @@
 """The command line: quick help, plain errors, exit codes."""
 
+import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,37 @@ def test_help_answers_without_loading_torch():
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    for command in ("sft", "eval", "eval-predictions", "compare", "doctor", "data", "raft"):
-        assert f" {command} " in done.stdout
+    names = re.findall(r"^│ ([a-z-]+) ", done.stdout.partition("Commands")[2], re.MULTILINE)
+    assert names == ["init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "export", "doctor", "tiny-base"]
+
+
+@pytest.mark.parametrize(
+    ("group", "commands"),
+    [
+        ("data", ["import", "synth", "check", "stats", "align", "pack"]),
+        ("raft", ["generate", "score", "curate", "train", "run", "pairs"]),
+    ],
+)
+def test_groups_list_their_commands_in_the_order_of_use(call, group, commands):
+    assert re.findall(r"^│ ([a-z]+) ", call(group, "--help").stdout.partition("Commands")[2], re.MULTILINE) == commands
+
+
+def test_version(call):
+    assert call("--version").stdout == f"evoxtral {metadata.version('evoxtral')}\n"
+
+
+def test_the_shell_completes():
+    asked = {"_EVOXTRAL_COMPLETE": "complete_bash", "COMP_WORDS": "evoxtral eval", "COMP_CWORD": "1"}
+    done = subprocess.run([EVOXTRAL], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["eval", "eval-predictions"]
+
+
+def test_a_missing_extra_names_what_to_install(monkeypatch, call, tmp_path):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    result = call("data", "synth", "configs/demo/synth.yaml", "--set", f"output={tmp_path / 'out'}")
+    assert result.exit_code == 2
+    assert "espeak-ng is not installed — run: pip install 'evoxtral[synth]'" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

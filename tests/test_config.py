@@ -121,6 +121,47 @@ def test_set_obeys_the_same_rules():
         load_config(path, SftConfig, ["output.name=8"])
 
 
+def test_set_reaches_items_of_lists():
+    path = REPO / "configs/demo/eval-sft.yaml"
+    config = load_config(path, EvalConfig, ["systems.0.name=x", "systems.2.top_k=3", "systems.3={name: y}"])
+    assert [system.name for system in config.systems] == ["x", "SFT", "SFT top-2", "y"]
+    assert config.systems[2].top_k == 3
+    path = REPO / "configs/demo/raft.yaml"
+    assert load_config(path, RaftConfig, ["rounds.1.candidates=8"]).rounds[1].candidates == 8
+    path = REPO / "configs/synth.yaml"
+    assert load_config(path, SynthConfig, ["rates_wpm.0=150"]).rates_wpm == (150, 190)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("systems.4.name=x", "'systems' is a list of 3, and '4' is none of its numbers — use systems.0 to systems.2, or"),
+        ("systems.name=x", "'systems' is a list of 3, and 'name' is none of its numbers"),
+        ("systems.-1.name=x", "'systems' is a list of 3, and '-1' is none of its numbers"),
+        ("systems.0.nam=x", "unknown key 'systems.0.nam', did you mean 'systems.0.name'?"),
+        ("systems.0.name.x=1", "'systems.0.name' holds a value, not further keys"),
+        ("systems.3.top_k=1", "systems.3.name: is required and missing"),
+    ],
+)
+def test_set_says_what_is_wrong_with_an_item(override, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config(REPO / "configs/demo/eval-sft.yaml", EvalConfig, [override])
+    assert message in str(caught.value)
+
+
+def test_set_reaches_sections_that_are_null(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: c}\naugmentation: null\ntrain: {epochs: 1, learning_rate: 1}\n"
+    config = load_config(write(tmp_path, text), SftConfig, ["augmentation.probability=0.5"])
+    assert (config.augmentation.probability, config.augmentation.gain_db) == (0.5, 6.0)
+    with pytest.raises(ConfigError, match="unknown key 'augmentation.probabilty', did you mean 'augmentation.probability'"):
+        load_config(write(tmp_path, text), SftConfig, ["augmentation.probabilty=0.5"])
+    tags = ["transcript.leading_tag.column=style", "transcript.leading_tag.tags.whisper=whispers"]
+    config = load_config(REPO / "configs/import.yaml", ImportConfig, tags)
+    assert (config.transcript.leading_tag.column, config.transcript.leading_tag.tags) == ("style", {"whisper": "whispers"})
+    text = "output: a\ndataset: b\nmodel: {base: c}\nadapter: d\nrounds: null\ntrain: {epochs: 1, learning_rate: 1}\n"
+    assert load_config(write(tmp_path, text), RaftConfig, ["rounds.0.candidates=8"]).rounds[0].candidates == 8
+
+
 def test_all_problems_at_once(tmp_path):
     text = "output: a\ndataset: b\nmodel: {base: c, dtype: int8}\ntrain: {epochs: -1}\n"
     with pytest.raises(ConfigError) as caught:

@@ -22,9 +22,14 @@ def test_it_ends_with_the_table(demo):
         assert {"card", "micro", "macro", "per_tag", "false_tags_per_untagged_clip"} <= set(report)
         assert "wer" not in report  # the target holds no words
     table = (demo / "runs/comparison.md").read_text("utf-8")
-    assert table in (demo / "stdout.txt").read_text("utf-8")
-    assert "| system | micro F1 | micro P | micro R | macro F1 | card F1 |" in table
-    assert all(f"\n| {name} | " in table for name in comparison["systems"])
+    assert "| measure | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
+    printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
+    last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) :]
+    assert len(last) <= 30, "one screen"
+    table = next(number for number, line in enumerate(last) if line.startswith("system  micro F1 "))
+    assert [line.split()[0] for line in last[table + 1 : table + 4]] == ["base", "SFT", "RAFT"]
+    assert sum(line.count(" against ") for line in last) == len(comparison["comparisons"])
+    assert last[-1] == f"To look at and listen to: {demo}/runs/comparison.html"
 
 
 def test_a_finished_demo_is_not_done_again(demo):

@@ -3,14 +3,16 @@
 from itertools import permutations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import Placement
+from evoxtral_train.config.schema import Bootstrap, Placement
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring.metrics import evaluate
-from evoxtral_train.scoring.placement import Span, distance, pair, placed_counts, word_places
+from evoxtral_train.scoring.placement import NOWHERE, Span, distance, pair, placed_counts, word_places
 from evoxtral_train.scoring.tag_counts import TagCounts
+
+FEW = Bootstrap(samples=10)
 
 
 def test_a_tag_counts_within_the_tolerance_of_its_event():
@@ -35,8 +37,10 @@ def test_as_many_as_possible_are_paired_not_the_nearest_first():
         ("i [sighs] told you", "i [sighs] told you", [("sighs", 1, 1)]),
         ("i [sighs] told you", "and i [sighs] sold", [("sighs", 1, 1)]),
         ("i [sighs] told you", "i told you [sighs]", [("sighs", 3, 3)]),
-        ("i told you so", "i [pause] so", [("pause", 1, 3)]),  # anywhere among the words that were left out
-        ("i told you", "[sighs]", [("sighs", 0, 3)]),  # no word says where
+        ("i told you so", "i [pause] so", [("pause", 3, 3)]),  # before its next word
+        ("i told you so", "i told [pause]", [("pause", 2, 2)]),  # or after its last
+        ("i told you", "[sighs]", [("sighs", NOWHERE, NOWHERE)]),  # no word says where
+        ("", "[sighs] [pause]", [("sighs", 0, 0), ("pause", 0, 0)]),  # no words, so nowhere else to be
         ("i told you", "[laughs] i [sig told you [sighs]", [("laughs", 0, 0), ("sighs", 3, 3)]),
     ],
 )
@@ -89,15 +93,57 @@ def test_placed_metrics_literally():
                    [{"tag": "laughs", "at_s": 1.1, "written_s": 1.6}, {"tag": "sighs", "at_s": 6.0, "written_s": 6.4}]),
         Prediction("b", "oh", "[calm]", [], [{"tag": "calm", "at_s": 1.0, "written_s": 1.5}]),
     ]  # fmt: skip
-    report = evaluate(rows, with_words=False, samples=10)
+    report = evaluate(rows, with_words=False, bootstrap=FEW)
     assert report["micro"]["f1"]["value"] == pytest.approx(2 * 2 / (2 + 3))
     placed = report["placed"]
     assert placed["micro"]["f1"]["value"] == pytest.approx(2 * 1 / (2 + 3))
     assert placed["micro"]["recall"]["value"] == 0.5
     assert placed["latency_s"] == {"tags": 1, "median": pytest.approx(0.6), "p90": pytest.approx(0.6)}
     words = evaluate(
-        [Prediction("a", "oh [sighs] no", "oh no [sighs]")], with_words=True, samples=10, placement=Placement(tolerance_words=0)
+        [Prediction("a", "oh [sighs] no", "oh no [sighs]")],
+        with_words=True,
+        bootstrap=FEW,
+        placement=Placement(tolerance_words=0),
     )
     assert (words["placed"]["unit"], words["placed"]["micro"]["f1"]["value"]) == ("words", 0)
-    assert evaluate([Prediction("a", "oh [sighs] no", "oh no [sighs]")], True, 10)["placed"]["micro"]["f1"]["value"] == 1
-    assert "placed" not in evaluate([Prediction("a", "[sighs] no", "[sighs]")], with_words=False, samples=10)
+    assert evaluate([Prediction("a", "oh [sighs] no", "oh no [sighs]")], True, FEW)["placed"]["micro"]["f1"]["value"] == 1
+    assert "placed" not in evaluate([Prediction("a", "[sighs] no", "[sighs]")], with_words=False, bootstrap=FEW)
+
+
+@pytest.mark.parametrize("prediction", ["[laughs] [sighs]", "[sighs] [laughs]", "[sighs] x [laughs] [sighs] [laughs]"])
+def test_placed_scores_cannot_be_had_without_the_words(prediction):
+    """Tags alone have no place; around one word that stands for all, not every tag can be in its place."""
+    report = evaluate([Prediction("a", "[sighs] a b c d e f g h [laughs]", prediction)], with_words=True, bootstrap=FEW)
+    assert report["placed"]["micro"]["f1"]["value"] == (0 if "x" not in prediction else pytest.approx(2 / 6))
+
+
+events = st.lists(st.tuples(st.sampled_from(["sighs", "pause"]), st.integers(0, 6)), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(events, events), min_size=1, max_size=5))
+def test_placed_families_against_slow_definitions(clips):
+    """Micro and macro over the tags that trying every pairing puts in their places."""
+    rows = [
+        Prediction(
+            str(number), " ".join(f"[{tag}]" for tag, _ in wanted), " ".join(f"[{tag}]" for tag, _ in got),
+            [{"tag": tag, "start_s": at, "end_s": at} for tag, at in wanted],
+            [{"tag": tag, "at_s": at, "written_s": at} for tag, at in got],
+        )
+        for number, (wanted, got) in enumerate(clips)
+    ]  # fmt: skip
+    placed = evaluate(rows, with_words=False, bootstrap=Bootstrap(samples=2))["placed"]
+    totals = {}
+    for wanted, got in clips:
+        for tag in ("sighs", "pause"):
+            first, second = ([at for name, at in side if name == tag] for side in (wanted, got))
+            short, long = sorted((first, second), key=len)
+            matched = max(
+                sum(abs(a - b) <= 1 for a, b in zip(short, order, strict=False)) for order in permutations(long, len(short))
+            )
+            old = totals.get(tag, (0, 0, 0))
+            totals[tag] = tuple(map(sum, zip(old, (matched, len(second), len(first)), strict=True)))
+    matched, predicted, wanted = (sum(each) for each in zip(*totals.values(), strict=True))
+    assert placed["micro"]["f1"]["value"] == (pytest.approx(2 * matched / (predicted + wanted)) if predicted + wanted else None)
+    recalls = [m / w for m, _, w in totals.values() if w]
+    assert placed["macro"]["recall"]["value"] == (pytest.approx(sum(recalls) / len(recalls)) if recalls else None)

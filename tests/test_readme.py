@@ -46,8 +46,8 @@ def test_command(command, call, spoken, tmp_path):
 
 
 def test_every_command_of_the_table_exists(call):
-    named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 19
+    named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
+    assert len(named) == 20
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 
@@ -60,8 +60,12 @@ def test_make_test_and_ci_are_one_command():
     assert "pytest" in plan.stdout
 
 
-def test_the_table_is_the_demos():
-    """The README's table has the columns and systems that `make demo` prints (its figures are that run's)."""
-    assert "| system | micro F1 | micro P | micro R | macro F1 | card F1 | card P | card R | card halluc. |" in README
-    for system in ("base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"):
-        assert re.search(rf"^\| {system} \| \d\.\d{{3}} \[", README, re.MULTILINE), system
+def test_the_demos_last_lines_are_those_that_it_prints():
+    """In the form of `last_lines`, with the demo's systems (its figures are one run's)."""
+    [printed] = re.findall(r"```text\n(said → written by RAFT .*?)```", README, re.DOTALL)
+    lines = printed.splitlines()
+    assert sum(line.startswith("  → ") for line in lines) == 3
+    table = lines.index("system  micro F1          precision         recall            false tags")
+    for line, system in zip(lines[table + 1 :], ("base", "SFT", "RAFT"), strict=False):
+        assert re.match(rf"{system} +\d\.\d\d \[\d\.\d\d–\d\.\d\d\]  ", line), line
+    assert lines[-1] == "To look at and listen to: runs/demo/comparison.html"

@@ -86,11 +86,9 @@ def test_speech_without_times_is_aligned_packed_and_close_to_the_truth(call, spo
     config = PackConfig(manifest=tmp_path / "aligned/manifest.jsonl", output=tmp_path / "packed", base=str(TINY_BASE),
                         layout=Layout(kind="aligned"), target="tagged_text", tracking=Tracking(mode="disabled"))  # fmt: skip
     assert pack.run(config, Options()).facts["packed"] == 36
-    kept = call(*run[:3], "--set", f"manifest={tmp_path}/aligned/manifest.jsonl", *run[5:9], "--set", "tracking.mode=disabled",
-                "--set", f"output={tmp_path}/again")  # fmt: skip
-    assert kept.exit_code == 0, kept.stderr
-    rows = [json.loads(line)["words"] for line in (tmp_path / "again/manifest.jsonl").read_text("utf-8").splitlines()]
-    assert rows == [json.loads(line)["words"] for line in (tmp_path / "aligned/manifest.jsonl").read_text("utf-8").splitlines()]
+    again = call(*run[:3], "--set", f"manifest={tmp_path}/aligned/manifest.jsonl", *run[5:9], "--set", f"output={tmp_path}/again")
+    assert again.exit_code == 2
+    assert "nothing to align: 36 rows have times" in again.stderr
 
 
 def test_a_transcript_of_another_clip_is_rejected(call, spoken, tmp_path):
@@ -108,3 +106,7 @@ def test_a_transcript_of_another_clip_is_rejected(call, spoken, tmp_path):
     assert (metrics["aligned"], metrics["already_timed"], metrics["rejected"]) == (1, 1, 1)
     [rejected] = (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()
     assert "of the words" in json.loads(rejected)["reason"]
+    written = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text("utf-8").splitlines()]
+    assert {row["id"] for row in written} == {rows[0]["id"], rows[2]["id"]}
+    [kept] = [row for row in written if row["id"] == rows[2]["id"]]
+    assert (kept["words"], kept["events"]) == (rows[2]["words"], rows[2]["events"])

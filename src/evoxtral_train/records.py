@@ -1,5 +1,6 @@
 """Typed JSONL rows, the ids that join them, and reading and appending them safely."""
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import UsageError
+from .errors import RowError, UsageError
 
 RowT = TypeVar("RowT")
 
@@ -85,7 +86,7 @@ class Prediction:
     """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets. Where they are
     known, `events` are the reference's tags {tag, start_s, end_s} and `written` the predicted ones
     {tag, at_s, written_s}: the place in the clip that a tag speaks of, and when it was complete. `confidences`:
-    the probability of each predicted tag."""
+    the probability of each predicted tag. `speaker`: whose voice it is."""
 
     id: str
     reference: str
@@ -93,37 +94,82 @@ class Prediction:
     events: list[dict] | None = None
     written: list[dict] | None = None
     confidences: list[float] | None = None
+    speaker: str | None = None
+
+
+def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+    """(row number, row) of a JSONL, one line at a time, or of a file that is one JSON array of rows, read at once.
+
+    The number is the line's, from 1, or the place in the array. A row that is not an object comes as the RowError that
+    says why. A byte-order mark is skipped. Raises UsageError when there is no such file, or its array is broken.
+    """
+    try:
+        with path.open("rb") as lines:
+            begun = False
+            for number, line in enumerate(lines, start=1):
+                text = line.removeprefix(codecs.BOM_UTF8)
+                if not text.strip():
+                    continue
+                if not begun and text.lstrip().startswith(b"["):
+                    yield from enumerate(map(_row, _array(text + lines.read(), path)), start=1)
+                    return
+                begun = True
+                yield number, _row_of_line(text)
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise UsageError("is a folder, not a file", where=str(path)) from None
+
+
+def _array(text: bytes, path: Path) -> list[Any]:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        fix = "write one JSON object per line, or one array of them"
+        raise UsageError(f"not a JSON array: {error}", where=str(path), fix=fix) from None
+
+
+def _row_of_line(text: bytes) -> dict[str, Any] | RowError:
+    try:
+        return _row(json.loads(text.decode("utf-8")))
+    except UnicodeDecodeError:
+        return RowError("not UTF-8 text", fix="save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return RowError(f"not JSON: {error}")
+
+
+def _row(content: Any) -> dict[str, Any] | RowError:
+    return content if isinstance(content, dict) else RowError("a row is a JSON object")
+
+
+def row_place(path: Path, number: int) -> str:
+    """Where a row of `iter_jsonl` stands: "clips.jsonl:3", or "clips.json, row 3" of an array."""
+    return f"{path}, row {number}" if path.is_file() and _holds_array(path) else f"{path}:{number}"
+
+
+def _holds_array(path: Path) -> bool:
+    with path.open("rb") as lines:
+        texts = (line.removeprefix(codecs.BOM_UTF8).strip() for line in lines)
+        return next(filter(None, texts), b"").startswith(b"[")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, row). Raises UsageError with file and line for anything but objects."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UsageError(f"not JSON: {error}", where=f"{path}:{number}") from None
-                if not isinstance(row, dict):
-                    raise UsageError("a row is a JSON object", where=f"{path}:{number}")
-                yield number, row
-    except FileNotFoundError:
-        raise UsageError("no such file", where=str(path)) from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(f"not a UTF-8 text file: {error}", where=str(path)) from None
+    """`iter_jsonl` for files whose every row must be good. Raises UsageError with the place of the first that is not."""
+    for number, row in iter_jsonl(path):
+        if isinstance(row, RowError):
+            raise UsageError(str(row), where=row_place(path, number))
+        yield number, row
 
 
 def read_rows(path: Path, row_type: type[RowT]) -> list[RowT]:
-    """Every row as `row_type`. Raises UsageError with file, line and the field that is off."""
+    """Every row as `row_type`. Raises UsageError with file, row and the field that is off."""
     rows = []
     for number, content in read_jsonl(path):
         try:
             rows.append(row_type(**content))
         except TypeError as error:
             message = str(error).replace(f"{row_type.__name__}.__init__() ", "")
-            raise UsageError(f"not a {row_type.__name__} row: {message}", where=f"{path}:{number}") from None
+            raise UsageError(f"not a {row_type.__name__} row: {message}", where=row_place(path, number)) from None
     return rows
 
 

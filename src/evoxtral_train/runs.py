@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from . import shipped
 from .errors import EvoxtralError, UsageError
 from .records import dump_row
 
@@ -230,6 +231,9 @@ def disk_errors(path: Path):
 
 
 def _git_commit() -> str | None:
+    """The commit of this clone; an installed package has none, and may lie in a repository of its user's."""
+    if not shipped.is_checkout():
+        return None
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent, check=False

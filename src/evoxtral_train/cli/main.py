@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from . import running
 from .running import (
@@ -18,16 +19,50 @@ from .running import (
     show,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Teach Voxtral Realtime to hear how something was said.")
+_IN_ORDER_OF_USE = (
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "export", "doctor", "tiny-base",
+)  # fmt: skip
+
+
+class _InOrderOfUse(TyperGroup):
+    """Typer alone would list all groups after all commands."""
+
+    def list_commands(self, ctx) -> list[str]:
+        return sorted(self.commands, key=_IN_ORDER_OF_USE.index)
+
+
+app = typer.Typer(cls=_InOrderOfUse, no_args_is_help=True, help="Teach Voxtral Realtime to hear how something was said.")
 data = typer.Typer(no_args_is_help=True, help="Make, check and pack a dataset.")
 raft = typer.Typer(no_args_is_help=True, help="Generate, score, curate, train: RAFT from an adapter.")
 app.add_typer(data, name="data")
 app.add_typer(raft, name="raft")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"evoxtral {metadata.version('evoxtral')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False) -> None:
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print it and exit")] = False,
+) -> None:
     running.debug = debug
+
+
+@app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="where; the default is the current folder")] = Path(),
+    tiny: Annotated[bool, typer.Option("--tiny", help="small configs on the tiny base: the whole pipeline on a laptop")] = False,
+) -> None:
+    """Copy the commented configs, the tag table and the grammar into a folder; replaces no file."""
+    from ..stages import init as stage
+
+    show(guarded(lambda: stage.run_tiny(folder) if tiny else stage.run(folder)))
 
 
 def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str) -> None:
@@ -63,25 +98,6 @@ def _add_raft_step(name: str, stage: str, help_text: str) -> None:
 
 
 _add(data, "import", "import_corpus", "ImportConfig", "Turn a corpus of any shape into a manifest.")
-_add(data, "stats", "stats", "StatsConfig", "A report on a manifest: hours, tags, speakers, and what to mend.")
-_add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
-_add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
-_add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
-_add_raft_step("generate", "generate", "Sample N candidates for every clip.")
-_add_raft_step("score", "score", "Give every candidate a reward by rule.")
-_add_raft_step("curate", "curate", "Keep the best candidate of each clip, drop the lowest share.")
-_add_raft_step("train", "raft_train", "Train the adapter on the curated candidates.")
-_add_raft_step("pairs", "pairs", "Export the best and the worst of each clip, for DPO.")
-_add(
-    raft,
-    "run",
-    "raft_run",
-    "RaftConfig",
-    "Rounds of all four, as long as they help; --resume skips what is done.",
-)
-_add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
-_add(app, "export", "export", "ExportConfig", "The adapter with a model card from its runs; merged; pushed.")
-_add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
 
 
 @data.command("synth")
@@ -108,18 +124,41 @@ def check(
     run_stage("check", "PackConfig", config, set_, findings)
 
 
+_add(data, "stats", "stats", "StatsConfig", "A report on a manifest: hours, tags, speakers, and what to fix.")
+_add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
+_add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
+_add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
+_add_raft_step("generate", "generate", "Sample N candidates for every clip.")
+_add_raft_step("score", "score", "Give every candidate a reward by rule.")
+_add_raft_step("curate", "curate", "Keep the best candidate of each clip, drop the lowest share.")
+_add_raft_step("train", "raft_train", "Train the adapter on the curated candidates.")
+_add(raft, "run", "raft_run", "RaftConfig", "Rounds of all four, as long as they help; --resume skips what is done.")
+_add_raft_step("pairs", "pairs", "Export the best and the worst of each clip, for DPO.")
+_add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
+_add(app, "export", "export", "ExportConfig", "The adapter with a model card from its runs; merged; pushed.")
+_add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
+
+
 @app.command("eval-predictions")
 def eval_predictions(
     file: Annotated[Path, typer.Argument(help="JSONL of {id, reference, prediction}", show_default=False)],
     bootstrap_samples: Annotated[int, typer.Option(min=1, help="resamples for the intervals")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
+    unit: Annotated[str, typer.Option(help="what the intervals are over: clip or speaker")] = "clip",
 ) -> None:
     """Score a file of predictions without any model; prints the metrics as JSON."""
     import json
 
-    from ..stages import predictions
+    def work() -> dict:
+        from ..config.evaluation_schema import Bootstrap
+        from ..errors import UsageError
+        from ..stages import predictions
 
-    print(json.dumps(guarded(lambda: predictions.run(file, bootstrap_samples, seed)), indent=2, ensure_ascii=False))
+        if unit not in ("clip", "speaker"):
+            raise UsageError(f"--unit {unit!r} is not known", fix="use clip or speaker")
+        return predictions.run(file, Bootstrap(samples=bootstrap_samples, seed=seed, unit=unit))
+
+    print(json.dumps(guarded(work), indent=2, ensure_ascii=False))
 
 
 @app.command("compare")

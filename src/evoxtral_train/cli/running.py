@@ -10,8 +10,10 @@ import typer
 
 from .. import processes
 
-ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; the shipped ones are in configs/", show_default=False)]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="a.b=value: override one key of the config")]
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; `evoxtral init` copies the shipped ones", show_default=False)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="a.b=value: override a key of the config; items of lists by number, a.0.b=value")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="do a finished run again")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")]

@@ -9,20 +9,33 @@ from .sections import AudioCache, Model, Placement, Section, Tracking
 
 
 class System(Section):
-    """One line of an evaluation: the base, an adapter on it, or predictions from elsewhere; with or without a filter."""
+    """One line of an evaluation: the base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a
+    filter."""
 
     name: str = Field(pattern=r"^[\w .+()-]+$")  # also a file name
     adapter: Path | None = None
     predictions: Path | None = None
+    yardstick: Literal["chance", "probe"] | None = None
     top_k: PositiveInt | None = None
     top_k_by: Literal["emission", "confidence"] = "emission"
     min_confidence: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> "System":
-        if self.adapter and self.predictions:
-            raise ValueError(f"system {self.name!r} has both an adapter and a predictions file")
+        given = [kind for kind in ("adapter", "predictions", "yardstick") if getattr(self, kind)]
+        if len(given) > 1:
+            raise ValueError(f"system {self.name!r} is one thing, not {' and '.join(given)}")
         return self
+
+    @property
+    def source(self) -> Path | str | None:
+        """What its answers come from, the base being None: systems of one source differ by their filter alone."""
+        return self.adapter or self.predictions or self.yardstick
+
+    @property
+    def is_yardstick(self) -> bool:
+        """No competitor: systems are measured against it, and no comparison is made with it."""
+        return self.yardstick is not None
 
     @property
     def is_filtered(self) -> bool:
@@ -54,13 +67,23 @@ class Decode(Section):
 
 
 class Bootstrap(Section):
+    """Intervals, and the tests between systems. `unit`: what is drawn, and whose answers are swapped."""
+
+    unit: Literal["clip", "speaker"] = "clip"
     samples: PositiveInt = 2000
     permutations: PositiveInt = 10_000
     seed: int = Field(default=0, ge=0)
 
 
+class Comparison(Section):
+    """Which two systems are compared: what `after` has more than `before`."""
+
+    before: str
+    after: str
+
+
 class EvalConfig(Section):
-    """`evoxtral eval`"""
+    """`evoxtral eval`. `comparisons`: None compares a filter with its own system, any other system with the one before it."""
 
     output: Path
     dataset: Path
@@ -68,6 +91,7 @@ class EvalConfig(Section):
     model: Model
     audio_cache: AudioCache = "auto"
     systems: list[System] = Field(min_length=1)
+    comparisons: list[Comparison] | None = None
     decode: Decode = Decode()
     placement: Placement = Placement()
     bootstrap: Bootstrap = Bootstrap()

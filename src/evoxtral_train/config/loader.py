@@ -69,7 +69,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise ConfigError("no such config file", where=str(path), fix="the shipped ones are in configs/") from None
+        fix = "copy the shipped ones into this folder with: evoxtral init"
+        raise ConfigError("no such config file", where=str(path), fix=fix) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
     loader = _Loader(text)
@@ -86,19 +87,43 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one value in place: `train.epochs=3`, an item of a list by its number (`systems.0.name=x`; the number after the
+    last adds one), a key of a section that is null or not there."""
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r} is not of the form a.b=value")
-    for part in parts[:-1]:
-        inner = content.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} holds a value, not further keys")
-        content = inner
     try:
-        content[parts[-1]] = yaml.load(value, Loader=_Loader)
+        parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
+    place: Any = content
+    for depth, part in enumerate(parts[:-1]):
+        name = ".".join(parts[: depth + 1])
+        slot = _slot(place, part, name, override)
+        inner = place[slot]
+        if inner is None:
+            inner = place[slot] = [] if parts[depth + 1].isdecimal() else {}
+        if not isinstance(inner, dict | list):
+            raise ConfigError(f"--set {override!r}: {name!r} holds a value, not further keys")
+        place = inner
+    place[_slot(place, parts[-1], key.strip(), override)] = parsed
+
+
+def _slot(place: dict[str, Any] | list, part: str, name: str, override: str) -> str | int:
+    """The key or the index that `part` means in `place`; one that is new is there afterwards, and holds None."""
+    if isinstance(place, dict):
+        place.setdefault(part, None)
+        return part
+    if not part.isdecimal() or int(part) > len(place):
+        of = name.rpartition(".")[0]
+        raise ConfigError(
+            f"--set {override!r}: {of!r} is a list of {len(place)}, and {part!r} is none of its numbers",
+            fix=f"use {of}.0 to {of}.{len(place) - 1}, or {of}.{len(place)} to add one" if place else f"use {of}.0 to add one",
+        )
+    if int(part) == len(place):
+        place.append(None)
+    return int(part)
 
 
 def _unknown_keys(content: Any, schema: Any, path: tuple[str, ...]) -> list[str]:

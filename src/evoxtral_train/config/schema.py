@@ -25,6 +25,7 @@ from .data_schema import (
 from .evaluation_schema import (
     Bootstrap,
     Card,
+    Comparison,
     Decode,
     EvalConfig,
     ExportConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "Check",
     "Clips",
     "Columns",
+    "Comparison",
     "Curate",
     "Deal",
     "Decode",

@@ -112,7 +112,11 @@ class Score(Section):
 
 
 class Curate(Section):
+    """`drop_by`: "share" keeps floor(clips × (1 − share)) clips; "threshold" keeps those whose reward is above that of the clip
+    at place floor(clips × share) from below (the original RAFT code: clips that share the threshold all go)."""
+
     drop_lowest_share: float = Share
+    drop_by: Literal["share", "threshold"] = "share"
     skip_without_spread: bool = False
     reference_replay: float = Field(default=0.0, ge=0, le=1)
     seed: int = Field(default=0, ge=0)

@@ -158,7 +158,7 @@ class Corpus:
         return Finding(self._rows[place][0], self._rows[place][1], kind, reason)
 
     def _name(self, place: int) -> str:
-        return f"{self._rows[place][1]} (line {self._rows[place][0]})"
+        return f"{self._rows[place][1]} (row {self._rows[place][0]})"
 
 
 def _seen_in(split: str) -> str:

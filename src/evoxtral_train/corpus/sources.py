@@ -1,6 +1,6 @@
 """Rows from every shape that a corpus has, one at a time: memory does not grow with the corpus.
 
-jsonl     one object per line                csv       .csv or .tsv, with a header
+jsonl     one object per line, or an array   csv       .csv or .tsv, with a header
 folder    audio files, each with a .txt (the transcript) or a .json (an object of columns) of the same name
 parquet   a file or a folder of them         dataset   what `datasets` saved with save_to_disk
 hub       a dataset's id on the hub, or a folder of the same form; streamed, or downloaded first
@@ -20,7 +20,7 @@ import soundfile
 from ..config.schema import Source
 from ..data.audio import encode_flac, to_model_rate
 from ..errors import RowError, UsageError
-from ..records import read_jsonl
+from ..records import iter_jsonl
 from ..runs import write_atomic
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au")
@@ -63,17 +63,16 @@ def _path(source: Source, *, folder: bool | None = None) -> Path:
     if not path.exists():
         raise UsageError("no such file or folder", where=source.path, fix="set source.path, relative to where you call from")
     if folder is not None and path.is_dir() != folder:
-        what = "a folder" if folder else "a file"
-        raise UsageError(
-            f"kind {source.kind} reads {what}, and this is none", where=source.path, fix="set source.kind or source.path"
-        )
+        expected, found = ("a folder", "a file") if folder else ("a file", "a folder")
+        what = f"kind {source.kind} expects {expected}, but this is {found}"
+        raise UsageError(what, where=source.path, fix="set source.kind or source.path")
     return path
 
 
 def _jsonl(source: Source, audio: str) -> Iterator[SourceRow]:
     path = _path(source, folder=False)
-    for number, columns in read_jsonl(path):
-        yield SourceRow(str(path), number, columns, path.parent)
+    for number, row in iter_jsonl(path):
+        yield SourceRow(str(path), number, {"(error)": str(row)} if isinstance(row, RowError) else row, path.parent)
 
 
 def _csv(source: Source, audio: str) -> Iterator[SourceRow]:

@@ -1,14 +1,14 @@
-"""The manifest: one JSONL row per clip. Bad rows are reported with file, line, id and reason;
+"""The manifest: one JSONL row per clip. Bad rows are reported with file, row, id and reason;
 the good ones go on; nothing is dropped silently."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RowError, UsageError
+from ..records import iter_jsonl, row_place
 from ..text import tags as tag_text
 from ..text.taxonomy import TagRules
 from .splits import SPLITS, split_of_sentence
@@ -18,8 +18,8 @@ FIELDS = ("id", "audio", "text", "split", "speaker", "source", "license", "words
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """`audio` is resolved against the manifest's folder. `words` and `events` are
-    {word | tag, start_s, end_s}, empty when unknown."""
+    """`audio` is resolved against the manifest's folder. `line`: the row's number (see `iter_jsonl`). `words` and
+    `events` are {word | tag, start_s, end_s}, empty when unknown."""
 
     id: str
     audio: Path
@@ -35,12 +35,15 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not used: where it stands and why."""
+    """A row that is not used: where it stands and why. `line`: its number (see `iter_jsonl`)."""
 
     file: str
     line: int
     id: str | None
     reason: str
+
+    def __str__(self) -> str:
+        return f"{row_place(Path(self.file), self.line)}: {self.reason}"
 
 
 def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> Iterator[ManifestRow | Rejected]:
@@ -52,16 +55,17 @@ def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> 
     """
     first_lines: dict[bytes, int] = {}
     rows = 0
-    for number, line in _lines(path):
+    for number, content in _rows(path):
         identity = None
         rows += 1
         try:
-            content = _parse(line)
+            if isinstance(content, RowError):
+                raise content
             identity = content.get("id")
             row = _check(content, path.parent, number, rules, tally)
             key = hashlib.blake2b(row.id.encode("utf-8"), digest_size=8).digest()
             if key in first_lines:
-                raise RowError(f"duplicate id, first seen in line {first_lines[key]}", fix="give each clip its own id")
+                raise RowError(f"duplicate id, first seen in row {first_lines[key]}", fix="give each clip its own id")
             first_lines[key] = number
             yield row
         except RowError as error:
@@ -81,34 +85,14 @@ def read_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> 
 
 def count_rows(path: Path) -> int:
     """How many rows there are to read, good or not."""
-    return sum(1 for _ in _lines(path))
+    return sum(1 for _ in _rows(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line), empty ones left out."""
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise UsageError(
-            "no such manifest", where=str(path), fix="make one with: evoxtral data import, or evoxtral data synth"
-        ) from None
-    except IsADirectoryError as error:
-        raise UsageError(f"not a UTF-8 text file: {error}", where=str(path)) from None
-
-
-def _parse(line: bytes) -> dict:
-    try:
-        content = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise RowError("not UTF-8 text", fix="save the manifest as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise RowError(f"not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RowError("a row is a JSON object")
-    return content
+def _rows(path: Path) -> Iterator[tuple[int, dict | RowError]]:
+    if not path.exists():
+        fix = "make one with: evoxtral data import, or evoxtral data synth"
+        raise UsageError("no such manifest", where=str(path), fix=fix)
+    return iter_jsonl(path)
 
 
 def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Counter | None) -> ManifestRow:

@@ -23,7 +23,7 @@ from .features import restore_silence
 from .packing import FORMAT
 
 _OPEN_SHARDS = 256
-_COLUMNS = ("id", "text", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
+_COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Example:
 
     id: str
     text: str
+    speaker: str | None
     target_text: str
     target_ids: list[int]
     utterance_tokens: int
@@ -45,9 +46,14 @@ class Example:
         return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
 
 
+def require_packed(folder: Path) -> str:
+    """The fingerprint of a packed dataset. Raises UsageError when it is not packed yet."""
+    return require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
+
+
 def has_split(folder: Path, split: str) -> bool:
     """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""
-    require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
+    require_packed(folder)
     return json.loads((folder / "dataset.json").read_text("utf-8"))["rows"].get(split, 0) > 0
 
 
@@ -59,7 +65,7 @@ class PackedSplit:
     """
 
     def __init__(self, folder: Path, split: str):
-        self.fingerprint = require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
+        self.fingerprint = require_packed(folder)
         self.folder, self.split = folder, split
         content = json.loads((folder / "dataset.json").read_text("utf-8"))
         if content.get("format") != FORMAT:

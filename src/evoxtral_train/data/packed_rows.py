@@ -78,7 +78,7 @@ def columns_of(row: ManifestRow, samples: int, config: PackConfig, processor, cl
         target_ids = encode_target(tokenizer, target)
     layouts.lay_out(config.layout.kind, clock, utterance_tokens, row_tokens, target_ids)  # refuses what does not fit
     return {
-        "id": row.id, "text": row.text, "target_text": target, "target_ids": target_ids,
+        "id": row.id, "text": row.text, "speaker": row.speaker, "target_text": target, "target_ids": target_ids,
         "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": utterance_tokens, "row_tokens": row_tokens,
         "events": [dict(zip(("tag", "start_s", "end_s"), event, strict=True)) for event in events_of(row)],
         "heard": [{"ids": ids, "heard_s": heard_s} for ids, heard_s in heard],

@@ -29,14 +29,14 @@ from .packed_rows import pack_row
 from .processor import load_processor
 from .splits import SPLITS
 
-FORMAT = 3  # of the packed files; older ones are refused
+FORMAT = 4  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
 _BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
 _HEARD = pyarrow.struct([("ids", pyarrow.list_(pyarrow.int32())), ("heard_s", pyarrow.float64())])
 SCHEMA = pyarrow.schema(
     [
-        ("id", pyarrow.string()), ("text", pyarrow.string()), ("target_text", pyarrow.string()),
+        ("id", pyarrow.string()), ("text", pyarrow.string()), ("speaker", pyarrow.string()), ("target_text", pyarrow.string()),
         ("target_ids", pyarrow.list_(pyarrow.int32())), ("duration_s", pyarrow.float32()),
         ("utterance_tokens", pyarrow.int32()), ("row_tokens", pyarrow.int32()),
         ("events", pyarrow.list_(_EVENT)), ("heard", pyarrow.list_(_HEARD)), ("audio", pyarrow.string()),

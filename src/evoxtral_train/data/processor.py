@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from .. import shipped
 from ..errors import EvoxtralError, UsageError
 from ..runs import fingerprint_files
 
@@ -12,11 +13,12 @@ _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config
 def resolve_base(base: str, revision: str | None, *, weights: bool = True) -> Path:
     """A folder with the checkpoint's files. `weights=False`: the processor's and config's alone.
 
-    A local folder is taken as it is; anything else is a hub id, taken from the cache or
-    downloaded. Raises UsageError that says how to fetch it.
+    A local folder is taken as it is, and `data/tiny-base` comes with evoxtral; anything else is a hub id, taken from
+    the cache or downloaded. Raises UsageError that says how to fetch it.
     """
-    if Path(base).is_dir():
-        return Path(base)
+    folder = shipped.find(Path(base))
+    if folder.is_dir():
+        return folder
     if base.startswith((".", "/")) or base.count("/") != 1:
         raise UsageError(f"no such model folder: {base}", fix="set `base` to a folder or to a hub id such as mistralai/…")
     from huggingface_hub import snapshot_download

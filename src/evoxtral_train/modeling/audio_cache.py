@@ -203,7 +203,7 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
     mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
-    batches = _encoded_batches(LiveAudio(model, split), mine, tokens)
+    batches = encoded_batches(LiveAudio(model, split), mine, tokens)
     with (
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,
@@ -219,16 +219,16 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
             bar.advance(len(batch))
 
 
-def _encoded_batches(live: LiveAudio, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """(clips, their embeddings on the CPU), in padded batches within a budget of tokens; it is halved when
-    CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
+def encoded_batches(audio: AudioSource, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(clips, their first `tokens[clip]` embeddings on the CPU), in padded batches within a budget of tokens; it is
+    halved when CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
     budget, position = _BATCH_TOKENS, 0
     while position < len(clips):
         lengths = [tokens[index] for index in clips[position : position + budget]]
         batch = clips[position : position + leading_batch(lengths, budget)]
         embeddings = None
         with suppress(torch.OutOfMemoryError), torch.inference_mode():
-            embeddings = live.embeddings(batch, [tokens[index] for index in batch]).cpu()
+            embeddings = audio.embeddings(batch, [tokens[index] for index in batch]).cpu()
         if embeddings is not None:
             position += len(batch)
             yield batch, embeddings

@@ -1,114 +1,99 @@
-"""The report of an evaluation, or of several: one page, its pictures, and what is in them as numbers elsewhere."""
+"""The page of an evaluation, or of several: clips to hear, one picture, a short table; everything else folded away."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 from ..records import Prediction
 from ..scoring import tag_counts
 from ..scoring.confusion import NOTHING
 from ..scoring.event_times import recall_by_time
-from ..scoring.significance import MEASURES, TESTED, in_words, outcome_of, signed
-from ..scoring.tables import per_tag_rows, systems_rows
+from ..scoring.significance import MEASURES, outcome_of, signed
+from ..scoring.tables import per_tag_rows, short_rows, systems_rows
 from ..scoring.tag_counts import TagCounts
 from ..text.tags import find_tags
 from . import plots
 from .marks import marked
 from .page import ClipView, Line, Section, Table, render
+from .results import Evaluation, drawn_clips, how_drawn, sentences, units
 
 EDGES_S = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 60.0)
-
-
-@dataclass(frozen=True)
-class Training:
-    """Where a system comes from. `losses`: name -> [(step, loss)]; `rewards`: name of the round -> rewards of its candidates."""
-
-    losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    rewards: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the page is made of. `reports` and `rows` by system; `audio_of`: clip id -> FLAC bytes, or None."""
-
-    title: str
-    source: str
-    reports: dict[str, dict]
-    rows: dict[str, Sequence[Prediction]]
-    comparisons: Sequence[dict]
-    gates_not_passed: Sequence[str]
-    with_words: bool
-    training: Training
-    audio_of: Callable[[str], bytes | None]
-    clips_shown: int
-
-
-def sentences(comparisons: Sequence[dict]) -> list[str]:
-    """Every comparison in words, but for tags per clip, of which neither more nor fewer is better."""
-    return [
-        in_words(pair["before"], pair["after"], name, measure)
-        for pair in comparisons
-        for name, measure in pair["measures"].items()
-        if name in TESTED
-    ]
 
 
 def page(found: Evaluation) -> tuple[str, dict[str, bytes]]:
     """(the HTML, its pictures by file name)."""
     sections = [
-        _overview(found), _differences(found), _tags(found), _confusion(found), _times(found), _confidence(found),
-        _losses(found), _rewards(found), *_clips(found),
+        _clips(found), _tags(found), _systems(found),
+        _every_measure(found), _differences(found), _tag_by_tag(found), _confusion(found), _times(found), _confidence(found),
+        _losses(found), _rewards(found), *_worst_and_best(found),
     ]  # fmt: skip
     shown = [section for section in sections if section is not None]
     pictures = {name: png for section in shown for name, png in section.pictures.items()}
-    return render(found.title, found.source, shown), pictures
+    report = next(iter(found.reports.values()))
+    subtitle = f"{report['clips']} clips, {report['clips_without_reference_tags']} of them without tags. From {found.source}"
+    return render(found.title, subtitle, shown, [f"Not passed: {gate}" for gate in found.gates_not_passed]), pictures
 
 
-def _overview(found: Evaluation) -> Section:
-    first = next(iter(found.reports.values()))
-    text = f"{first['clips']} clips, {first['clips_without_reference_tags']} of them without tags in the reference; "
-    text += "95% intervals over clips. P precision, R recall; docs/evaluation.md defines each."
-    if found.gates_not_passed:
-        text += f" NOT PASSED: {'; '.join(found.gates_not_passed)}."
-    return Section("Systems", text=text, table=Table(*systems_rows(found.reports)))
+def _clips(found: Evaluation) -> Section:
+    only = "" if found.with_words else ", tags only"
+    text = f"{how_drawn(found)}. What was said is marked by what {found.final} wrote{only}."
+    return Section("Said and written", text=text, clips=[_view(row.id, found) for row in drawn_clips(found)])
+
+
+def _tags(found: Evaluation) -> Section | None:
+    """F1 of each tag, the one that the final system knows best first; above them all tags together."""
+    reports = {
+        name: report
+        for name, report in found.in_short.items()
+        if report["predicted_tags"] and found.yardsticks.get(name) != "chance"
+    }
+    support = {tag: row["support"] for report in reports.values() for tag, row in report["per_tag"].items() if row["support"]}
+    if not support:
+        return None
+    best = found.reports[found.final]["per_tag"]
+    tags = sorted(support, key=lambda tag: (-(best.get(tag, {}).get("f1") or 0), -support[tag], tag))
+    series = {name: [_point(report["micro"]["f1"]), *_points(report, tags)] for name, report in reports.items()}
+    names = [f"all tags ({sum(support.values())})", *(f"{tag} ({support[tag]})" for tag in tags)]
+    text = f"F1 with its 95% interval over {units(found)}; in brackets how often the tag is in the references."
+    picture = plots.intervals(names, series, "F1", grey=[name for name in series if name in found.yardsticks])
+    return Section("How well each tag is heard", text=text, pictures={"per-tag-f1": picture})
+
+
+def _points(report: dict, tags: Sequence[str]) -> Iterator[tuple[float, float, float] | None]:
+    for tag in tags:
+        row = report["per_tag"].get(tag)
+        yield row and _point({"value": row["f1"], "low": row["f1_low"], "high": row["f1_high"]})
+
+
+def _point(measure: dict) -> tuple[float, float, float] | None:
+    return None if measure["low"] is None else (measure["value"], measure["low"], measure["high"])
+
+
+def _systems(found: Evaluation) -> Section:
+    text = f"Micro averages with 95% intervals over {units(found)}. False tags: per untagged clip."
+    return Section("Systems", text=text, table=Table(*short_rows(found.in_short)), points=sentences(found.comparisons))
+
+
+def _every_measure(found: Evaluation) -> Section:
+    text = f"95% intervals over {units(found)}. docs/evaluation.md defines each measure."
+    return Section("Every measure", text=text, table=Table(*systems_rows(found.reports)), folded=True)
 
 
 def _differences(found: Evaluation) -> Section | None:
-    if len(found.reports) < 2:
-        return None
     rows = []
     for pair in found.comparisons:
-        for name in TESTED:
-            measure = pair["measures"][name]
+        for name, measure in pair["measures"].items():
             if measure["value"] is not None:
-                outcome = outcome_of(measure)
-                chances = [f"{measure[kind]:.2g}" for kind in ("p", "p_holm")]
-                rows.append([f"{pair['after']} against {pair['before']}", MEASURES[name], signed(measure), *chances, outcome])
-    text = "Paired permutation test. Of many lines some come out by chance: the correction is Holm's, over all of them."
-    header = ("systems", "measure", "difference", "p", "corrected", "outcome")
-    return Section(
-        "Differences", text=text if rows else "All systems wrote the same.", table=Table(header, rows) if rows else None
-    )
-
-
-def _tags(found: Evaluation) -> Section:
-    support = {tag: row["support"] for report in found.reports.values() for tag, row in report["per_tag"].items()}
-    tags = sorted((tag for tag in support if support[tag]), key=lambda tag: -support[tag])
-    series = {}
-    for name, report in found.reports.items():
-        if report["predicted_tags"]:
-            rows = [report["per_tag"].get(tag) for tag in tags]
-            series[name] = [_point(row) for row in rows]
-    pictures = (
-        {"per-tag-f1": plots.intervals([f"{tag} ({support[tag]})" for tag in tags], series, "F1")} if tags and series else {}
-    )
-    return Section("Tags", text="In the picture: the tag and how often it is in the references.",
-                   table=Table(*per_tag_rows(found.reports)), pictures=pictures)  # fmt: skip
-
-
-def _point(row: dict | None) -> tuple[float, float, float] | None:
-    if row is None or row["f1"] is None or row["f1_low"] is None:
+                cells = [f"{measure['p']:.2g}", f"{measure['smallest_difference']:.3f}", outcome_of(measure)]
+                rows.append([f"{pair['after']} against {pair['before']}", MEASURES[name], signed(measure), *cells])
+    if not rows:
         return None
-    return row["f1"], row["f1_low"], row["f1_high"]
+    header = ("systems", "measure", "difference", "p", "smallest that could be shown", "outcome")
+    text = "Paired permutation tests; a difference is shown when its interval excludes 0."
+    return Section("Differences", text=text, table=Table(header, rows), folded=True)
+
+
+def _tag_by_tag(found: Evaluation) -> Section:
+    text = "F1 (matched / predicted); support: how often the tag is in the references."
+    return Section("Tag by tag", text=text, table=Table(*per_tag_rows(found.reports)), folded=True)
 
 
 def _confusion(found: Evaluation) -> Section | None:
@@ -117,13 +102,12 @@ def _confusion(found: Evaluation) -> Section | None:
         shares = report["confusion"]["shares"]
         if shares and report["predicted_tags"]:
             rows.append([name, *(f"{shares[kind]:.0%}" for kind in ("right", "same_group", "other_group", "missed"))])
-            pictures[f"confusion-{_slug(name)}"] = _heatmap(report["confusion"]["tags"])
+            pictures[name] = {f"confusion-{_slug(name)}": _heatmap(report["confusion"]["tags"])}
     if not rows:
         return None
     table = Table(("system", "right", "another of its group", "of another group", "nothing written"), rows)
-    last = list(pictures)[-1:]
-    text = "What stands in the place of each tag of the references; the picture is of the last system."
-    return Section("Confusion", text=text, table=table, pictures={name: pictures[name] for name in last})
+    text = f"What is written for each tag of the references. The picture is of {found.final}."
+    return Section("Confusion", text=text, table=table, pictures=pictures.get(found.final, {}), folded=True)
 
 
 def _heatmap(table: dict[str, dict[str, float]]) -> bytes:
@@ -135,16 +119,15 @@ def _heatmap(table: dict[str, dict[str, float]]) -> bytes:
 
 def _times(found: Evaluation) -> Section | None:
     series = {}
-    for name, rows in found.rows.items():
-        table = [row for row in recall_by_time(rows, EDGES_S) if row["low"] is not None]
+    for name in found.leading:
+        table = [row for row in recall_by_time(found.rows[name], EDGES_S) if row["low"] is not None]
         if len(table) > 1 and found.reports[name]["predicted_tags"]:
             series[name] = [(row["mean_s"], row["value"], row["low"], row["high"]) for row in table]
     if not series:
         return None
     text = "The share of events that were found, by the second at which they begin."
-    return Section(
-        "Recall by time", text=text, pictures={"recall-by-time": plots.bands(series, "the event begins at (s)", "recall")}
-    )
+    picture = plots.bands(series, "the event begins at (s)", "recall")
+    return Section("Recall by time", text=text, pictures={"recall-by-time": picture}, folded=True)
 
 
 def _confidence(found: Evaluation) -> Section | None:
@@ -152,23 +135,25 @@ def _confidence(found: Evaluation) -> Section | None:
     if not calibrated:
         return None
     reliability = {
-        name: [(each["confidence"], each["right"]) for each in content["reliability"]["bins"]]
-        for name, content in calibrated.items()
+        name: [(each["confidence"], each["right"]) for each in calibrated[name]["reliability"]["bins"]]
+        for name in found.leading
+        if name in calibrated
     }
-    name, content = list(calibrated.items())[-1]
+    name = found.final if found.final in calibrated else list(calibrated)[-1]
+    content = calibrated[name]
     curves = {kind: _precision_recall(curve) for kind, curve in content["filters"].items()}
     errors = {system: each["reliability"] for system, each in calibrated.items()}
     rows = [[system, f"{each['expected_error']:.3f}", str(each["tags"])] for system, each in errors.items()]
     axes = {"x_label": "confidence", "y_label": "share that is right"}
     return Section(
         "Confidence",
-        text="The probability that the model gave a tag, against the share of such tags that is right; and what filters by it "
-        f"make of precision and recall ({name}).",
+        text=f"How often tags of a confidence are right, and what filters make of the precision and recall of {name}.",
         table=Table(("system", "expected calibration error", "tags"), rows),
         pictures={
             "reliability": plots.lines(reliability, **axes, points=True, diagonal=True, unit_square=True),
             "filters": plots.lines(curves, "micro recall", "micro precision", points=True),
         },
+        folded=True,
     )
 
 
@@ -180,28 +165,30 @@ def _precision_recall(curve: Sequence[dict]) -> list[tuple[float, float]]:
 def _losses(found: Evaluation) -> Section | None:
     if not found.training.losses:
         return None
-    return Section("Loss", pictures={"loss": plots.lines(found.training.losses, "optimizer step", "loss")})
+    picture = plots.lines(found.training.losses, "optimizer step", "loss", y_scale="log")
+    return Section(
+        "Loss", text="Of each training, on its own clips and on the validation split.", pictures={"loss": picture}, folded=True
+    )
 
 
 def _rewards(found: Evaluation) -> Section | None:
     if not found.training.rewards:
         return None
-    text = "Of all candidates of each round; a line the median, a point the mean."
-    return Section("Rewards", text=text, pictures={"rewards": plots.distributions(found.training.rewards, "reward")})
+    text = "Of all candidates of each round: the line is the median, the point the mean."
+    picture = plots.distributions(found.training.rewards, "reward")
+    return Section("Rewards", text=text, pictures={"rewards": picture}, folded=True)
 
 
-def _clips(found: Evaluation) -> list[Section]:
-    """The worst and the best clips of the last system that wrote anything."""
-    names = [name for name, report in found.reports.items() if report["predicted_tags"]] or list(found.reports)
-    name, count = names[-1], found.clips_shown
+def _worst_and_best(found: Evaluation) -> list[Section]:
+    count, ranked = found.clips_shown, sorted(found.rows[found.final], key=_quality)
     if not count:
         return []
-    others = {other: {row.id: row for row in rows} for other, rows in found.rows.items() if other != name}
-    ranked = sorted(found.rows[name], key=_quality)
     tagged = [row for row in reversed(ranked) if find_tags(row.reference)]
+    chosen = {"Worst": ranked[:count], "Best": tagged[:count]}
+    text = "By the clip's F1, then by the number of wrong tags."
     return [
-        Section(f"Worst clips of {name}", clips=[_view(row, name, others, found) for row in ranked[:count]]),
-        Section(f"Best clips of {name}", clips=[_view(row, name, others, found) for row in tagged[:count]]),
+        Section(f"{kind} clips of {found.final}", text=text, clips=[_view(row.id, found) for row in rows], folded=True)
+        for kind, rows in chosen.items()
     ]
 
 
@@ -212,13 +199,18 @@ def _quality(row: Prediction) -> tuple:
     return tag_counts.f1(counts), -wrong, counts.matched.total(), row.id
 
 
-def _view(row: Prediction, name: str, others: dict[str, dict[str, Prediction]], found: Evaluation) -> ClipView:
-    reference, prediction = marked(row.reference, row.prediction, found.with_words)
-    lines = [reference, Line(name, prediction.stretches)]
-    for other, rows in others.items():
-        if row.id in rows and rows[row.id].prediction != row.prediction:
-            lines.append(Line(other, marked(row.reference, rows[row.id].prediction, found.with_words)[1].stretches))
-    return ClipView(row.id, lines, found.audio_of(row.id))
+def _view(identity: str, found: Evaluation) -> ClipView:
+    """The clip with what each leading system wrote, but for those that never write a tag; the final system is the one by
+    which the reference is marked."""
+    lines, reference = [], None
+    for name in found.leading:
+        row = next(row for row in found.rows[name] if row.id == identity)
+        marked_reference, written = marked(row.reference, row.prediction, found.with_words)
+        if name == found.final:
+            reference = marked_reference
+        if name == found.final or found.reports[name]["predicted_tags"]:
+            lines.append(Line(name, written.stretches))
+    return ClipView(identity, reference, lines, found.audio_of(identity))
 
 
 def _slug(name: str) -> str:

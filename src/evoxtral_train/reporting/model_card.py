@@ -9,12 +9,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..config.schema import ExportConfig
 from ..scoring.tables import systems_table
-from .evaluation import sentences
+from .results import sentences
 
 _METRICS = (
     (("micro", "f1"), "f1", "tag F1, micro"), (("micro", "precision"), "precision", "tag precision, micro"),
     (("micro", "recall"), "recall", "tag recall, micro"), (("macro", "f1"), "f1", "tag F1, macro"),
-    (("card", "f1"), "f1", "tag F1, mean over clips"),
+    (("card", "f1"), "f1", "tag F1, as on the Evoxtral-Realtime cards"),
+    (("bench", "f1"), "f1", "tag F1, Evoxtral-Bench"), (("bench", "precision"), "precision", "tag precision, Evoxtral-Bench"),
+    (("bench", "recall"), "recall", "tag recall, Evoxtral-Bench"),
+    (("bench", "hallucination"), "hallucination", "tag hallucination, Evoxtral-Bench"),
+    (("bench", "emphasis_f1"), "f1", "emphasis F1, Evoxtral-Bench"),
+    (("bench", "wer"), "wer", "WER, Evoxtral-Bench"), (("bench", "cer"), "cer", "CER, Evoxtral-Bench"),
     (("false_tags_per_untagged_clip",), "false_tags_per_untagged_clip", "false tags per untagged clip"),
     (("wer", "micro"), "wer", "WER"), (("cer", "micro"), "cer", "CER"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Plots as PNG, in one style."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import cycle
 
 import matplotlib
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 _COLOR, _FAINT = "#3b6ea5", "#d9dee5"
 _PALETTE = ("#3b6ea5", "#e0a33e", "#4f9d69", "#b5566b")
-_DPI = 110
+_DPI = 220  # twice what a page shows them at, for screens with small pixels
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> bytes:
@@ -55,19 +55,31 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     return _png(figure)
 
 
-def intervals(names: Sequence[str], series: dict[str, Sequence[tuple[float, float, float] | None]], label: str) -> bytes:
-    """For each name and each series a point with its interval (value, low, high); None: nothing to show."""
-    figure, axes = _figure(7.2, 0.9 + 0.2 * len(names) * max(2, len(series)))
-    step = 0.7 / max(len(series), 1)
-    for number, ((part, values), color) in enumerate(zip(series.items(), _colors(), strict=False)):
-        places = [place + (number - (len(series) - 1) / 2) * step for place in range(len(names))]
-        shown = [(at, *value) for at, value in zip(places, values, strict=True) if value is not None]
+def intervals(
+    names: Sequence[str],
+    series: dict[str, Sequence[tuple[float, float, float] | None]],
+    label: str,
+    grey: Collection[str] = (),
+) -> bytes:
+    """For each name and each series a point with its interval (value, low, high); None: nothing to show. The first name
+    stands apart from the others; series in `grey` are there to compare with. Small enough to be read on a phone."""
+    figure, axes = _figure(5.6, 0.9 + 0.13 * len(names) * max(2, len(series)))
+    step = 0.64 / max(len(series), 1)
+    places = [place + 0.4 * (place > 0) for place in range(len(names))]
+    colors = _colors()
+    for number, (part, values) in enumerate(series.items()):
+        offset = (number - (len(series) - 1) / 2) * step
+        shown = [(at + offset, *value) for at, value in zip(places, values, strict=True) if value is not None]
+        color = "#8a939c" if part in grey else next(colors)
         if shown:
             at, value, low, high = zip(*shown, strict=True)
             reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
-            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=4, color=color, elinewidth=1.4, label=part)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=3.5, color=color, elinewidth=1.2, label=part)
+    axes.set_yticks(places, names)
+    axes.tick_params(labelsize=9.5, length=0)
+    axes.get_yticklabels()[0].set_weight("bold")
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(label)
     _legend(axes, len(series))
@@ -82,6 +94,7 @@ def lines(
     points: bool = False,
     diagonal: bool = False,
     unit_square: bool = False,
+    y_scale: str = "linear",
 ) -> bytes:
     """One line for each series of (x, y). `diagonal`: with the line x = y, where the two should agree."""
     figure, axes = _figure(7.2, 3.6)
@@ -93,6 +106,8 @@ def lines(
     if unit_square:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
+    axes.set_yscale(y_scale)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _legend(axes, len(series))

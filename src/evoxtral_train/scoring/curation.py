@@ -5,35 +5,36 @@ from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ..config.schema import Curate
 from ..records import REFERENCE, Candidate, CuratedRow, DroppedRow, ScoredCandidate
 
 
-def clips_kept(clips: int, drop_lowest_share: float) -> int:
-    """floor(clips × (1 − share)), exactly: 808 clips and 0.1 leave 727."""
-    return int(clips * (1 - Fraction(str(drop_lowest_share))))
+def clips_kept(clips: int, rule: Curate) -> int:
+    """How many clips stay where no two rewards are equal: 808 clips and a share of 0.1 leave 727 by either rule."""
+    share = Fraction(str(rule.drop_lowest_share))
+    return int(clips * (1 - share)) if rule.drop_by == "share" else clips - int(clips * share) - 1
+
+
+def threshold_of(rewards: Sequence[float], drop_lowest_share: float) -> float:
+    """The reward that a clip must exceed, as in the original RAFT code: sorted(rewards)[n // 10] for a share of 0.1. Clips that
+    share the threshold all go."""
+    return sorted(rewards)[int(len(rewards) * Fraction(str(drop_lowest_share)))]
 
 
 def curate(
-    candidates: Sequence[Candidate],
-    scores: Sequence[ScoredCandidate],
-    drop_lowest_share: float,
-    skip_without_spread: bool = False,
+    candidates: Sequence[Candidate], scores: Sequence[ScoredCandidate], rule: Curate
 ) -> tuple[list[CuratedRow], list[DroppedRow]]:
-    """Join by (utterance_id, candidate_id), keep the best per clip (ties: the lowest candidate id),
-    then drop the clips with the lowest rewards: floor(clips × (1 − share)) stay, so 808 leave 727
-    (ties: by utterance id). Curated rows come in the order of the candidates. With `skip_without_spread`
-    a clip whose candidates all have one reward is dropped first: its best is no better than its worst.
+    """Join by (utterance_id, candidate_id), keep the best per clip (ties: the lowest candidate id), then drop the clips with the
+    lowest rewards, by share (ties: by utterance id) or by threshold. Curated rows come in the order of the candidates. With
+    `skip_without_spread` a clip whose candidates all have one reward is dropped first: its best is no better than its worst.
 
     Raises ValueError when a candidate has no score, or a score no candidate, or a key comes twice.
     """
-    texts = {(each.utterance_id, each.candidate_id): each.text for each in candidates}
+    texts = {(row.utterance_id, row.candidate_id): row.text for row in candidates}
     clips = _by_clip(candidates, scores)
     best = {clip: min(rows, key=lambda row: (-row.reward, row.candidate_id)) for clip, rows in clips.items()}
-    flat = {clip for clip, rows in clips.items() if skip_without_spread and len({row.reward for row in rows}) == 1}
-    spread = [row for clip, row in best.items() if clip not in flat]
-    stay = clips_kept(len(spread), drop_lowest_share)
-    ranked = sorted(spread, key=lambda row: (-row.reward, row.utterance_id))
-    kept = {row.utterance_id for row in ranked[:stay]}
+    flat = {clip for clip, rows in clips.items() if rule.skip_without_spread and len({row.reward for row in rows}) == 1}
+    kept, reason_dropped = _kept([row for clip, row in best.items() if clip not in flat], rule)
     curated, dropped = [], []
     for clip, rows in clips.items():
         for row in rows:
@@ -44,11 +45,20 @@ def curate(
                 reason = f"candidate {best[clip].candidate_id} of this clip has reward {best[clip].reward:g}"
                 dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason))
             elif clip not in kept:
-                reason = f"among the lowest {drop_lowest_share:.0%} of clips"
-                dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason))
+                dropped.append(DroppedRow(clip, row.candidate_id, row.reward, reason_dropped))
             else:
                 curated.append(CuratedRow(clip, row.candidate_id, text, row.reward))
     return curated, dropped
+
+
+def _kept(best: Sequence[ScoredCandidate], rule: Curate) -> tuple[set[str], str]:
+    """(the clips that stay, why the others go)."""
+    if rule.drop_by == "threshold" and best:
+        threshold = threshold_of([row.reward for row in best], rule.drop_lowest_share)
+        return {row.utterance_id for row in best if row.reward > threshold}, f"not above the threshold of {threshold:g}"
+    ranked = sorted(best, key=lambda row: (-row.reward, row.utterance_id))
+    stay = clips_kept(len(best), rule)
+    return {row.utterance_id for row in ranked[:stay]}, f"among the lowest {rule.drop_lowest_share:.0%} of clips"
 
 
 def best_and_worst(

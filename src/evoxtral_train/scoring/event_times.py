@@ -8,7 +8,7 @@ import numpy as np
 
 from ..records import Prediction
 from ..text.tags import find_tags
-from .bootstrap import Clips, ratio
+from .intervals import Units, ratio
 
 
 def recall_by_time(
@@ -27,11 +27,11 @@ def recall_by_time(
             ids.append(row.id)
     if not begins:
         return []
-    begins, found, clips = np.array(begins), np.array(found, float), Clips(ids, samples, seed)
+    begins, found, units = np.array(begins), np.array(found, float), Units(ids, samples, seed)
     table = []
     for first, last in pairwise(edges_s):
         inside = (begins >= first) & (begins < last)
         if inside.sum() >= max(fewest, 1):
             bounds = {"from_s": first, "to_s": last, "mean_s": float(begins[inside].mean()), "events": int(inside.sum())}
-            table.append(bounds | clips.measure(ratio(found * inside, inside.astype(float)), inside))
+            table.append(bounds | units.measure(ratio(found * inside, inside.astype(float)), inside))
     return table

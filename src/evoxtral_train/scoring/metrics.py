@@ -1,119 +1,132 @@
-"""Metrics over clips in three families, always side by side, each with a bootstrap interval.
+"""Metrics over clips in families, always side by side, each with an interval over clips.
 
-`card`   the published convention: the mean over clips of a clip's score, an empty clip scores 1.
-         A model that writes no tag scores F1 = recall = the share of untagged clips, precision 1.
-`micro`  over all tags of all clips: sums of matched, predicted and reference tags.
-`macro`  the mean over the tags that occur in the references, each tag scored over all clips.
+`card`   the published tag metrics of the Evoxtral-Realtime cards; a model that writes no tag scores the share of untagged clips
+`bench`  the published seven measures of Evoxtral-Bench; those of words only where the system writes words
+`micro`  over all tags of all clips: sums of matched, predicted and reference tags
+`macro`  the mean over the tags that occur in the references, each tag scored over all clips
 
-A rate without a denominator (precision of a system that wrote nothing) is None, not 0 or 1, in
-`micro`; in `macro` such a tag counts 0. `placed` holds the same three families for tags that also
-stand in their place (see `placement`), wherever places are known. Beside them: false tags per
-untagged clip, tags per clip, WER, CER and emphasis where the system writes words, and a table per tag
-with its support. docs/evaluation.md has every formula, its empty cases and a worked example.
+`card` and `bench` are means over clips of `published`'s scores. A rate without a denominator (precision of a system that wrote
+nothing) is None, not 0 or 1, in `micro`; in `macro` such a tag counts 0. `placed` holds `micro` and `macro` for tags that also
+stand in their place (see `placement`), wherever places are known. Beside them: false tags per untagged clip, tags per clip,
+WER, CER and emphasis where the system writes words, and a table per tag with its support. docs/evaluation.md has every
+formula, its empty cases and a worked example.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from ..config.schema import Placement
+from ..config.schema import Bootstrap, Placement
 from ..records import Prediction
 from ..text.tags import find_tags
-from . import tag_counts
-from .bootstrap import LEVEL, Clips, ratio
+from . import published
 from .emphasis import emphasis_counts
+from .intervals import LEVEL, Units, ratio
 from .placement import pair, placed_counts, time_places, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_character_errors, count_word_errors
 
-_PLACEMENT = Placement()
-_CARD = {
-    "precision": tag_counts.precision,
-    "recall": tag_counts.recall,
-    "f1": tag_counts.f1,
-    "hallucination": tag_counts.hallucination,
-}
+_PLACEMENT, _BOOTSTRAP = Placement(), Bootstrap()
+
+
+class Sums(NamedTuple):
+    """A measure that is a sum over a sum: what each row adds above and below."""
+
+    above: np.ndarray
+    below: np.ndarray
 
 
 def evaluate(
-    rows: Sequence[Prediction], with_words: bool, samples: int = 2000, seed: int = 0, placement: Placement = _PLACEMENT
+    rows: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap = _BOOTSTRAP, placement: Placement = _PLACEMENT
 ) -> dict:
     """Every metric as {value, low, high}, nested by family.
 
-    `with_words`: whether the system writes words, so that WER, CER and emphasis mean something. `samples`
-    and `seed` of the bootstrap; clips are the unit that is drawn, and rows of one id (several runs of
-    a study, pooled) are drawn together.
+    `with_words`: whether the system writes words, so that WER, CER and emphasis mean something. Rows of one id (several runs
+    of a study, pooled) are drawn together. Raises ValueError where `bootstrap.unit` is not known for every row.
     """
     if not rows:
         raise ValueError("no predictions to evaluate")
     counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
-    tags = sorted({tag for each in counts for tag in each.reference | each.predicted})
-    clips = Clips([row.id for row in rows], samples, seed)
-    untagged = np.array([each.reference.total() == 0 for each in counts])
-    predicted = np.array([each.predicted.total() for each in counts], float)
+    tags = sorted({tag for clip in counts for tag in clip.reference | clip.predicted})
+    units = Units(units_of(rows, bootstrap.unit), bootstrap.samples, bootstrap.seed)
+    untagged = np.array([clip.reference.total() == 0 for clip in counts])
+    predicted = np.array([clip.predicted.total() for clip in counts], float)
     report = {
         "clips": len(rows),
         "clips_without_reference_tags": int(untagged.sum()),
         "clips_without_predicted_tags": int((predicted == 0).sum()),
-        "reference_tags": sum(each.reference.total() for each in counts),
+        "reference_tags": sum(clip.reference.total() for clip in counts),
         "predicted_tags": int(predicted.sum()),
-        **_families(counts, tags, clips),
-        "tags_per_clip": _mean(predicted, clips),
-        "false_tags_per_untagged_clip": _ratio(predicted * untagged, untagged.astype(float), clips),
-        "per_tag": {tag: _tag_row(counts, tag, clips) for tag in tags},
-        "bootstrap": {"samples": samples, "seed": seed, "level": LEVEL, "kind": "BCa"},
-    }
+        "card": _means([published.card(row.reference, row.prediction) for row in rows], units),
+        "bench": _means([published.bench(row.reference, row.prediction) for row in rows], units),
+        "micro": _micro(counts, units),
+        "macro": _macro(counts, tags, units),
+        "tags_per_clip": _ratio(predicted, np.ones(len(rows)), units, most=None),
+        "false_tags_per_untagged_clip": _ratio(predicted * untagged, untagged.astype(float), units, most=None),
+        "per_tag": {tag: _tag_row(counts, tag, units) for tag in tags},
+        "intervals": {
+            "unit": bootstrap.unit, "units": units.count, "level": LEVEL, "samples": bootstrap.samples, "seed": bootstrap.seed,
+        },
+    }  # fmt: skip
     if all(row.events is not None and row.written is not None for row in rows):
-        report["placed"] = _placed_in_seconds(rows, tags, clips, placement.tolerance_s)
+        report["placed"] = _placed_in_seconds(rows, tags, units, placement.tolerance_s)
     elif with_words:
         placed = [placed_counts(*word_places(row.reference, row.prediction), placement.tolerance_words) for row in rows]
-        report["placed"] = {"unit": "words", "tolerance": placement.tolerance_words, **_families(placed, tags, clips)}
+        families = {"micro": _micro(placed, units), "macro": _macro(placed, tags, units)}
+        report["placed"] = {"unit": "words", "tolerance": placement.tolerance_words, **families}
     if with_words:
-        report |= _words(rows, clips)
+        report["bench"] |= _bench_words(rows, units)
+        report |= _words(rows, units)
     return report
 
 
-def differences(before: Sequence[Prediction], after: Sequence[Prediction], samples: int = 2000, seed: int = 0) -> dict[str, dict]:
-    """What `after` has more than `before`, as {value, low, high}: micro F1 and hallucination, false tags per untagged
-    clip, tags per clip. Each clip is drawn for both at once, so that what makes it hard for both does not
-    widen the interval. Raises ValueError unless both hold the same clips in the same order."""
-    ids = [row.id for row in before]
-    if ids != [row.id for row in after]:
-        raise ValueError("the two systems do not hold the same clips in the same order")
-    clips = Clips(ids, samples, seed)
-    first, second = sums(before), sums(after)
-    found = {}
-    for name in first:
-        one, other = ratio(*first[name]), ratio(*second[name])
-        counted = (first[name][1] > 0) | (second[name][1] > 0)
-        found[name] = clips.measure(lambda weights, one=one, other=other: other(weights) - one(weights), counted)
+def units_of(rows: Sequence[Prediction], unit: str) -> list[str]:
+    """What intervals and tests draw: the clip or the speaker of each row. Raises ValueError where a speaker is not known."""
+    if unit == "clip":
+        return [row.id for row in rows]
+    unknown = [row.id for row in rows if not row.speaker]
+    if unknown:
+        raise ValueError(f"{len(unknown)} of {len(rows)} clips have no speaker, the first is {unknown[0]!r}")
+    return [row.speaker for row in rows]
+
+
+def sums(rows: Sequence[Prediction], with_words: bool) -> dict[str, Sums]:
+    """name -> what each row adds: the measures that two systems can be compared by."""
+    counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
+    matched, predicted, wanted = _totals(counts)
+    untagged = (wanted == 0).astype(float)
+    found = {
+        "micro_f1": Sums(2 * matched, predicted + wanted),
+        "micro_recall": Sums(matched, wanted),
+        "hallucination": Sums(predicted - matched, predicted),
+        "false_tags_per_untagged_clip": Sums(predicted * untagged, untagged),
+        "tags_per_clip": Sums(predicted, np.ones(len(rows))),
+    }
+    if with_words:
+        found |= {"wer": _error_sums(rows, count_word_errors), "cer": _error_sums(rows, count_character_errors)}
     return found
 
 
-def sums(rows: Sequence[Prediction]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """name -> numerators and denominators, one of each per row: what two systems are compared by."""
-    counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
-    matched, predicted, wanted = (
-        np.array([getattr(each, name).total() for each in counts], float) for name in ("matched", "predicted", "reference")
-    )
-    untagged = (wanted == 0).astype(float)
-    return {
-        "micro_f1": (2 * matched, predicted + wanted),
-        "hallucination": (predicted - matched, predicted),
-        "false_tags_per_untagged_clip": (predicted * untagged, untagged),
-        "tags_per_clip": (predicted, np.ones(len(rows))),
-    }
+def _totals(counts: list[TagCounts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(matched, predicted, reference tags), one of each per clip."""
+    kinds = ("matched", "predicted", "reference")
+    return tuple(np.array([getattr(clip, kind).total() for clip in counts], float) for kind in kinds)
 
 
-def _families(counts: list[TagCounts], tags: list[str], clips: Clips) -> dict:
-    return {
-        "card": {name: _mean(np.array([score(each) for each in counts]), clips) for name, score in _CARD.items()},
-        "micro": _micro(counts, clips),
-        "macro": _macro(counts, tags, clips),
-    }
+def _means(scores: list[dict[str, float]], units: Units) -> dict:
+    """The mean over clips of each score."""
+    return {name: _mean([clip[name] for clip in scores], units) for name in scores[0]}
 
 
-def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], clips: Clips, tolerance_s: float) -> dict:
+def _bench_words(rows: Sequence[Prediction], units: Units) -> dict:
+    """Clips whose reference has no words are left out of WER and CER, as published; how many is in `clips_without_words`."""
+    texts = [(row.reference, row.prediction) for row in rows]
+    measures = {name: [getattr(published, name)(*pair) for pair in texts] for name in ("emphasis_f1", "wer", "cer")}
+    return {name: _mean(values, units) for name, values in measures.items()}
+
+
+def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], units: Units, tolerance_s: float) -> dict:
     """`latency_s`: the moment at which a tag was complete minus its event's end, over the tags in their place."""
     counts, latencies = [], []
     for row in rows:
@@ -124,41 +137,41 @@ def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], clips: Clips
     latency = {"tags": len(latencies), "median": None, "p90": None}
     if latencies:
         latency |= {"median": float(np.median(latencies)), "p90": float(np.percentile(latencies, 90))}
-    return {"unit": "s", "tolerance": tolerance_s, **_families(counts, tags, clips), "latency_s": latency}
+    families = {"micro": _micro(counts, units), "macro": _macro(counts, tags, units)}
+    return {"unit": "s", "tolerance": tolerance_s, **families, "latency_s": latency}
 
 
-def _words(rows: Sequence[Prediction], clips: Clips) -> dict:
-    report = {}
-    for name, count in (("wer", count_word_errors), ("cer", count_character_errors)):
-        errors = [count(row.reference, row.prediction) for row in rows]
-        report[name] = {
-            "card": _mean(np.array([each.rate for each in errors]), clips),
-            "micro": _ratio(np.array([each.errors for each in errors]), np.array([each.length for each in errors]), clips),
-        }
-        report[f"clips_without_{'words' if name == 'wer' else 'characters'}"] = sum(each.length == 0 for each in errors)
+def _words(rows: Sequence[Prediction], units: Units) -> dict:
+    word_errors, character_errors = _error_sums(rows, count_word_errors), _error_sums(rows, count_character_errors)
     emphasis = [emphasis_counts(row.reference, row.prediction) for row in rows]
-    report["emphasis"] = {
-        "reference_words": sum(each.reference.total() for each in emphasis),
-        "predicted_words": sum(each.predicted.total() for each in emphasis),
-        "card": {"f1": _mean(np.array([tag_counts.f1(each) for each in emphasis]), clips)},
-        "micro": {"f1": _micro(emphasis, clips)["f1"]},
-    }
-    return report
-
-
-def _micro(counts: list[TagCounts], clips: Clips) -> dict:
-    matched, predicted, wanted = (
-        np.array([getattr(each, name).total() for each in counts], float) for name in ("matched", "predicted", "reference")
-    )
     return {
-        "precision": _ratio(matched, predicted, clips),
-        "recall": _ratio(matched, wanted, clips),
-        "f1": _ratio(2 * matched, predicted + wanted, clips),
-        "hallucination": _ratio(predicted - matched, predicted, clips),
+        "wer": {"micro": _ratio(*word_errors, units)},
+        "cer": {"micro": _ratio(*character_errors, units)},
+        "clips_without_words": int((word_errors.below == 0).sum()),
+        "emphasis": {
+            "reference_words": sum(clip.reference.total() for clip in emphasis),
+            "predicted_words": sum(clip.predicted.total() for clip in emphasis),
+            "micro": {"f1": _micro(emphasis, units)["f1"]},
+        },
     }
 
 
-def _macro(counts: list[TagCounts], tags: list[str], clips: Clips) -> dict:
+def _error_sums(rows: Sequence[Prediction], count: Callable) -> Sums:
+    errors = [count(row.reference, row.prediction) for row in rows]
+    return Sums(np.array([clip.errors for clip in errors], float), np.array([clip.length for clip in errors], float))
+
+
+def _micro(counts: list[TagCounts], units: Units) -> dict:
+    matched, predicted, wanted = _totals(counts)
+    return {
+        "precision": _ratio(matched, predicted, units),
+        "recall": _ratio(matched, wanted, units),
+        "f1": _ratio(2 * matched, predicted + wanted, units),
+        "hallucination": _ratio(predicted - matched, predicted, units),
+    }
+
+
+def _macro(counts: list[TagCounts], tags: list[str], units: Units) -> dict:
     """The tags that a bootstrap sample holds are those that its mean runs over."""
     matched, predicted, wanted = (
         np.array([[getattr(each, name)[tag] for tag in tags] for each in counts], float).reshape(len(counts), len(tags))
@@ -181,14 +194,14 @@ def _macro(counts: list[TagCounts], tags: list[str], clips: Clips) -> dict:
         "f1": (2 * matched, predicted + wanted),
         "hallucination": (predicted - matched, predicted),
     }
-    return {name: clips.measure(mean_over_tags(*share)) for name, share in shares.items()}
+    return {name: units.measure(mean_over_tags(*share), wanted.any(axis=1)) for name, share in shares.items()}
 
 
-def _tag_row(counts: list[TagCounts], tag: str, clips: Clips) -> dict:
+def _tag_row(counts: list[TagCounts], tag: str, units: Units) -> dict:
     matched, predicted, support = (
         np.array([getattr(each, name)[tag] for each in counts], float) for name in ("matched", "predicted", "reference")
     )
-    f1 = _ratio(2 * matched, predicted + support, clips)
+    f1 = _ratio(2 * matched, predicted + support, units)
     return {
         "support": int(support.sum()),
         "predicted": int(predicted.sum()),
@@ -201,14 +214,16 @@ def _tag_row(counts: list[TagCounts], tag: str, clips: Clips) -> dict:
     }
 
 
-def _mean(values: np.ndarray, clips: Clips) -> dict:
-    return clips.measure(ratio(values, np.ones(len(values))))
+def _mean(values: Sequence[float | None], units: Units) -> dict:
+    """The mean over clips; those without a value are left out."""
+    known = np.array([value is not None for value in values], float)
+    return _ratio(np.array([value or 0.0 for value in values]), known, units)
 
 
-def _ratio(numerators: np.ndarray, denominators: np.ndarray, clips: Clips) -> dict:
-    """Sum over sum; None when the denominator is empty. Resamples that lack one are left out of the interval."""
-    return clips.measure(ratio(numerators, denominators), denominators > 0)
+def _ratio(above: np.ndarray, below: np.ndarray, units: Units, most: float | None = 1.0) -> dict:
+    """Sum over sum; None when nothing is below. Resamples without any are left out of the interval."""
+    return units.measure(ratio(above, below), below > 0, most)
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=float), where=denominator > 0)
+def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above, dtype=float), where=below > 0)

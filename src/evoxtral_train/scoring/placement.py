@@ -3,10 +3,13 @@
 Two scales. Seconds, where the reference has events with times and the system says when it wrote
 each tag; the place of a tag is its event, from start to end. Words, where only text is known; the
 place of a tag is a gap between words of the reference, and a predicted tag is carried over by the
-alignment that WER uses:
+alignment that WER uses: it stands before the word of the reference that its next word was aligned with, or, where none
+follows, after the one that the last word before it was aligned with.
 
     reference    i [sighs] told you        gap 1 of 0..3
-    prediction   and i [sighs] sold        "and" is inserted, so its gap 2 is gap 1 of the reference
+    prediction   and i [sighs] sold        "and" is inserted; "sold" is aligned with "told", so the tag is in gap 1
+
+A tag that no aligned word stands beside has no place, and is nowhere right: tags without words cannot score here.
 
 Tags of one name are paired one to one, the nearest first, so that as many as possible count.
 """
@@ -18,6 +21,8 @@ from dataclasses import dataclass
 from ..text.normalize import normalize_words
 from ..text.tags import parse_leniently
 from .tag_counts import TagCounts
+
+NOWHERE = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -72,24 +77,36 @@ def time_places(events: Sequence[dict], written: Sequence[dict]) -> tuple[list[S
 
 
 def word_places(reference: str, prediction: str) -> tuple[list[Span], list[Span]]:
-    """The tags of both texts on the reference's word gaps."""
+    """The tags of both texts on the reference's word gaps; one without a place is in gap NOWHERE."""
+    (wanted_words, wanted_tags), (got_words, got_tags) = _words_and_tags(reference), _words_and_tags(prediction)
+    before, after = _aligned_gaps(wanted_words, got_words)
+
+    def gap_of(position: int) -> float:
+        """`position`: how many words of the prediction stand before the tag."""
+        following = next((before[word] for word in range(position, len(got_words)) if word in before), None)
+        if following is not None:
+            return following
+        return next((after[word] for word in range(position - 1, -1, -1) if word in after), NOWHERE)
+
+    places = [Span(tag, gap, gap) for tag, gap in wanted_tags]
+    gaps = [gap_of(position) if wanted_words else 0 for _, position in got_tags]
+    return places, [Span(tag, gap, gap) for (tag, _), gap in zip(got_tags, gaps, strict=True)]
+
+
+def _aligned_gaps(wanted_words: list[str], got_words: list[str]) -> tuple[dict[int, int], dict[int, int]]:
+    """For each word of the prediction that is aligned with one of the reference: the gap before that one, and the gap after."""
     import jiwer
 
-    (wanted_words, wanted_tags), (got_words, got_tags) = _words_and_tags(reference), _words_and_tags(prediction)
-    places = [Span(tag, gap, gap) for tag, gap in wanted_tags]
     if not wanted_words or not got_words:
-        last = len(wanted_words)
-        return places, [Span(tag, 0, last) for tag, _ in got_tags]
+        return {}, {}
     [chunks] = jiwer.process_words(" ".join(wanted_words), " ".join(got_words)).alignments
-    before, after = {0: 0}, {len(got_words): len(wanted_words)}  # gap of the prediction -> lowest and highest of the reference
-    for chunk in chunks:
-        length = chunk.hyp_end_idx - chunk.hyp_start_idx
-        for offset in range(length):
-            inserted = chunk.type == "insert"
-            at = chunk.ref_start_idx if inserted else chunk.ref_start_idx + offset
-            after[chunk.hyp_start_idx + offset] = at
-            before[chunk.hyp_start_idx + offset + 1] = at if inserted else at + 1
-    return places, [Span(tag, before[gap], after[gap]) for tag, gap in got_tags]
+    pairs = [
+        (chunk.hyp_start_idx + offset, chunk.ref_start_idx + offset)
+        for chunk in chunks
+        if chunk.type in ("equal", "substitute")
+        for offset in range(chunk.hyp_end_idx - chunk.hyp_start_idx)
+    ]
+    return {got: wanted for got, wanted in pairs}, {got: wanted + 1 for got, wanted in pairs}
 
 
 def _words_and_tags(text: str) -> tuple[list[str], list[tuple[str, int]]]:

@@ -1,8 +1,8 @@
 """Rewards by rule: a weighted sum of named components, each a pure function of one candidate.
 
-`card` is the published one (Evoxtral-Realtime model card) and never changes:
+`card` is the published one (Evoxtral-Realtime model card), to the letter (see `published`), and never changes:
 
-    0.4 × (1 − min(WER, 1)) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)
+    0.4 × max(0, 1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)
 
 For a target of tags alone the candidate holds no words, so WER is 1 and its term the constant 0, as the
 card says of the published adapter. Its rates forgive chatter: a third false tag costs less than
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ..config.schema import Placement
 from ..text.tags import find_tags
-from . import tag_counts
+from . import published, tag_counts
 from .placement import placed_counts, time_places, word_places
 from .tag_counts import TagCounts
 from .word_errors import count_word_errors
@@ -27,12 +27,13 @@ from .word_errors import count_word_errors
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate beside its clip's whole tagged transcript. Where times are known, `events` are the reference's
-    tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. `placement`: how far from its place a
-    tag may stand."""
+    """A candidate beside its clip's whole tagged transcript. `with_words`: whether the target holds words. Where times are known,
+    `events` are the reference's tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. `placement`: how far from
+    its place a tag may stand."""
 
     reference: str
     candidate: str
+    with_words: bool
     events: list[dict] | None = None
     written: list[dict] | None = None
     placement: Placement = Placement()
@@ -42,19 +43,29 @@ class Answer:
         return TagCounts.of(find_tags(self.reference), find_tags(self.candidate))
 
 
+def published_word_accuracy(answer: Answer) -> float:
+    """max(0, 1 − WER) by `published`; 1 when the reference has no words."""
+    return published.word_accuracy(answer.reference, answer.candidate)
+
+
+def published_tag_f1(answer: Answer) -> float:
+    """F1 of the clip's tags by `published.card`."""
+    return published.card(answer.reference, answer.candidate)["f1"]
+
+
+def published_faithfulness(answer: Answer) -> float:
+    """1 − the share of written tags whose name is not among the reference's; 1 when no tag was written."""
+    return 1.0 - published.hallucination(answer.reference, answer.candidate)
+
+
 def word_accuracy(answer: Answer) -> float:
-    """1 − min(WER, 1) of the words, tags stripped; 1 when neither holds a word."""
+    """1 − min(WER, 1) of the normalised words, tags stripped; 1 when neither holds a word."""
     return 1.0 - min(count_word_errors(answer.reference, answer.candidate).rate, 1.0)
 
 
 def tag_f1(answer: Answer) -> float:
     """2 × matched / (reference + predicted) of the tags as multisets; 1 when neither holds a tag."""
     return tag_counts.f1(answer.counts)
-
-
-def tag_faithfulness(answer: Answer) -> float:
-    """1 − hallucination rate = matched / predicted; 1 when no tag was written."""
-    return 1.0 - tag_counts.hallucination(answer.counts)
 
 
 def extra_tags(answer: Answer) -> float:
@@ -68,21 +79,26 @@ def missing_tags(answer: Answer) -> float:
 
 
 def misplaced_tags(answer: Answer) -> float:
-    """matched − matched in place: tags that are right but stand elsewhere. By seconds where times are known, else by
-    words where the candidate holds any; else 0, since nothing says where a tag stands."""
-    counts = answer.counts
+    """matched − matched in place: tags that are right but stand elsewhere, or nowhere. By seconds where times are known, else by
+    words; 0 where the target has neither, since nothing says where a tag stands."""
     if answer.events is not None and answer.written is not None:
         placed = placed_counts(*time_places(answer.events, answer.written), answer.placement.tolerance_s)
-    else:
+    elif answer.with_words:
         placed = placed_counts(*word_places(answer.reference, answer.candidate), answer.placement.tolerance_words)
-    return float(max(counts.matched.total() - placed.matched.total(), 0))
+    else:
+        return 0.0
+    return float(max(answer.counts.matched.total() - placed.matched.total(), 0))
 
 
 COMPONENTS: dict[str, Callable[[Answer], float]] = {
-    each.__name__: each for each in (word_accuracy, tag_f1, tag_faithfulness, extra_tags, missing_tags, misplaced_tags)
-}
+    component.__name__: component
+    for component in (
+        published_word_accuracy, published_tag_f1, published_faithfulness,
+        word_accuracy, tag_f1, extra_tags, missing_tags, misplaced_tags,
+    )
+}  # fmt: skip
 PROFILES: dict[str, dict[str, float]] = {
-    "card": {"word_accuracy": 0.4, "tag_f1": 0.4, "tag_faithfulness": 0.2},
+    "card": {"published_word_accuracy": 0.4, "published_tag_f1": 0.4, "published_faithfulness": 0.2},
     "counts": {"word_accuracy": 0.4, "tag_f1": 1.0, "extra_tags": -0.2, "missing_tags": -0.1, "misplaced_tags": -0.1},
 }
 

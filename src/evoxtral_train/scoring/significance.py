@@ -1,144 +1,201 @@
-"""Is one system better than another? A paired permutation test, and what to say of its outcome.
+"""Is one system better than another? One test for each declared comparison, with an interval that says the same.
 
-Under the null hypothesis it does not matter which of the two wrote which of a clip's two answers. So the answers of each
-clip are swapped with probability one half, and the difference is measured again, many times: p is the share of swapped data,
-the real one counted among it, whose difference is at least as large in either direction (Fisher; Phipson and Smyth 2010 for
-the count). Of several comparisons in one table some come out "significant" by chance; p is therefore also given after
-Holm's correction.
+Every comparison has one primary measure, tested at 5%, and two secondary ones, at 2.5% each. So what is said of a pair does
+not depend on which other pairs stand on the page.
+
+Two randomization tests are made, and the more cautious of the two counts, because each is misled where the other is not:
+
+- *swapped answers* (Fisher): each unit's two answers are swapped with probability one half. Exact when the two systems are
+  alike; misled when one writes far more than the other, since swapped data then look like neither.
+- *flipped contributions*: the difference is a sum over units (their jackknife pseudo-values); each unit's share is flipped.
+  Right for systems that write unequally often; misled when a handful of units make the whole difference.
+
+p is the share of randomized data, the real one counted among it, whose difference is at least as large in either direction
+(Phipson and Smyth 2010). The interval holds every difference that neither test rejects: it leaves out 0 exactly when p is below
+the level. tests/test_significance.py counts errors and coverage.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 from scipy.stats import norm
 
+from ..config.schema import Bootstrap, System
 from ..records import Prediction
-from .metrics import differences, sums
+from .intervals import numbered, unseen_share
+from .metrics import Sums, sums, units_of
 
-ALPHA, POWER = 0.05, 0.8
+POWER = 0.8
+PRIMARY_LEVEL, SECONDARY_LEVEL = 0.05, 0.025
 _AT_ONCE = 1000
-TESTED = ("micro_f1", "hallucination", "false_tags_per_untagged_clip")  # neither more nor fewer tags per clip is better
 MEASURES = {
-    "micro_f1": "micro F1", "hallucination": "the share of false tags", "tags_per_clip": "tags per clip",
-    "false_tags_per_untagged_clip": "false tags per untagged clip",
+    "micro_f1": "micro F1", "micro_recall": "micro recall", "hallucination": "the share of false tags",
+    "wer": "WER", "cer": "CER", "false_tags_per_untagged_clip": "false tags per untagged clip", "tags_per_clip": "tags per clip",
 }  # fmt: skip
 
 
-def compare(
-    before: Sequence[Prediction], after: Sequence[Prediction], samples: int = 2000, permutations: int = 10_000, seed: int = 0
-) -> dict[str, dict]:
-    """name -> {value, low, high, p, clips, clips_needed}: what `after` has more than `before`.
+def declared(systems: Sequence[System]) -> list[tuple[str, str]]:
+    """(before, after) of each comparison: a filter with its own system, any other system with the one before it; yardsticks are
+    none.
 
-    `clips_needed`: as many would show a difference as large as the one seen, at 5%, with a power of 80%; None when no
-    number would, or when it is shown already. Raises ValueError unless both hold the same clips in the same order.
+    base, SFT, SFT top-2, RAFT -> (base, SFT), (SFT, SFT top-2), (SFT, RAFT).
     """
-    found = differences(before, after, samples, seed)
-    first, second, ids = sums(before), sums(after), [row.id for row in before]
-    clips = len(set(ids))
-    for name, difference in found.items():
-        difference |= {"p": None, "clips": clips, "clips_needed": None}
-        if difference["value"] is not None and name in TESTED:
-            difference["p"] = permutation_p(first[name], second[name], ids, permutations, seed)
-            if difference["p"] >= ALPHA:
-                difference["clips_needed"] = clips_needed(difference, clips)
-    return found
-
-
-def permutation_p(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], ids: Sequence[str], permutations: int, seed: int
-) -> float:
-    """Two-sided p of the difference of two ratios of sums; `first` and `second`: (numerators, denominators) of each row.
-    Rows of one id are swapped together."""
-    numbers = {identity: number for number, identity in enumerate(dict.fromkeys(ids))}
-    clip_of_row = np.array([numbers[identity] for identity in ids])
-    rng = np.random.default_rng(seed)
-
-    def difference(swapped: np.ndarray) -> np.ndarray:
-        """[draws, rows] of 0 and 1 -> [draws]; NaN where one of the two has no denominator."""
-        ratios = []
-        for one, other in ((first, second), (second, first)):
-            above, below = (swapped @ (b - a) + a.sum() for a, b in zip(one, other, strict=True))
-            ratios.append(np.divide(above, below, out=np.full(len(swapped), np.nan), where=below > 0))
-        return ratios[1] - ratios[0]
-
-    observed = abs(difference(np.zeros((1, len(ids))))[0])
-    extreme = 0
-    for start in range(0, permutations, _AT_ONCE):
-        draws = rng.integers(0, 2, size=(min(_AT_ONCE, permutations - start), len(numbers)))[:, clip_of_row].astype(float)
-        extreme += int(np.sum(~(np.abs(difference(draws)) < observed - 1e-12)))  # one that is not defined counts as extreme
-    return (extreme + 1) / (permutations + 1)
-
-
-def clips_needed(difference: dict, clips: int) -> int | None:
-    """From the interval's width: the standard error falls with the root of the number of clips."""
-    if not difference["value"] or difference["low"] is None or difference["low"] == difference["high"]:
-        return None
-    error = (difference["high"] - difference["low"]) / (2 * norm.ppf(1 - ALPHA / 2))
-    reach = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
-    needed = clips * (reach * error / difference["value"]) ** 2
-    return max(math.ceil(needed), clips + 1)
-
-
-def compare_all(systems: dict[str, Sequence[Prediction]], samples: int, seed: int, permutations: int = 10_000) -> list[dict]:
-    """Every pair of systems that did not write the same, in order: {before, after, measures: {name: …, with p_holm}}."""
-    pairs = []
-    for before, after in combinations(systems, 2):
-        if [row.prediction for row in systems[before]] != [row.prediction for row in systems[after]]:
-            measures = compare(systems[before], systems[after], samples, permutations, seed)
-            pairs.append({"before": before, "after": after, "measures": measures})
-    tested = [measure for pair in pairs for measure in pair["measures"].values() if measure["p"] is not None]
-    for measure, corrected in zip(tested, holm([measure["p"] for measure in tested]), strict=True):
-        measure["p_holm"] = corrected
+    own, pairs, last = own_systems(systems), [], None
+    for system in systems:
+        if system.is_yardstick:
+            continue
+        before = own.get(system.name, last)
+        if before:
+            pairs.append((before, system.name))
+        if system.name not in own:
+            last = system.name
     return pairs
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the k-th smallest of m is multiplied by m − k + 1, and none falls below one before it.
+def own_systems(systems: Sequence[System]) -> dict[str, str]:
+    """A filtered system -> the one of the same source without a filter, where it is measured too."""
+    whole = {system.source: system.name for system in reversed(systems) if not system.is_filtered}
+    return {system.name: whole[system.source] for system in systems if system.is_filtered and system.source in whole}
 
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
+
+def compare_pairs(
+    pairs: Sequence[tuple[str, str]], rows: dict[str, Sequence[Prediction]], with_words: bool, bootstrap: Bootstrap
+) -> list[dict]:
+    """[{before, after, unit, primary, measures}], in the order of `pairs`."""
+    return [
+        {"before": before, "after": after} | compare(rows[before], rows[after], with_words, bootstrap) for before, after in pairs
+    ]
+
+
+def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap) -> dict:
+    """{unit, primary, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER where the references
+    have no tags. Raises ValueError unless both hold the same clips in the same order."""
+    if [row.id for row in before] != [row.id for row in after]:
+        raise ValueError("the two systems do not hold the same clips in the same order")
+    first, second = sums(before, with_words), sums(after, with_words)
+    has_tags = first["micro_recall"].below.sum() > 0
+    primary = "micro_f1" if has_tags or not with_words else "wer"
+    other = "cer" if primary == "wer" else "wer" if with_words else "micro_recall"
+    units = units_of(before, bootstrap.unit)
+    measures = {}
+    for name in (primary, "false_tags_per_untagged_clip", other):
+        level = PRIMARY_LEVEL if name == primary else SECONDARY_LEVEL
+        measures[name] = difference(first[name], second[name], units, level, bootstrap.permutations, bootstrap.seed)
+    return {"unit": bootstrap.unit, "primary": primary, "measures": measures}
+
+
+def difference(before: Sums, after: Sums, units: Sequence[str], level: float, permutations: int, seed: int) -> dict:
+    """What `after` has more than `before`: {value, low, high, level, p, shown, smallest_difference, units}.
+
+    `level`: of the test; the interval holds 1 − level. `units`: the unit of each row; rows of one unit go together, and units
+    that the measure does not depend on do not count. `smallest_difference`: what as many units would show with a power of 80%.
+    All None where the measure is not defined for one of the two.
     """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    corrected, least = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = round(least, 12)
-    return corrected
+    before, after = _by_unit(before, after, units)
+    count = len(before.above)
+    found = dict.fromkeys(("value", "low", "high", "p", "smallest_difference")) | {"level": level, "shown": False, "units": count}
+    if before.below.sum() == 0 or after.below.sum() == 0:
+        return found
+    value = after.above.sum() / after.below.sum() - before.above.sum() / before.below.sum()
+    low, high, p = _randomized(before, after, value, level, permutations, seed)
+    largest = max(1.0, *(np.max(side.above[side.below > 0] / side.below[side.below > 0]) for side in (before, after)))
+    if low <= 0 <= high:  # a kind of unit that none of these is may exist: without it, equal answers would be a proof of equality
+        unseen = unseen_share(count, 1 - level)
+        low = min(low, value * (1 - unseen) - largest * unseen)
+        high = max(high, value * (1 - unseen) + largest * unseen)
+    low, high = max(low, -largest), min(high, largest)
+    reach = (high - low) / 2
+    return found | {
+        "value": float(value), "low": float(low), "high": float(high), "p": float(p), "shown": not low <= 0 <= high,
+        "smallest_difference": float(reach * (1 + norm.ppf(POWER) / norm.ppf(1 - level / 2))),
+    }  # fmt: skip
 
 
-def in_words(before: str, after: str, name: str, measure: dict) -> str:
-    """The outcome in a sentence."""
-    what = f"{after} against {before}, {MEASURES[name]}"
+def _by_unit(before: Sums, after: Sums, units: Sequence[str]) -> tuple[Sums, Sums]:
+    """The sums of each unit that the measure depends on."""
+    of_row, count = numbered(units)
+    before, after = (Sums(*(np.bincount(of_row, part, count) for part in side)) for side in (before, after))
+    counted = (before.below > 0) | (after.below > 0)
+    return Sums(*(part[counted] for part in before)), Sums(*(part[counted] for part in after))
+
+
+def _randomized(
+    before: Sums, after: Sums, value: float, level: float, permutations: int, seed: int
+) -> tuple[float, float, float]:
+    """(low, high, p): the wider interval of the two tests, and the larger p."""
+    rng, draws = np.random.default_rng(seed), ([], [])
+    for start in range(0, permutations, _AT_ONCE):
+        heads = rng.integers(0, 2, size=(min(_AT_ONCE, permutations - start), len(before.above))).astype(float)
+        for test, parts in zip((_swapped, _flipped), draws, strict=True):
+            parts.append(test(before, after, value, heads))
+    found = [_inverted(value, *(np.concatenate(part) for part in zip(*parts, strict=True)), level) for parts in draws]
+    return min(low for low, _, _ in found), max(high for _, high, _ in found), max(p for _, _, p in found)
+
+
+def _swapped(before: Sums, after: Sums, value: float, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """With `after`'s numerators lowered by d × its denominators (so that d is the difference under test) and the answers of the
+    units with `heads` 1 [draws, units] exchanged, the difference is at_zero − d × slope. Both NaN where a side then has no
+    denominator."""
+    above_before, below_before, above_after, below_after = (heads @ part for part in (*before, *after))
+    left, right = before.below.sum() - below_before + below_after, after.below.sum() - below_after + below_before
+    left[left <= 0], right[right <= 0] = np.nan, np.nan
+    at_zero = (after.above.sum() - above_after + above_before) / right - (before.above.sum() - above_before + above_after) / left
+    return at_zero, (after.below.sum() - below_after) / right - below_after / left
+
+
+def _flipped(before: Sums, after: Sums, value: float, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The difference as a sum over units, each its jackknife pseudo-value / n with a sign: at_zero − d × slope. Both NaN where
+    the difference rests on one unit alone."""
+    units = len(before.above)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left_out = (after.above.sum() - after.above) / (after.below.sum() - after.below)
+        left_out -= (before.above.sum() - before.above) / (before.below.sum() - before.below)
+        # (n − 1)(mean − left out) / n is what a unit adds beyond the mean; the root undoes the shrinking of residuals
+        beyond = (units - 1) / units * (left_out.mean() - left_out) * math.sqrt(units / max(units - 1, 1))
+    signs = heads * 2 - 1
+    return signs @ (value / units + beyond), signs.mean(axis=1) if np.isfinite(beyond).all() else np.full(len(signs), np.nan)
+
+
+def _inverted(value: float, at_zero: np.ndarray, slope: np.ndarray, level: float) -> tuple[float, float, float]:
+    """(low, high, p). A draw is at least as extreme as the data for the differences d with |at_zero − d × slope| ≥ |value − d|:
+    an interval around the value. p(d) is the share of draws whose interval holds d; low and high are where it falls below
+    `level`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.stack([(value - at_zero) / (1 - slope), (value + at_zero) / (1 + slope)])
+    always = ~np.isfinite(ends).all(axis=0) | (np.abs(slope) > 1 - 1e-12)
+    lows, highs = np.where(always, -np.inf, ends.min(axis=0)), np.where(always, np.inf, ends.max(axis=0))
+    lows, highs = np.round(lows, 12), np.round(highs, 12)
+    p = (np.sum((lows <= 0) & (highs >= 0)) + 1) / (len(lows) + 1)
+    place = max(math.ceil(level * (len(lows) + 1) - 1), 1)
+    return float(np.partition(lows, place - 1)[place - 1]), float(-np.partition(-highs, place - 1)[place - 1]), float(p)
+
+
+def sentence(comparison: dict) -> str:
+    """The outcome of a comparison in one sentence: the primary measure with its size, then the secondary ones."""
+    (name, primary), *others = comparison["measures"].items()
+    parts = [_part(name, primary), *(_part(other, measure) for other, measure in others)]
+    if primary["value"] is not None and not primary["shown"]:
+        could = f"{primary['units']} {comparison['unit']}s could show {primary['smallest_difference']:.2g}"
+        parts[0] += f" ({signed(primary)}; {could})"
+    return f"{comparison['after']} against {comparison['before']}: {'; '.join(parts)}."
+
+
+def _part(name: str, measure: dict) -> str:
     if measure["value"] is None:
-        return f"{what}: not defined, one of the two wrote no tag."
-    raw, corrected = measure["p"], measure.get("p_holm", measure["p"])
-    chance = f"p = {raw:.2g}" if raw == corrected else f"p = {raw:.2g}, {corrected:.2g} after correction"
-    if corrected < ALPHA:
-        more = "higher" if measure["value"] > 0 else "lower"
-        return f"{what}: {more} by {signed(measure)}, {chance}."
-    said = f"{what}: no difference can be shown with {measure['clips']} clips ({signed(measure)}, {chance})"
-    if measure["clips_needed"]:
-        return f"{said}; if it is as large as it looks, about {_rounded(measure['clips_needed']):,} would be needed."
-    return f"{said}."
+        return f"{MEASURES[name]} not defined"
+    if not measure["shown"]:
+        return f"no difference in {MEASURES[name]} shown"
+    return f"{MEASURES[name]} {outcome_of(measure)} by {signed(measure)}"
 
 
 def outcome_of(measure: dict) -> str:
     """The same in a word or two."""
-    if measure.get("p_holm", measure["p"]) < ALPHA:
-        return "higher" if measure["value"] > 0 else "lower"
-    needed = measure["clips_needed"]
-    return f"not shown; about {_rounded(needed):,} clips" if needed else "not shown"
+    if not measure["shown"]:
+        return "not shown"
+    return "higher" if measure["value"] > 0 else "lower"
 
 
 def signed(measure: dict) -> str:
     """{"value": 0.05, "low": 0.01, "high": 0.1} -> "+0.050 [+0.010, +0.100]"."""
-    size = f"{measure['value']:+.3f}"
-    return size if measure["low"] is None else f"{size} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
-
-
-def _rounded(number: int) -> int:
-    """To two digits: 387 -> 390."""
-    unit = 10 ** max(len(str(number)) - 2, 0)
-    return round(number / unit) * unit
+    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"

@@ -15,7 +15,7 @@ def summarize(
 ) -> dict:
     """`evaluate`, with `confusion` (between tags, between groups, and as shares) and, where tags have confidences,
     `calibration` (reliability and the curves of the filters)."""
-    report = evaluate(rows, with_words, bootstrap.samples, bootstrap.seed, placement)
+    report = evaluate(rows, with_words, bootstrap, placement)
     table = confusion(rows)
     report["confusion"] = {"tags": table, "groups": by_group(table, taxonomy), "shares": shares(table, taxonomy)}
     if all(row.confidences is not None for row in rows) and report["predicted_tags"]:

@@ -20,24 +20,7 @@ class TagCounts:
         return cls(wanted, got, wanted & got)
 
 
-def precision(counts: TagCounts) -> float:
-    """Matched / predicted; 1 when nothing was predicted (model card: a silent model scores 100%)."""
-    predicted = counts.predicted.total()
-    return counts.matched.total() / predicted if predicted else 1.0
-
-
-def recall(counts: TagCounts) -> float:
-    """Matched / reference; 1 when there was nothing to find."""
-    wanted = counts.reference.total()
-    return counts.matched.total() / wanted if wanted else 1.0
-
-
 def f1(counts: TagCounts) -> float:
     """2 × matched / (reference + predicted); 1 when both are empty."""
     size = counts.reference.total() + counts.predicted.total()
     return 2 * counts.matched.total() / size if size else 1.0
-
-
-def hallucination(counts: TagCounts) -> float:
-    """Predicted tags that the reference lacks / predicted; 0 when nothing was predicted."""
-    return 1.0 - precision(counts)

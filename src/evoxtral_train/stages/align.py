@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import shipped
 from ..config.schema import AlignConfig
 from ..data import layouts
 from ..data.audio import read_audio
@@ -30,7 +31,7 @@ from ..text.taxonomy import TagRules, Taxonomy, describe_changes
 from ..tracking import Tracker
 from ..units import SAMPLE_RATE_HZ, samples_to_tokens
 from .plans import plan_decoding, plan_model
-from .report import Report
+from .report import Report, all_rejected
 
 _ROOM_TOKENS = 64  # after the clip's end: hurried speech is written later than it is heard
 
@@ -60,9 +61,17 @@ def run(config: AlignConfig, options: Options) -> Report:
     rules, tally = TagRules.of(config.tags), Counter()
     rows, rejected = read_manifest(config.manifest, rules, tally)
     asked = config.model_dump(mode="json")
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
+    if not rows and kept:
+        what = f"nothing to align: {len(kept):,} rows have times" + (f", {len(rejected):,} are rejected" if rejected else "")
+        raise UsageError(what, where=str(config.manifest), fix="use it as it is, or set keep_given_times to false")
+    if not rows:
+        if options.dry_run:
+            raise _nothing_aligned(config, rejected)
+        Run.open(config.output, "data align", asked, inputs, options).write_rows("rejected.jsonl", rejected)
+        raise _nothing_aligned(config, rejected, config.output / "rejected.jsonl")
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     if options.dry_run:
@@ -78,10 +87,10 @@ def run(config: AlignConfig, options: Options) -> Report:
         aligned = [(row, found[row.id]) for row in rows if row.id in found]
         written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
         written += [_content(row, run.path, row.words, row.events) for row in kept]
-        if not written:
-            raise UsageError("no row could be aligned", where=str(config.manifest), fix=f"first reason: {rejected[0].reason}")
-        run.write_rows("manifest.jsonl", written)
         run.write_rows("rejected.jsonl", rejected)
+        if not written:
+            raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
+        run.write_rows("manifest.jsonl", written)
         heard = [flag for _, each in aligned for flag in each.heard]
         metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
         metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
@@ -96,6 +105,10 @@ def run(config: AlignConfig, options: Options) -> Report:
             median, p90 = metrics[f"{kind}_error_median_s"], metrics[f"{kind}_error_p90_s"]
             facts[f"{name}, against the given times"] = f"median {median:.3f} s off, 90% within {p90:.3f} s"
     return Report("data align", facts)
+
+
+def _nothing_aligned(config: AlignConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no row can be aligned", len(rejected), config.manifest, str(rejected[0]), written)
 
 
 def _align_all(

@@ -11,7 +11,7 @@ from ..data.packed_rows import prepare_row
 from ..data.processor import load_processor, resolve_base
 from ..errors import RowError
 from ..progress import progress
-from ..records import dump_row
+from ..records import dump_row, row_place
 from ..runs import write_atomic
 from ..text.tags import find_tags
 from ..text.taxonomy import TagRules, describe_changes
@@ -60,8 +60,11 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     if findings:
         write_atomic(findings, "".join(map(dump_row, found)))
         facts["all findings"] = findings
-    lines = [f"{config.manifest}:{each.line}: {each.id or '(no id)'}: {each.kind}: {each.reason}" for each in telling[:_SHOWN]]
+    places = [f"{row_place(config.manifest, each.line)}: {each.id or '(no id)'}" for each in telling[:_SHOWN]]
+    lines = [f"{place}: {each.kind}: {each.reason}" for place, each in zip(places, telling, strict=False)]
     if len(telling) > _SHOWN:
         more = f"… and {len(telling) - _SHOWN} more"
         lines.append(more if findings else f"{more}: write them all to a file with --findings FILE")
-    return Report("data check", facts, table="\n".join(lines), exit_code=int(bool(telling)))
+    if not good:
+        lines.append("no row is good: packing would have nothing to do")
+    return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(telling)))

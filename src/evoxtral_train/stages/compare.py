@@ -6,19 +6,18 @@ from pathlib import Path
 
 import yaml
 
-from ..config.schema import EvalConfig
+from ..config.schema import EvalConfig, System
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..records import Prediction, read_rows
-from ..reporting.evaluation import Evaluation, page, sentences
+from ..reporting.evaluation import page
+from ..reporting.results import Evaluation
+from ..reporting.text import last_lines, markdown
 from ..runs import read_run, require_complete, write_atomic
-from ..scoring.significance import compare_all
-from ..scoring.tables import per_tag_table, systems_table
+from ..scoring.significance import compare_pairs, declared
 from .report import Report
 from .report_pages import clip_audio
 from .training_history import training_of
-
-_NOTE = "Values with 95% intervals over clips (BCa). P precision, R recall; docs/evaluation.md defines each."
 
 
 def run(folders: list[Path], output: Path | None) -> Report:
@@ -27,6 +26,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
     adapters: dict[str, Path] = {}
+    configs: list[EvalConfig] = []
     first = None
     for folder in folders:
         require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
@@ -36,6 +36,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
             raise UsageError(f"is an evaluation of another dataset or split than {folders[0]}", where=str(folder))
         first = corpus
         config = _config(folder)
+        configs.append(config)
         for name, report in content["systems"].items():
             if systems.get(name, report) != report:
                 raise UsageError(f"the name {name!r} stands for two different systems", where=str(folder), fix="rename one")
@@ -43,24 +44,42 @@ def run(folders: list[Path], output: Path | None) -> Report:
                 raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
             systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
         adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
-    bootstrap = config.bootstrap
-    comparisons = compare_all(rows, bootstrap.samples, bootstrap.seed, bootstrap.permutations)
-    table, said = systems_table(systems), "\n".join(f"- {each}" for each in sentences(comparisons))
-    facts: dict = {"runs": len(folders), "clips": next(iter(systems.values()))["clips"]}
-    if output:
-        paths = [output.with_suffix(suffix) for suffix in (".json", ".md", ".html")]
+    with_words = any("wer" in report for report in systems.values())
+    defined = _systems(configs, list(systems))
+    found = Evaluation(
+        f"Comparison on {first[1]}", ", ".join(map(str, folders)), defined, systems, rows,
+        _comparisons(configs, defined, rows, with_words), [], with_words, training_of(adapters), _audio(config, first[0]),
+        config.clips_shown,
+    )  # fmt: skip
+    files = [output.with_suffix(suffix) for suffix in (".md", ".json", ".html")] if output else []
+    if files:
         content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
-        content |= {"systems": systems, "comparisons": comparisons}
-        write_atomic(paths[0], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        write_atomic(paths[1], f"{table}\n\n{_NOTE}\n\n{said}\n\n{per_tag_table(systems)}\n")
-        with_words = any("wer" in report for report in systems.values())
-        found = Evaluation(
-            f"Comparison on {first[1]}", ", ".join(map(str, folders)), systems, rows, comparisons, [], with_words,
-            training_of(adapters), _audio(config, first[0]), config.clips_shown,
-        )  # fmt: skip
-        write_atomic(paths[2], page(found)[0])
-        facts["written"] = ", ".join(map(str, paths))
-    return Report("compare", facts, table=f"{table}\n\n{said}" if said else table)
+        content |= {"systems": systems, "comparisons": found.comparisons}
+        texts = (markdown(found), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(found)[0])
+        for path, text in zip(files, texts, strict=True):
+            write_atomic(path, text)
+    facts = {"runs": len(folders), "clips": f"{next(iter(systems.values()))['clips']} of split {first[1]}"}
+    return Report("compare", facts, table=last_lines(found, files))
+
+
+def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
+    """The systems by name, as their configs have them; the base may be in none."""
+    known = {system.name: system for config in reversed(configs) for system in config.systems}
+    return [known.get(name, System(name=name)) for name in names]
+
+
+def _comparisons(
+    configs: list[EvalConfig], systems: list[System], rows: dict[str, list[Prediction]], with_words: bool
+) -> list[dict]:
+    """What the runs' systems in this order declare, and what a config names; each by the settings of the run that holds `after`,
+    so that a pair is judged here as on its own run's page."""
+    bootstraps = {system.name: config.bootstrap for config in reversed(configs) for system in config.systems}
+    pairs = dict.fromkeys([*declared(systems), *((p.before, p.after) for config in configs for p in config.comparisons or ())])
+    return [
+        comparison
+        for before, after in pairs
+        for comparison in compare_pairs([(before, after)], rows, with_words, bootstraps.get(after, configs[0].bootstrap))
+    ]
 
 
 def _config(folder: Path) -> EvalConfig:

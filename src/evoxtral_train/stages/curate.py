@@ -26,12 +26,13 @@ def run(config: RaftConfig, options: Options) -> Report:
     scores = read_rows(source / "scores.jsonl", ScoredCandidate)
     wanted = config.curate
     try:
-        curated, dropped = curate(candidates, scores, wanted.drop_lowest_share, wanted.skip_without_spread)
+        curated, dropped = curate(candidates, scores, wanted)
     except ValueError as error:
         raise EvoxtralError(str(error), where=str(source), fix="score again with --overwrite") from None
     if not curated:
-        fix = "drop a smaller share, or do not skip the clips without spread"
-        raise UsageError("no clip is left", where="curate", fix=fix)
+        clips = len({each.utterance_id for each in candidates})
+        fix = f"drop a smaller share, or do not skip the clips without spread; first reason: {dropped[0].reason}"
+        raise UsageError(f"of {clips:,} clips none is left", where="curate", fix=fix)
     reward = fmean(each.reward for each in curated)
     best = len(curated)
     if wanted.reference_replay:

@@ -6,6 +6,7 @@ import platform
 import shutil
 from pathlib import Path
 
+from .. import shipped
 from ..tracking import has_key
 from .report import Report, gigabytes
 
@@ -18,16 +19,18 @@ _FULL_SIZE_BYTES = 8_859_358_720
 
 
 def run() -> Report:
-    facts: dict[str, str] = {"python": platform.python_version(), "system": platform.platform()}
+    kind = "clone" if shipped.is_checkout() else "installed"
+    facts: dict[str, str] = {"evoxtral": f"{_version('evoxtral')}, {kind}; configs, tags and the tiny base in {shipped.root()}"}
+    facts |= {"python": platform.python_version(), "system": platform.platform()}
     problems = []
     for package in _REQUIRED:
         version = _version(package)
         facts[package] = version or "missing"
         if version is None:
-            problems.append(f"{package} is missing: run pip install -c constraints.txt -e .")
+            problems.append(f"{package} is missing: run pip install {package}")
     facts["espeakng-loader"] = _version("espeakng-loader") or "missing"
     if facts["espeakng-loader"] == "missing":
-        problems.append("`data synth` will not work: run pip install -e '.[synth]' (espeak-ng is GPL, hence an extra)")
+        problems.append("`data synth` will not work: run pip install 'evoxtral[synth]' (espeak-ng is GPL, hence an extra)")
     for package, extra, what in _EXTRAS:
         facts[package] = _version(package) or f"missing: {what} will not work (extra `{extra}`)"
     facts["ElevenLabs key"] = "present" if os.environ.get("ELEVENLABS_API_KEY") else "not present"

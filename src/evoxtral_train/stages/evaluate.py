@@ -13,24 +13,28 @@ from ..decoding.emission import tag_confidences
 from ..decoding.sampling import Sampling
 from ..errors import UsageError
 from ..modeling.adapters import Adapter, load_adapter
-from ..modeling.audio_cache import AudioSource, LiveAudio
-from ..modeling.realtime import load_model, pick_device, place_audio_path, place_language_model
+from ..modeling.audio_cache import AudioSource
+from ..modeling.realtime import load_model, pick_device, place_language_model
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
-from ..reporting.evaluation import Evaluation, sentences
+from ..reporting.results import Evaluation, sentences
+from ..reporting.text import last_lines, markdown
 from ..runs import Options, Run, check_plan, fingerprint_files, fingerprint_text
 from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
-from ..scoring.significance import compare_all
+from ..scoring.metrics import sums, units_of
+from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
-from ..scoring.tables import per_tag_rows, per_tag_table, systems_table
+from ..scoring.tables import per_tag_rows
+from ..text.tags import format_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
-from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
+from .inputs import Base, open_adapter, open_base, open_for_decoding, open_whole_clips, times_of_tags
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
+from .yardsticks import chance_answer, check_probe, probe_answers
 
 BASE = "base"
 
@@ -61,7 +65,12 @@ def run(config: EvalConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    systems = _with_base(config, split)
+    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # these come first in every table
+    pairs = _compared(config, systems)
+    _require_speakers(config, split)
+    yardsticks = {system.yardstick for system in systems if system.is_yardstick}
+    if "probe" in yardsticks:
+        check_probe(config)
     facts = _asked(config, systems, len(split))
     base = open_base(config.model, split)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
@@ -72,23 +81,24 @@ def run(config: EvalConfig, options: Options) -> Report:
     run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", config.output, config) as tracker:
-        decoded = list(dict.fromkeys(system.adapter for system in systems if not system.predictions))
-        written = _decode_all(config, base, split, decoded, adapters)
+        decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
+        model = load_model(config.model) if decoded or "probe" in yardsticks else None
+        measured, notes = _measure_yardsticks(config, yardsticks, model, base, split)
+        written = measured | _decode_all(config, model, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
-        scored = processes.first(lambda: _score(run, config, systems, taxonomy, split, written | given, tracker))
-    table, failed = scored
+        scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
+    summary, failed = scored
+    facts |= notes
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
-    if failed:
-        facts["not passed"] = "; ".join(failed)
-    return Report("eval", facts, table=table, exit_code=3 if failed else 0)
+    return Report("eval", facts, table=summary, exit_code=3 if failed else 0)
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
     """The systems, and the base where it has to be among them. Raises UsageError for a name that it would take, and for a
     gate whose baseline is none of them."""
     systems = config.systems
-    if split.target != "tags" and all(system.adapter or system.predictions for system in systems):
+    if split.target != "tags" and all(system.source for system in systems):
         if BASE in [system.name for system in systems]:
             raise UsageError(f"the name {BASE!r} is the base model's, which is measured too", where="systems", fix="rename yours")
         systems = [System(name=BASE), *systems]
@@ -100,30 +110,30 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
 
 
 def _score(
-    run: Run, config: EvalConfig, systems: list[System], taxonomy: Taxonomy, split: PackedSplit,
-    written: dict[Path | None, dict[str, _Written]], tracker: Tracker,
+    run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
+    written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str]]:  # fmt: skip
-    """Everything that is written; returns the table, and the gates that were not passed."""
-    reports, rows = {}, {}
+    """Everything that is written; returns the last lines to print, and the gates that were not passed."""
+    reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
-        texts = written[system.predictions or system.adapter]
+        texts = written[system.source]
         rows[system.name] = [_prediction(example, texts[example.id], system) for example in examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
-        with_words = split.target != "tags"
-        reports[system.name] = summarize(rows[system.name], with_words, taxonomy, config.bootstrap, config.placement)
-    comparisons = compare_all(rows, config.bootstrap.samples, config.bootstrap.seed, config.bootstrap.permutations)
-    failed = failed_gates(config.gates, reports) if config.gates.system else []
-    table = systems_table(reports)
-    said = "\n".join(f"- {each}" for each in sentences(comparisons)) or "There is nothing to compare."
-    run.write_text("table.md", f"{table}\n\n{said}\n\n{per_tag_table(reports)}\n")
+        words_measured = with_words and not system.is_yardstick
+        reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
+    comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
+    failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
     adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}
-    title = f"Evaluation on {config.split}"
-    pictures = write_page(run.path, Evaluation(
-        title, str(config.output), reports, rows, comparisons, failed, split.target != "tags", training_of(adapters),
-        lambda identity: clip_audio(split, identity), config.clips_shown,
-    ))  # fmt: skip
+    found = Evaluation(
+        f"Evaluation on {config.split}", str(config.output), systems, reports, rows, comparisons, failed, with_words,
+        training_of(adapters), lambda identity: clip_audio(split, identity), config.clips_shown,
+    )  # fmt: skip
+    whole = markdown(found)
+    run.write_text("table.md", whole)
+    pictures = write_page(run.path, found)
     metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
+    metrics["yardsticks"] = [system.name for system in systems if system.is_yardstick]
     tracker.summary(reports)
     columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
     tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
@@ -132,8 +142,38 @@ def _score(
     tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
     tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
-    run.finish(metrics, fingerprint_text(table))
-    return f"{table}\n\n{said}", failed
+    run.finish(metrics, fingerprint_text(whole))
+    return last_lines(found, [run.path / name for name in ("table.md", "metrics.json", "report.html")]), failed
+
+
+def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:
+    """The config's comparisons, or those that the order of the systems declares. Raises UsageError for an unknown system."""
+    if config.comparisons is None:
+        return declared(systems)
+    pairs = [(pair.before, pair.after) for pair in config.comparisons]
+    names = [system.name for system in systems]
+    for name in (name for pair in pairs for name in pair if name not in names):
+        raise UsageError(f"{name!r} is none of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
+    return pairs
+
+
+def _require_speakers(config: EvalConfig, split: PackedSplit) -> None:
+    if config.bootstrap.unit == "speaker":
+        unknown = [example.id for example in split.examples if not example.speaker]
+        if unknown:
+            what = f"{len(unknown)} of {len(split)} clips of {split.split} have no speaker, the first is {unknown[0]!r}"
+            fix = "give each row of the manifest a `speaker` and pack again, or use clip"
+            raise UsageError(what, where="bootstrap.unit", fix=fix)
+
+
+def _wer_rise(config: EvalConfig, rows: dict[str, list[Prediction]], with_words: bool) -> dict | None:
+    """The paired difference of WER that `gates.wer_regression_max` judges."""
+    gates, bootstrap = config.gates, config.bootstrap
+    if gates.wer_regression_max is None or not with_words:
+        return None
+    before, after = (sums(rows[name], with_words=True)["wer"] for name in (gates.baseline, gates.system))
+    units = units_of(rows[gates.system], bootstrap.unit)
+    return difference(before, after, units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
 
 
 def _asked(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
@@ -157,15 +197,35 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
     return found
 
 
+def _measure_yardsticks(
+    config: EvalConfig, yardsticks: set[str], model, base: Base, split: PackedSplit
+) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
+    """(yardstick -> clip id -> what is written, what there is to say of them)."""
+    written, notes = {}, {}
+    if "chance" in yardsticks:
+        answer = chance_answer(split)
+        written["chance"] = dict.fromkeys(split.index_of, _Written(answer))
+        notes["chance"] = f"writes {answer or 'nothing'} for every clip"
+    if "probe" in yardsticks:
+        probe, heard = probe_answers(config, model, base, split)
+        written["probe"] = {
+            identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
+            for identity, tags in heard.items()
+        }
+        notes["probe"] = f"fitted to {len(probe.tags)} tags, C {probe.cost:g}"
+        if probe.too_rare:
+            notes["probe"] += f"; never written, as too few training clips have or lack them: {format_tags(probe.too_rare)}"
+    return written, notes
+
+
 def _decode_all(
-    config: EvalConfig, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
+    config: EvalConfig, model, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
 ) -> dict[Path | None, dict[str, _Written]]:
     """adapter path (None: the base) -> clip id -> what was written."""
     if not paths:
         return {}
     wanted = config.decode
     decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-    model = load_model(config.model)
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
@@ -185,10 +245,8 @@ def _decode_all(
 def _audio(config: EvalConfig, path: Path | None, model, base: Base, split: PackedSplit) -> AudioSource:
     """The cache of a `packed` dataset ends soon after the prompt; the base alone reads on to the clip's end."""
     if path is None and split.target != "tags" and split.layout == "packed":
-        device = pick_device(config.model.device)
-        place_audio_path(model, device)
-        place_language_model(model, device)
-        return LiveAudio(model, split)
+        place_language_model(model, pick_device(config.model.device))
+        return open_whole_clips(config, model, base, split)
     return open_for_decoding(config, model, base, split, config.decode.max_new_tokens)
 
 
@@ -212,7 +270,9 @@ def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:
 
 
 def _prediction(example: Example, written: _Written, system: System) -> Prediction:
-    row = Prediction(example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences)
+    row = Prediction(
+        example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences, example.speaker
+    )
     try:
         return filtered(row, system.top_k, system.top_k_by, system.min_confidence)
     except ValueError as error:

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from .. import shipped
 from ..config.schema import ImportConfig
 from ..corpus.sources import SourceRow, place_audio, read_source
 from ..corpus.transcripts import forbids_commercial_use, tagged_transcript
@@ -23,7 +25,7 @@ from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags
 from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
-from .report import Report
+from .report import Report, all_rejected
 
 _PART = "rows.part.jsonl"
 _AT_ONCE = 64
@@ -40,7 +42,7 @@ def run(config: ImportConfig, options: Options) -> Report:
     if config.license:
         facts["license"] = _license_fact(config.license)
     asked = config.model_dump(mode="json")
-    inputs = {"tags": fingerprint_files([config.tags.table])}
+    inputs = {"tags": fingerprint_files([shipped.find(config.tags.table)])}
     path = Path(config.source.path)
     if path.is_file():
         inputs["source"] = fingerprint_files([path])
@@ -53,17 +55,18 @@ def run(config: ImportConfig, options: Options) -> Report:
     if first is None:
         raise UsageError("there is no row in it", where=config.source.path)
     if options.dry_run:
-        return Report("plan: data import", facts | {"columns": ", ".join(first.columns)})
+        good = _first_good(config, rules, chain([first], source))
+        return Report("plan: data import", facts | {"columns": ", ".join(good.columns)})
     run = Run.open(config.output, "data import", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data import", run.path, config) as tracker:
         _import_all(run, config, rules, chain([first], source))
         rows, tally, splits = _deal(run.path / _PART, config)
-        if not splits:
-            reason = next((each["rejected"]["reason"] for each in _entries(run.path / _PART)), "it has no row")
-            raise UsageError("no row could be imported", where=config.source.path, fix=f"first reason: {reason}")
-        run.write_rows("manifest.jsonl", _manifest_rows(run.path / _PART, splits))
         run.write_rows("rejected.jsonl", (each["rejected"] for each in _entries(run.path / _PART) if "rejected" in each))
+        if not splits:
+            rejected = run.path / "rejected.jsonl"
+            raise _nothing_imported(config, rows, next(read_jsonl(rejected))[1], rejected)
+        run.write_rows("manifest.jsonl", _manifest_rows(run.path / _PART, splits))
         (run.path / _PART).unlink()
         changes, counts = describe_changes(tally), Counter(splits)
         metrics = {"imported": len(splits), "rejected": rows - len(splits), "tags_changed": changes, "splits": dict(counts)}
@@ -75,10 +78,26 @@ def run(config: ImportConfig, options: Options) -> Report:
     facts |= {f"tags {change}": count for change, count in changes.items()}
     if rows > len(splits):
         first = next(read_jsonl(run.path / "rejected.jsonl"))[1]
-        facts["first rejected"] = f"{first['file']}:{first['line']}: {first['reason']}"
+        facts["first rejected"] = Rejected(**first)
         facts["all rejected"] = run.path / "rejected.jsonl"
     facts |= {"time": format_seconds(metrics["seconds"]), "manifest": run.path / "manifest.jsonl"}
     return Report("data import", facts)
+
+
+def _first_good(config: ImportConfig, rules: TagRules, source: Iterable[SourceRow]) -> SourceRow:
+    """The first row that can be imported; what it writes is thrown away. Raises UsageError when there is none."""
+    first, count = None, 0
+    with TemporaryDirectory() as folder:
+        for row in source:
+            entry = _import_row(row, config, rules, Path(folder), {})
+            if "row" in entry:
+                return row
+            first, count = first or entry["rejected"], count + 1
+    raise _nothing_imported(config, count, first)
+
+
+def _nothing_imported(config: ImportConfig, rows: int, first: dict, written: Path | None = None) -> UsageError:
+    return all_rejected("no row can be imported", rows, config.source.path, str(Rejected(**first)), written)
 
 
 def _check_license(name: str | None, config: ImportConfig, error: type[UsageError] = UsageError) -> None:

@@ -66,6 +66,17 @@ def open_audio(
     return open_cache(stock(model), device, base.fingerprint, split, base.clock)
 
 
+def open_whole_clips(config: RaftConfig | EvalConfig, model, base: Base, split: PackedSplit) -> AudioSource:
+    """The clips' audio up to their ends: read back, but computed where the layout is `packed`, whose cache ends soon
+    after the prompt."""
+    cached = None
+    if split.layout == "packed":
+        place_audio_path(model, pick_device(config.model.device))
+    else:
+        cached = open_audio(config, model, base, split)
+    return cached or LiveAudio(model, split)
+
+
 def open_for_decoding(config: RaftConfig | EvalConfig, model, base: Base, split: PackedSplit, new_tokens: int) -> AudioSource:
     """The clips' audio, read back or computed, and the model where it is needed."""
     cached = open_audio(config, model, base, split, new_tokens)

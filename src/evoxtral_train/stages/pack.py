@@ -3,7 +3,9 @@
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
+from .. import shipped
 from ..config.schema import PackConfig
 from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
@@ -13,7 +15,7 @@ from ..progress import format_seconds, progress
 from ..runs import Options, Run, check_output, fingerprint_files
 from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
-from .report import Report
+from .report import Report, all_rejected
 
 
 def run(config: PackConfig, options: Options) -> Report:
@@ -32,11 +34,13 @@ def run(config: PackConfig, options: Options) -> Report:
         "output": config.output,
     }
     asked = config.model_dump(mode="json", exclude={"check"})
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     if options.dry_run:
         check_output(config.output, "data pack", asked, inputs, options)
-        bad = sum(isinstance(each, Rejected) for each in iter_manifest(config.manifest, rules))
-        return Report("plan: data pack", facts | {"rejected by the manifest alone": bad})
+        bad = [each for each in iter_manifest(config.manifest, rules) if isinstance(each, Rejected)]
+        if len(bad) == rows:
+            raise _nothing_packed(config, bad)
+        return Report("plan: data pack", facts | {"rejected by the manifest alone": len(bad)})
     folder = resolve_base(config.base, config.revision, weights=False)
     run = Run.open(config.output, "data pack", asked, inputs, options)
     started = time.monotonic()
@@ -48,8 +52,7 @@ def run(config: PackConfig, options: Options) -> Report:
         run.write_rows("rejected.jsonl", packed.rejected)
         count = sum(packed.rows.values())
         if not count:
-            reason = packed.rejected[0].reason
-            raise UsageError("no row could be packed", where=str(config.manifest), fix=f"first reason: {reason}")
+            raise _nothing_packed(config, packed.rejected, run.path / "rejected.jsonl")
         run.write_json(
             "dataset.json",
             {
@@ -68,9 +71,13 @@ def run(config: PackConfig, options: Options) -> Report:
     facts |= {f"tags {change}": number for change, number in changes.items()}
     facts["time"] = format_seconds(metrics["seconds"])
     if packed.rejected:
-        facts["first rejected"] = f"line {packed.rejected[0].line}: {packed.rejected[0].reason}"
+        facts["first rejected"] = packed.rejected[0]
         facts["all rejected"] = run.path / "rejected.jsonl"
     return Report("data pack", facts)
+
+
+def _nothing_packed(config: PackConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no row can be packed", len(rejected), config.manifest, str(rejected[0]), written)
 
 
 def usable_cores() -> int:

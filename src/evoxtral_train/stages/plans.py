@@ -1,7 +1,7 @@
 """What a dry run can tell before any cost: sizes from the shape alone, rows where they are known.
 
 An input that does not exist yet is named in the plan, with the command that makes it; it does not
-stop the plan. Everything here works without weights, GPU or network.
+stop the plan. One that is there and leaves nothing to do does. Everything here works without weights, GPU or network.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config.schema import Curate, Lora, Model, Train
-from ..data.packed import PackedSplit
+from ..data.packed import PackedSplit, require_packed
 from ..errors import UsageError
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
 from ..modeling.realtime import describe_model, sizes
@@ -52,11 +52,12 @@ def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
 
 
 def count_rows(dataset: Path, split: str) -> int | str:
-    """The number of rows, or why it is not known yet."""
+    """The number of rows, or why it is not known yet. Raises UsageError when the split is there and has none."""
     try:
-        return len(PackedSplit(dataset, split))
+        require_packed(dataset)
     except UsageError as error:
         return f"unknown: {error}"
+    return len(PackedSplit(dataset, split))
 
 
 def plan_steps(rows: int | str, train: Train) -> dict:
@@ -66,10 +67,12 @@ def plan_steps(rows: int | str, train: Train) -> dict:
 
 
 def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
-    """How many rows curation will leave, replayed references among them."""
+    """How many rows curation will leave, replayed references among them. Raises UsageError when that is none."""
     clips = count_rows(dataset, split)
     if not isinstance(clips, int):
         return clips
-    kept = clips_kept(clips, curate.drop_lowest_share)
+    kept = clips_kept(clips, curate)
+    if not kept:
+        raise UsageError(f"of {clips:,} clips none would be left", where="curate.drop_lowest_share", fix="drop a smaller share")
     rows = kept + round(curate.reference_replay * kept)
     return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

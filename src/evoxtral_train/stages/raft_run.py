@@ -68,6 +68,8 @@ def run(config: RaftConfig, options: Options) -> Report:
 
 
 def plan(config: RaftConfig, options: Options) -> Report:
+    if is_complete(config.dataset):
+        _check(config)
     first = raft_folders.of_round(config, 1)
     facts = generate.plan(first, Options(resume=True)).facts
     steps = plan_steps(plan_curated(config.dataset, config.split, config.curate), config.train)
@@ -192,7 +194,7 @@ def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
     weights = weights_of(config.score.profile, target, config.score.weights.model_dump(exclude_none=True))
     rows = read_rows(folder / f"predictions/{name}.jsonl", Prediction)
     placement = config.score.placement
-    answers = (Answer(each.reference, each.prediction, each.events, each.written, placement) for each in rows)
+    answers = (Answer(row.reference, row.prediction, target != "tags", row.events, row.written, placement) for row in rows)
     return fmean(score(weights, answer)[0] for answer in answers)
 
 

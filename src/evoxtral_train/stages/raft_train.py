@@ -10,7 +10,7 @@ from ..config.schema import RaftConfig
 from ..data import layouts
 from ..data.packed import PackedSplit
 from ..data.packed_rows import encode_target
-from ..errors import EvoxtralError
+from ..errors import EvoxtralError, UsageError
 from ..modeling.adapters import checkpoint_language_model, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..records import REFERENCE, Candidate, CuratedRow, read_rows
@@ -39,7 +39,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     require_same_config(source, raft_folders.asked(config, "curate"), ("curate",))
     split = PackedSplit(config.dataset, config.split)
     require_same_input(candidates_folder, "dataset", split.fingerprint, str(config.dataset))
-    curated = read_rows(source / "curated.jsonl", CuratedRow)
+    curated = _read_curated(source / "curated.jsonl")
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     require_same_input(candidates_folder, "adapter", adapter.fingerprint, str(config.adapter))
@@ -71,12 +71,19 @@ def plan(config: RaftConfig, options: Options) -> Report:
     check_plan(raft_folders.trained(config), "raft train", raft_folders.asked(config, "train"), options)
     curated = raft_folders.curated(config) / "curated.jsonl"
     if curated.is_file():
-        rows = len(read_rows(curated, CuratedRow))
+        rows = len(_read_curated(curated))
     else:
         rows = plan_curated(config.dataset, config.split, config.curate)
     adapter, lora = plan_adapter(config.adapter)
     facts = plan_model(config.model, lora) | adapter | plan_steps(rows, config.train)
     return Report("plan: raft train", facts | {"output": raft_folders.trained(config)})
+
+
+def _read_curated(path: Path) -> list[CuratedRow]:
+    rows = read_rows(path, CuratedRow)
+    if not rows:
+        raise UsageError("there is no row to train on", where=str(path), fix="curate again with --overwrite")
+    return rows
 
 
 def _room_needed(targets: list[Target], split: PackedSplit, base: Base) -> int:

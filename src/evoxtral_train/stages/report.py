@@ -1,18 +1,29 @@
 """What a stage tells its caller: a title and facts in order; the command line prints them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ..errors import UsageError
 
 
 @dataclass(frozen=True)
 class Report:
     """`table`: text to print as it is (Markdown), after the facts. `exit_code`: finished, but the
-    answer is no: 1 from a check that found bad rows, 3 from a gate that was not passed."""
+    answer is no: 1 from a check that found bad rows, 2 when it found no good one, 3 from a gate that was not passed."""
 
     title: str
     facts: dict[str, Any] = field(default_factory=dict)
     table: str = ""
     exit_code: int = 0
+
+
+def all_rejected(what: str, count: int, where: Path | str, first_reason: str, written: Path | None = None) -> UsageError:
+    """For a stage, or its plan, that has nothing left to do: "no row can be packed: all 17 are rejected". `written`: the
+    file that holds every rejected row."""
+    rejected = f"all {count:,} are rejected" if count > 1 else "the only one is rejected"
+    fix = f"first reason: {first_reason}" + (f"; all of them: {written}" if written else "")
+    return UsageError(f"{what}: {rejected}", where=str(where), fix=fix)
 
 
 def gigabytes(size_bytes: float) -> str:

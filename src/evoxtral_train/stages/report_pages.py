@@ -1,11 +1,12 @@
-"""Writing an evaluation's page, with the clips' audio inside."""
+"""What `eval` and `compare` share of their pages: writing one, and the clips' audio inside it."""
 
 from pathlib import Path
 
 from ..data.audio import encode_flac, read_audio
 from ..data.packed import PackedSplit
 from ..errors import RowError
-from ..reporting.evaluation import Evaluation, page
+from ..reporting.evaluation import page
+from ..reporting.results import Evaluation
 from ..runs import write_atomic
 
 

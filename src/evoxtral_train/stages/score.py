@@ -4,7 +4,7 @@ from statistics import fmean
 
 from ..config.schema import Placement, RaftConfig
 from ..data.packed import PackedSplit
-from ..errors import EvoxtralError
+from ..errors import EvoxtralError, UsageError
 from ..records import Candidate, ScoredCandidate, read_rows
 from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
 from ..scoring.reward import Answer, formula, score, weights_of
@@ -26,6 +26,8 @@ def run(config: RaftConfig, options: Options) -> Report:
     facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": raft_folders.scores(config)}
     asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
     candidates = read_rows(source / "candidates.jsonl", Candidate)
+    if not candidates:
+        raise UsageError("there is no candidate to score", where=str(source), fix="generate again with --overwrite")
     if options.dry_run:
         check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
         return Report("plan: raft score", {"candidates": len(candidates), **facts})
@@ -66,7 +68,7 @@ def _score(candidate: Candidate, split: PackedSplit, weights: dict[str, float], 
     if index is None:
         raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
     example = split.examples[index]
-    answer = Answer(example.text, candidate.text, example.timed_events, candidate.written, placement)
+    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
     reward, components = score(weights, answer)
     return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
 

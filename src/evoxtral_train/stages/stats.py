@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from .. import shipped
 from ..config.schema import StatsConfig
 from ..corpus.statistics import Clip, Statistics, gather, histogram, most_speakers
 from ..data.audio import duration_of
@@ -14,17 +15,20 @@ from ..reporting.page import Section, Table, render
 from ..runs import Options, Run, check_output, fingerprint_files, write_atomic
 from ..text.taxonomy import TagRules
 from ..tracking import Tracker
-from .report import Report
+from .report import Report, all_rejected
 
 
 def run(config: StatsConfig, options: Options) -> Report:
     """Writes `report.html`, `stats.json` and `*.png`. Durations are read from the headers of the audio files."""
     rules, rejected, rows = TagRules.of(config.tags), Counter(), count_rows(config.manifest)
     asked = config.model_dump(mode="json")
-    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([config.tags.table])}
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     facts = {"rows": rows, "output": config.output}
     if options.dry_run:
         check_output(config.output, "data stats", asked, inputs, options)
+        with progress("reading", rows, "clips") as bar:
+            if next(_clips(config, rules, rejected, bar), None) is None:
+                raise _nothing_read(config, rejected)
         return Report("plan: data stats", facts)
     run = Run.open(config.output, "data stats", asked, inputs, options)
     with Tracker(config.tracking, "data stats", run.path, config) as tracker:
@@ -32,8 +36,7 @@ def run(config: StatsConfig, options: Options) -> Report:
             try:
                 found = gather(_clips(config, rules, rejected, bar), rules.taxonomy)
             except ValueError:
-                reason = next(iter(rejected))
-                raise UsageError("no row can be read", where=str(config.manifest), fix=f"first reason: {reason}") from None
+                raise _nothing_read(config, rejected) from None
         pictures = _pictures(found)
         for name, png in pictures.items():
             write_atomic(run.path / f"{name}.png", png)
@@ -51,6 +54,10 @@ def run(config: StatsConfig, options: Options) -> Report:
         "report": run.path / "report.html",
     }
     return Report("data stats", facts, table="\n".join(f"- {line}" for line in found.advice))
+
+
+def _nothing_read(config: StatsConfig, rejected: Counter) -> UsageError:
+    return all_rejected("no row can be read", rejected.total(), config.manifest, next(iter(rejected)))
 
 
 def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progress) -> Iterator[Clip]:

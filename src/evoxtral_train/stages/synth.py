@@ -4,12 +4,14 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
+from .. import shipped
 from ..config.schema import SynthConfig
 from ..data.audio import encode_flac
 from ..errors import RowError, UsageError
 from ..progress import progress
-from ..records import JsonlAppender, dump_row, read_jsonl
+from ..records import JsonlAppender, dump_row, read_jsonl, row_place
 from ..runs import Options, Run, check_output, disk_errors, fingerprint_files, fingerprint_text, write_atomic
 from ..synthesis import elevenlabs
 from ..synthesis.scripts import Grammar, Script, draw_scripts, read_scripts
@@ -18,7 +20,7 @@ from ..text.tags import find_tags
 from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
 from ..units import samples_to_seconds
-from .report import Report
+from .report import Report, all_rejected
 
 _PART = "manifest.part.jsonl"
 _KEY = "ELEVENLABS_API_KEY"
@@ -41,27 +43,31 @@ def run(config: SynthConfig, options: Options) -> Report:
         "splits": ", ".join(f"{split} {count}" for split, count in Counter(script.split for script in scripts).items()),
         "without tags": f"{sum(not find_tags(script.text) for script in scripts) / max(len(scripts), 1):.0%}",
         **{f"tags {change}": count for change, count in describe_changes(tally).items()},
+        **({"first rejected": _first_reason(source, rejected)} if rejected else {}),
         **engine.plan(),
         "output": config.output,
     }
-    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([source])}
+    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([shipped.find(source)])}
+    if not scripts and not rejected:
+        raise UsageError("there is no script in it", where=str(source), fix="write rows of {text}")
     if options.dry_run:
         check_output(config.output, "data synth", asked, inputs, options)
+        if not scripts:
+            raise _nothing_spoken(source, rejected)
         return Report("plan: data synth", facts)
-    if not scripts:
-        raise UsageError("no script can be spoken", where=str(source), fix=f"first reason: {rejected[0]['reason']}")
-    engine.prepare()
+    if scripts:
+        engine.prepare()
     run = Run.open(config.output, "data synth", asked, inputs, options)
     started = time.monotonic()
     with Tracker(config.tracking, "data synth", config.output, config) as tracker:
         engine.fetch()
         rejected += _speak_all(run, scripts, engine)
+        run.write_rows("rejected.jsonl", rejected)
         rows = [row for _, row in read_jsonl(run.path / _PART)]
         if not rows:
-            raise UsageError("no script could be spoken", where=str(source), fix=f"first reason: {rejected[0]['reason']}")
+            raise _nothing_spoken(source, rejected, run.path / "rejected.jsonl")
         hours = sum(row.pop("duration_s") for row in rows) / 3600
         run.write_rows("manifest.jsonl", rows)
-        run.write_rows("rejected.jsonl", rejected)
         (run.path / _PART).unlink()
         metrics = {
             "clips": len(rows), "rejected": len(rejected), "hours": hours, "seconds": time.monotonic() - started,
@@ -70,8 +76,20 @@ def run(config: SynthConfig, options: Options) -> Report:
         tracker.summary(metrics)
         run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
     facts |= {"clips written": len(rows), "rejected": len(rejected), "hours of audio": f"{hours:.2f}"}
+    if rejected:
+        facts |= {"first rejected": _first_reason(source, rejected), "all rejected": run.path / "rejected.jsonl"}
     facts["manifest"] = run.path / "manifest.jsonl"
     return Report("data synth", facts)
+
+
+def _nothing_spoken(source: Path, rejected: list[dict], written: Path | None = None) -> UsageError:
+    return all_rejected("no script can be spoken", len(rejected), source, _first_reason(source, rejected), written)
+
+
+def _first_reason(source: Path, rejected: list[dict]) -> str:
+    first = rejected[0]
+    place = row_place(source, first["line"]) if "line" in first else first["id"]
+    return f"{place}: {first['reason']}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .. import shipped
 from ..config.schema import TinyBaseConfig
 from ..data.clock import Clock
 from ..data.features import log_mel
@@ -31,7 +32,7 @@ from .report import Report
 def run(config: TinyBaseConfig, options: Options) -> Report:
     """Writes the checkpoint (bfloat16), the processor's files, `README.md` and the metrics."""
     facts = {"sentences": config.clips, "epochs": config.epochs, "output": config.output}
-    asked, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([config.grammar])}
+    asked, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([shipped.find(config.grammar)])}
     if options.dry_run:
         check_output(config.output, "tiny-base", asked, inputs, options)
         return Report("plan: tiny-base", facts)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..records import ScoredCandidate, read_rows
-from ..reporting.evaluation import Training
+from ..reporting.results import Training
 from ..training.checkpoints import last_whole_checkpoint, log_of
 
 

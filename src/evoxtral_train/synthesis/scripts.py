@@ -1,7 +1,6 @@
 """Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from .. import shipped
 from ..data.splits import SPLITS, split_of_sentence
 from ..errors import RowError, UsageError
+from ..records import iter_jsonl
 from ..text import tags as tag_text
 from ..text.normalize import normalize_words
 from ..text.taxonomy import TagRules
@@ -38,7 +39,7 @@ class Grammar:
     @classmethod
     def load(cls, path: Path) -> "Grammar":
         try:
-            content = yaml.safe_load(path.read_text("utf-8"))
+            content = yaml.safe_load(shipped.find(path).read_text("utf-8"))
             grammar = cls(slots=content["slots"], sentences=content["sentences"])
         except FileNotFoundError:
             raise UsageError("no such grammar", where=str(path), fix="set `grammar` to an existing YAML file") from None
@@ -128,18 +129,17 @@ def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Scri
     """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`, or rows with `tagged_text`,
     `plain_text` and `tags_used`, the last two of which must then agree with the first.
 
-    Returns (scripts, rejected rows with file, line, id and reason); `tally` counts what `rules` did to tags. Rows
+    Returns (scripts, rejected rows with file, row number, id and reason); `tally` counts what `rules` did to tags. Rows
     without a split are dealt out by the hash of their words, so repeated sentences stay in one split.
     """
     if not path.is_file():
         raise UsageError("no such file of scripts", where=str(path), fix="set `scripts` to a JSONL of {text} rows")
     scripts, rejected, seen = [], [], set()
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = {}
+    for number, row in iter_jsonl(path):
         try:
-            row = _parse_row(line)
+            if isinstance(row, RowError):
+                raise row
+            _check_row(row)
             text = rules.apply(row["text"], tally)
             identity = str(row.get("id") or f"script-{number:05d}")
             if not _FILE_NAME.fullmatch(identity):
@@ -152,7 +152,8 @@ def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Scri
                 raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
             scripts.append(Script(identity, text, split))
         except RowError as error:
-            rejected.append({"file": str(path), "line": number, "id": row.get("id"), "reason": str(error)})
+            identity = row.get("id") if isinstance(row, dict) else None
+            rejected.append({"file": str(path), "line": number, "id": identity, "reason": str(error)})
     return scripts, rejected
 
 
@@ -168,18 +169,14 @@ def check_script(tagged_text: str, plain_text: str | None, tags_used: list[str] 
             raise RowError(f"`tags_used` and the tags in `tagged_text` differ: {other}", fix="correct one of the two")
 
 
-def _parse_row(line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RowError(f"not JSON: {error}") from None
-    if isinstance(row, dict) and "tagged_text" in row and "text" not in row:
+def _check_row(row: dict) -> None:
+    """`text` is there, under that name, and the columns that repeat it agree with it."""
+    if "tagged_text" in row and "text" not in row:
         row["text"] = row["tagged_text"]
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+    if not isinstance(row.get("text"), str) or not row["text"].strip():
         raise RowError("`text` is missing or empty", fix="write the tagged transcript there")
     if "tagged_text" in row:
         check_script(row["text"], row.get("plain_text"), row.get("tags_used"))
-    return row
 
 
 def _seed_of(name: str) -> int:

@@ -1,16 +1,24 @@
 """Text normalisation for word and character error rates."""
 
 import re
+import unicodedata
 
-_APOSTROPHES = re.compile("[’‘`´]")
-_NOT_WORD = re.compile(r"[^\w\s']+")
+_APOSTROPHES = re.compile("[’‘`´ʼ]")
 
 
 def normalize_words(text: str) -> str:
-    """Lower case, punctuation dropped, apostrophes inside words kept, single spaces.
+    """NFC, lower case, punctuation dropped, apostrophes inside words kept, single spaces.
 
-    "I'm — well — FINE!" -> "i'm well fine". Applied to reference and prediction alike.
+    "I'm — well — FINE!" -> "i'm well fine". Letters, marks and digits of every script stay; characters that cannot be seen
+    (joiners, soft hyphens) are dropped without a space. Applied to reference and prediction alike.
     """
-    text = _APOSTROPHES.sub("'", text.lower()).replace("_", " ")
-    words = (word.strip("'") for word in _NOT_WORD.sub(" ", text).split())
+    text = unicodedata.normalize("NFC", _APOSTROPHES.sub("'", text).lower())
+    words = (word.strip("'") for word in "".join(map(_kept, text)).split())
     return " ".join(word for word in words if word)
+
+
+def _kept(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind[0] in "LMN" or character == "'":
+        return character
+    return "" if kind == "Cf" else " "

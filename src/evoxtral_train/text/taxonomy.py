@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from .. import shipped
 from ..config.schema import Tags
 from ..errors import RowError, UsageError
 from .tags import TAG, canonical, parse
@@ -26,9 +27,9 @@ class Taxonomy:
     def load(cls, path: Path) -> "Taxonomy":
         """A YAML of group -> tag -> other names. Raises UsageError with what is wrong in it."""
         try:
-            content = yaml.safe_load(path.read_text("utf-8"))
+            content = yaml.safe_load(shipped.find(path).read_text("utf-8"))
         except FileNotFoundError:
-            raise UsageError("no such table of tags", where=str(path), fix="the shipped one is data/tags.yaml") from None
+            raise UsageError("no such table of tags", where=str(path), fix="the shipped one is called data/tags.yaml") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"cannot be read: {' '.join(str(error).split())}", where=str(path)) from None
         form = "write group: {tag: [other names]}"

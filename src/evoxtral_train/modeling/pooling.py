@@ -1,0 +1,26 @@
+"""One vector for each clip: its frozen audio embeddings, pooled over time."""
+
+import numpy as np
+
+from .. import processes
+from ..data.clock import Clock
+from ..data.packed import PackedSplit
+from ..progress import progress
+from .audio_cache import AudioSource, encoded_batches
+
+
+def pooled_audio(audio: AudioSource, split: PackedSplit, clock: Clock) -> np.ndarray:
+    """float32 [clips, 2 × hidden]: mean and standard deviation of a clip's projected audio over the tokens that hold its
+    sound, without the silence before and after. `audio` must reach to the end of every clip. Each process pools its
+    share; all get the whole array."""
+    start = clock.left_pad_tokens
+    ends = [start + int(tokens) for tokens in split.utterance_tokens]
+    mine, pooled = processes.share(range(len(split))), []
+    with progress("pooling", len(mine), "clips") as bar:
+        for batch, embeddings in encoded_batches(audio, mine, ends):
+            for index, row in zip(batch, embeddings.float().numpy(), strict=True):
+                heard = row[start : ends[index]]
+                pooled.append((index, np.concatenate([heard.mean(0), heard.std(0)])))
+            bar.advance(len(batch))
+    vectors = dict(processes.gather(pooled))
+    return np.stack([vectors[index] for index in range(len(split))])

@@ -1,0 +1,76 @@
+"""A linear probe: what can be heard in one vector per clip, by one logistic regression for each tag.
+
+Arrays in, probabilities out: where the vectors come from is `pooling`'s business. (Alain and Bengio 2016,
+arXiv 1610.01644.)
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+FEWEST_CLIPS = 5
+THRESHOLD = 0.5
+COSTS = (0.01, 0.1, 1.0)  # scikit-learn's C: the larger, the weaker the regularisation
+_COST = 0.1
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """`features` [clips, features], and the tags of each clip."""
+
+    features: np.ndarray
+    tags: Sequence[Collection[str]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`weights` [features, tags] and `biases` [tags] of the log-odds; `too_rare`: tags of the training clips that are not
+    among `tags`, because fewer than `FEWEST_CLIPS` clips have them, or lack them. `cost`: the C it was fitted with."""
+
+    tags: tuple[str, ...]
+    too_rare: tuple[str, ...]
+    weights: np.ndarray
+    biases: np.ndarray
+    cost: float
+
+    @classmethod
+    def fit(cls, clips: LabelledClips, cost: float = _COST) -> "Probe":
+        """Features are standardised first. Deterministic."""
+        mean, scale = clips.features.mean(0, dtype=np.float64), clips.features.std(0, dtype=np.float64)
+        scale[scale == 0] = 1.0
+        standard = (clips.features - mean) / scale
+        tags, too_rare, weights, biases = [], [], [], []
+        for tag in sorted({tag for of_clip in clips.tags for tag in of_clip}):
+            has_tag = np.array([tag in of_clip for of_clip in clips.tags])
+            if min(has_tag.sum(), (~has_tag).sum()) < FEWEST_CLIPS:
+                too_rare.append(tag)
+                continue
+            fitted = LogisticRegression(C=cost, max_iter=1000).fit(standard, has_tag)
+            tags.append(tag)
+            weights.append(fitted.coef_[0] / scale)
+            biases.append(fitted.intercept_[0] - weights[-1] @ mean)
+        shape = (len(tags), clips.features.shape[1])
+        return cls(tuple(tags), tuple(too_rare), np.reshape(weights, shape).T, np.array(biases), cost)
+
+    @classmethod
+    def fit_best(cls, train: LabelledClips, validation: LabelledClips) -> "Probe":
+        """With the cost, of `COSTS`, that gives the highest micro F1 on `validation`; the smallest of several."""
+        return max((cls.fit(train, cost) for cost in COSTS), key=lambda probe: probe.micro_f1(validation))
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """[clips, features] -> the probability of each tag: [clips, tags]."""
+        return expit(features @ self.weights + self.biases)
+
+    def heard(self, features: np.ndarray) -> list[dict[str, float]]:
+        """Of each clip the tags with a probability of at least `THRESHOLD`, the most probable first."""
+        ranked = (sorted(zip(row.tolist(), self.tags, strict=True), reverse=True) for row in self.probabilities(features))
+        return [{tag: value for value, tag in row if value >= THRESHOLD} for row in ranked]
+
+    def micro_f1(self, clips: LabelledClips) -> float:
+        """By which tags a clip has; how often does not count."""
+        pairs = [(set(heard), set(tags)) for heard, tags in zip(self.heard(clips.features), clips.tags, strict=True)]
+        size = sum(len(heard) + len(tags) for heard, tags in pairs)
+        return 2 * sum(len(heard & tags) for heard, tags in pairs) / size if size else 1.0

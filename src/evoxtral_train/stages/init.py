@@ -1,0 +1,91 @@
+"""`evoxtral init`: a folder to work in, with the commented configs, the tag table and the grammar."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import shipped
+from ..errors import UsageError
+from ..runs import write_atomic
+from .report import Report
+
+_FULL_SIZE = """\
+evoxtral doctor                           # what will work on this machine, and what will not
+evoxtral data synth configs/synth.yaml    # or: evoxtral data import configs/import.yaml
+evoxtral data check configs/pack.yaml
+evoxtral data pack configs/pack.yaml
+evoxtral sft configs/sft.yaml
+evoxtral raft run configs/raft.yaml
+evoxtral eval configs/eval.yaml
+evoxtral export configs/export.yaml"""
+
+_TINY = """\
+evoxtral data synth configs/synth.yaml
+evoxtral data check configs/pack.yaml
+evoxtral data pack configs/pack.yaml
+evoxtral sft configs/sft.yaml
+evoxtral eval configs/eval-sft.yaml
+evoxtral raft run configs/raft.yaml
+evoxtral eval configs/eval-raft.yaml
+evoxtral compare runs/eval-sft runs/eval-raft --output runs/comparison"""
+
+# The demo in about a third of its time.
+_TINY_SIZES = {
+    "synth.yaml": {"clips.train": 480, "clips.validation": 60, "clips.test": 100, "clips.raft": 160},
+    "sft.yaml": {"train.evaluate_every_steps": 60},
+}
+
+
+def run(folder: Path) -> Report:
+    """Copies the full recipe's configs into `folder`. Raises UsageError, and writes nothing, where a file is there already."""
+    configs = shipped.root() / "configs"
+    demo = configs / "demo"
+    files = {path.relative_to(configs): path for path in configs.rglob("*.yaml") if not path.is_relative_to(demo)}
+    return _write(folder, "init", {name: path.read_text("utf-8") for name, path in files.items()}, _FULL_SIZE)
+
+
+def run_tiny(folder: Path) -> Report:
+    """The same for a project that runs the whole pipeline on a laptop: the demo's configs, with less of everything."""
+    configs = {}
+    for path in (shipped.root() / "configs" / "demo").glob("*.yaml"):
+        text = path.read_text("utf-8").replace("configs/demo/", "configs/")
+        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda found: f"runs/{found[1]}{' ' * 5 + found[2] if found[2] else ''}", text)
+        for key, value in _TINY_SIZES.get(path.name, {}).items():
+            text = with_value(text, key, value)
+        configs[Path(path.name)] = text
+    return _write(folder, "init --tiny", configs, _TINY)
+
+
+def with_value(text: str, key: str, value: Any) -> str:
+    """YAML with another number or word at `key` ("train.epochs"); comments stay, and where they begin."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    for part in key.split("."):
+        node = next(inner for name, inner in node.value if name.value == part)
+    start, end = node.start_mark.index, node.end_mark.index
+    padding = " " * (end - start - len(str(value))) if text[end : end + 1] == " " else ""
+    return f"{text[:start]}{value}{padding}{text[end:]}"
+
+
+def _write(folder: Path, title: str, configs: dict[Path, str], commands: str) -> Report:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is a file, not a folder", where=str(folder), fix="name a folder; it is made where there is none")
+    files = {Path("configs") / name: text for name, text in configs.items()}
+    files |= {path: (shipped.root() / path).read_text("utf-8") for path in (shipped.TAGS, shipped.GRAMMAR)}
+    present = [str(name) for name in sorted(files) if (folder / name).exists()]
+    if present:
+        raise UsageError(
+            f"nothing was written: {len(present)} of the files are there already: {', '.join(present)}",
+            where=str(folder),
+            fix="choose another folder, or move them away",
+        )
+    for name, text in files.items():
+        write_atomic(folder / name, text)
+    facts = {
+        "configs": f"{len(configs)} in {folder / 'configs'}, with comments on every key",
+        "tags": folder / shipped.TAGS,
+        "grammar": folder / shipped.GRAMMAR,
+    }
+    enter = "" if folder.resolve() == Path.cwd() else f"cd {folder}\n"
+    return Report(title, facts, table=f"Next, in this order:\n\n{enter}{commands}")

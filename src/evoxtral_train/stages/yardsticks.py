@@ -1,0 +1,62 @@
+"""What systems are measured against: `chance` does not listen, `probe` learns nothing but where to draw a line.
+
+Together they say how much of what can be heard a system has learned. docs/evaluation.md has both.
+"""
+
+import torch
+
+from .. import processes
+from ..config.schema import EvalConfig, RaftConfig
+from ..data.packed import PackedSplit, has_split
+from ..errors import UsageError
+from ..modeling.pooling import pooled_audio
+from ..modeling.probe import LabelledClips, Probe
+from ..modeling.realtime import place_audio_path
+from ..scoring.chance import best_constant_answer
+from ..text.tags import find_tags, format_tags
+from .inputs import Base, open_whole_clips
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def check_probe(config: EvalConfig) -> None:
+    """Raises UsageError when the dataset has no clips to fit a probe on, or when those are the clips to be measured."""
+    if not has_split(config.dataset, TRAIN):
+        raise UsageError(
+            f"the probe is fitted on the split {TRAIN!r}, which has no rows here", where=str(config.dataset),
+            fix="leave the system out, or evaluate a dataset that was packed with its training clips",
+        )  # fmt: skip
+    if config.split == TRAIN:
+        raise UsageError(f"the probe is fitted on {TRAIN!r} itself", where="split", fix="measure another split, or leave it out")
+
+
+def chance_answer(split: PackedSplit) -> str:
+    """What is written for every clip: see `best_constant_answer`."""
+    return format_tags(best_constant_answer([example.text for example in split.examples]))
+
+
+def probe_answers(config: EvalConfig, model, base: Base, split: PackedSplit) -> tuple[Probe, dict[str, dict[str, float]]]:
+    """The probe, and what it hears in each clip of `split`: id -> tag -> probability. `model` is the base, without adapter."""
+    probe = fit_probe(config, model, base, split.split)
+    return probe, dict(zip(split.index_of, probe.heard(_pooled(config, model, base, split)), strict=True))
+
+
+def fit_probe(config: EvalConfig | RaftConfig, model, base: Base, measured: str) -> Probe:
+    """Fitted on the training clips of the dataset; the regularisation is chosen on its validation clips, unless it has none
+    or they are those that will be measured."""
+    train = _labelled(config, model, base, TRAIN)
+    if measured == VALIDATION or not has_split(config.dataset, VALIDATION):
+        return processes.first(lambda: Probe.fit(train))
+    validation = _labelled(config, model, base, VALIDATION)
+    return processes.first(lambda: Probe.fit_best(train, validation))
+
+
+def _labelled(config: EvalConfig | RaftConfig, model, base: Base, name: str) -> LabelledClips:
+    split = PackedSplit(config.dataset, name)
+    return LabelledClips(_pooled(config, model, base, split), [set(find_tags(example.text)) for example in split.examples])
+
+
+def _pooled(config: EvalConfig | RaftConfig, model, base: Base, split: PackedSplit):
+    pooled = pooled_audio(open_whole_clips(config, model, base, split), split, base.clock)
+    place_audio_path(model, torch.device("cpu"))
+    return pooled

@@ -39,7 +39,7 @@ def main() -> None:
         found["comparisons"] = compare_pairs([("one", "other")], rows, True, Bootstrap())
 
     def draw() -> None:
-        page(Evaluation("", "", found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))
+        page(Evaluation("", "", [], found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))
 
     seconds = {"metrics of two systems": score, "their comparison": compare, "the page": draw}
     results = {"machine": machine(), "clips": asked.clips} | {name: round(seconds_of(work), 2) for name, work in seconds.items()}

@@ -104,7 +104,7 @@ def test_a_packed_file_is_a_plain_arrow_stream(packed):
 
     rows = Dataset.from_file(str(packed["deferred"] / "shards" / "00000-train.arrow"))
     assert len(rows) == 12
-    assert rows.column_names[:3] == ["id", "text", "target_text"]
+    assert rows.column_names[:3] == ["id", "text", "speaker"]
 
 
 def test_text_target_without_words_is_rejected(clip_row, write_manifest, tmp_path):

@@ -16,13 +16,13 @@ from wandb_files import read_run
 
 def test_it_ends_with_the_table(demo):
     comparison = json.loads((demo / "runs/comparison.json").read_text("utf-8"))
-    assert list(comparison["systems"]) == ["base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"]
+    assert list(comparison["systems"]) == ["chance", "probe", "base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"]
     for report in comparison["systems"].values():
         assert report["clips"] == 10
         assert {"card", "micro", "macro", "per_tag", "false_tags_per_untagged_clip"} <= set(report)
         assert "wer" not in report  # the target holds no words
     table = (demo / "runs/comparison.md").read_text("utf-8")
-    assert "| measure | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
+    assert "| measure | chance | probe | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
     printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
     last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) :]
     assert len(last) <= 30, "one screen"

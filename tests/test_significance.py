@@ -138,7 +138,9 @@ def test_the_outcome_in_one_sentence():
     assert said.startswith("RAFT against SFT: micro F1 higher by +0.200 [+0.")
     assert "; no difference in false tags per untagged clip shown; micro recall higher by +0.333 [" in said
     same = sentence({"before": "SFT", "after": "RAFT"} | compare(rows(*CLIPS), rows(*CLIPS), False, QUICK))
-    assert same.startswith("RAFT against SFT: no difference in micro F1 shown (+0.000 [-0.116, +0.116]; 30 clips could show 0.17); no")
+    assert same.startswith(
+        "RAFT against SFT: no difference in micro F1 shown (+0.000 [-0.116, +0.116]; 30 clips could show 0.17); no"
+    )
     assert list(found["measures"]) == ["micro_f1", "false_tags_per_untagged_clip", "micro_recall"]
     assert [measure["level"] for measure in found["measures"].values()] == [0.05, 0.025, 0.025]
     same = compare(rows(*CLIPS), rows(*CLIPS), False, QUICK)["measures"]["micro_f1"]

@@ -68,11 +68,13 @@ def test_a_small_study_runs_and_goes_on_where_it_stopped(call, tmp_path, monkeyp
         patch.setattr(sys, "argv", command)
         study_layouts.main()
     printed = capsys.readouterr().out
-    assert "11 commands" in printed
+    assert "12 commands" in printed
     assert "| layout | micro F1 | each seed |" in printed
+    assert re.search(r"^\| chance \| 0\.\d{3} \[.*\] \| — \|", printed, re.MULTILINE)
     results = (tmp_path / "results.json").read_text("utf-8")
     content = json.loads(results)
-    assert list(content["test"]) == ["packed", "aligned"]
+    assert list(content["test"]) == ["chance", "probe", "packed", "aligned"]
+    assert list(content["validation"]) == ["packed", "aligned"]
     assert len(content["test"]["packed"]["micro_f1_of_seeds"]) == 2
     assert (tmp_path / "recall-by-time.png").stat().st_size > 10_000
     commands = Path(tmp_path / "logs/commands.txt").read_text("utf-8").splitlines()
@@ -80,5 +82,5 @@ def test_a_small_study_runs_and_goes_on_where_it_stopped(call, tmp_path, monkeyp
     shutil.rmtree(tmp_path / "eval/aligned/test")
     again = subprocess.run([sys.executable, *command], cwd=REPO, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert "10 finished before" in again.stdout
+    assert "11 finished before" in again.stdout
     assert (tmp_path / "results.json").read_text("utf-8") == results

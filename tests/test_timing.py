@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Layout, Model, PackConfig, Placement, Tracking
+from evoxtral_train.config.schema import Bootstrap, Layout, Model, PackConfig, Placement, Tracking
 from evoxtral_train.data import layouts
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
 from evoxtral_train.data.packed import PackedSplit
@@ -141,7 +141,7 @@ def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, proce
     for example in aligned.examples:
         written = written_tags(clock, text_tokenizer(processor), 39, example.target_ids)
         rows.append(Prediction(example.id, example.text, example.target_text, example.events, written))
-    report = evaluate(rows, with_words=False, samples=10, placement=Placement(tolerance_s=0.5))["placed"]
+    report = evaluate(rows, with_words=False, bootstrap=Bootstrap(samples=10), placement=Placement(tolerance_s=0.5))["placed"]
     assert report["unit"] == "s"
     assert report["micro"]["f1"]["value"] == 1
     assert report["latency_s"]["tags"] == sum(len(example.events) for example in aligned.examples)
@@ -209,7 +209,7 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     assert [(each.utterance_id, each.candidate_id) for each in greedy] == [(each.id, GREEDY) for each in aligned.examples]
     examples, weights = {each.id: each for each in aligned.examples}, weights_of("counts", aligned.target)
     placement = Placement(tolerance_s=0.5, tolerance_words=0)
-    rewards = [score(weights, Answer(examples[each.utterance_id].text, each.text, examples[each.utterance_id].events,
+    rewards = [score(weights, Answer(examples[each.utterance_id].text, each.text, aligned.target != "tags", examples[each.utterance_id].events,
                                      each.written, placement))[0] for each in greedy]  # fmt: skip
     assert measured["scores"]["mean_greedy_reward"] == pytest.approx(np.mean(rewards))
     judged = call("eval", "configs/demo/eval-sft.yaml", *common[:-2], "--set", f"output={tmp_path}/eval", "--set",

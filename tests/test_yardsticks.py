@@ -141,7 +141,7 @@ def test_yardsticks_through_eval(evaluate, one_tag):
     systems = f"{{name: base}}, {YARDSTICKS}, {{name: mine, yardstick: probe, top_k: 1}}"
     result, folder = evaluate(one_tag["packed"], "packed", systems)
     assert result.exit_code == 0, result.stderr
-    assert "fitted to 1 tags, C " in result.stdout
+    assert "1 of 3 tags fitted, C " in result.stdout
     assert "never written, as too few training clips have or lack them: [gasps] [laughs]" in result.stdout
     content = json.loads((folder / "metrics.json").read_text("utf-8"))
     assert list(content["systems"]) == ["probe", "chance", "mine", "base"], "yardsticks first"
@@ -172,7 +172,7 @@ def test_the_probe_needs_training_clips_that_are_not_measured(evaluate, packed, 
     assert not folder.exists()
     result, _ = evaluate(packed["deferred"], "validation", YARDSTICKS, "split=validation")
     assert result.exit_code == 0, result.stderr
-    assert "C 0.1" in result.stdout, "what is measured chooses nothing"
+    assert "C 0.3" in result.stdout, "what is measured chooses nothing"
 
     held_out = write_manifest([row for row in rows_of(spoken) if row["split"] == "test"])
     sets = (f"manifest={held_out}", f"output={tmp_path / 'held-out'}", "target=tagged_text", "tracking.mode=disabled")

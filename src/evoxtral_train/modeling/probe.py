@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 FEWEST_CLIPS = 5
 THRESHOLD = 0.5
-COSTS = (0.01, 0.1, 1.0)  # scikit-learn's C: the larger, the weaker the regularisation
-_COST = 0.1
+COSTS = (0.01, 0.03, 0.1, 0.3, 1.0)  # scikit-learn's C: the larger, the weaker the regularisation
+_COST = 0.3
 
 
 @dataclass(frozen=True)

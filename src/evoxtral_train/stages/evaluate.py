@@ -212,7 +212,7 @@ def _measure_yardsticks(
             identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
             for identity, tags in heard.items()
         }
-        notes["probe"] = f"fitted to {len(probe.tags)} tags, C {probe.cost:g}"
+        notes["probe"] = f"{len(probe.tags)} of {len(probe.tags + probe.too_rare)} tags fitted, C {probe.cost:g}"
         if probe.too_rare:
             notes["probe"] += f"; never written, as too few training clips have or lack them: {format_tags(probe.too_rare)}"
     return written, notes

@@ -209,8 +209,11 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     assert [(each.utterance_id, each.candidate_id) for each in greedy] == [(each.id, GREEDY) for each in aligned.examples]
     examples, weights = {each.id: each for each in aligned.examples}, weights_of("counts", aligned.target)
     placement = Placement(tolerance_s=0.5, tolerance_words=0)
-    rewards = [score(weights, Answer(examples[each.utterance_id].text, each.text, aligned.target != "tags", examples[each.utterance_id].events,
-                                     each.written, placement))[0] for each in greedy]  # fmt: skip
+    rewards = []
+    for row in greedy:
+        example = examples[row.utterance_id]
+        answer = Answer(example.text, row.text, aligned.target != "tags", example.events, row.written, placement)
+        rewards.append(score(weights, answer)[0])
     assert measured["scores"]["mean_greedy_reward"] == pytest.approx(np.mean(rewards))
     judged = call("eval", "configs/demo/eval-sft.yaml", *common[:-2], "--set", f"output={tmp_path}/eval", "--set",
                   f"systems=[{{name: SFT, adapter: {tmp_path}/sft}}]", "--set", "placement.tolerance_s=0.7", "--set",

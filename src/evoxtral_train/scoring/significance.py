@@ -62,15 +62,15 @@ def own_systems(systems: Sequence[System]) -> dict[str, str]:
 def compare_pairs(
     pairs: Sequence[tuple[str, str]], rows: dict[str, Sequence[Prediction]], with_words: bool, bootstrap: Bootstrap
 ) -> list[dict]:
-    """[{before, after, unit, primary, measures}], in the order of `pairs`."""
+    """[{before, after, …}, as `compare` gives it], in the order of `pairs`."""
     return [
         {"before": before, "after": after} | compare(rows[before], rows[after], with_words, bootstrap) for before, after in pairs
     ]
 
 
 def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap) -> dict:
-    """{unit, primary, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER where the references
-    have no tags. Raises ValueError unless both hold the same clips in the same order."""
+    """{unit, primary, wrote_the_same, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER where
+    the references have no tags. Raises ValueError unless both hold the same clips in the same order."""
     if [row.id for row in before] != [row.id for row in after]:
         raise ValueError("the two systems do not hold the same clips in the same order")
     first, second = sums(before, with_words), sums(after, with_words)
@@ -82,7 +82,8 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_word
     for name in (primary, "false_tags_per_untagged_clip", other):
         level = PRIMARY_LEVEL if name == primary else SECONDARY_LEVEL
         measures[name] = difference(first[name], second[name], units, level, bootstrap.permutations, bootstrap.seed)
-    return {"unit": bootstrap.unit, "primary": primary, "measures": measures}
+    same = all(one.prediction == other.prediction for one, other in zip(before, after, strict=True))
+    return {"unit": bootstrap.unit, "primary": primary, "wrote_the_same": same, "measures": measures}
 
 
 def difference(before: Sums, after: Sums, units: Sequence[str], level: float, permutations: int, seed: int) -> dict:
@@ -173,6 +174,8 @@ def _inverted(value: float, at_zero: np.ndarray, slope: np.ndarray, level: float
 
 def sentence(comparison: dict) -> str:
     """The outcome of a comparison in one sentence: the primary measure with its size, then the secondary ones."""
+    if comparison["wrote_the_same"]:
+        return f"{comparison['after']} wrote the same as {comparison['before']}."
     (name, primary), *others = comparison["measures"].items()
     parts = [_part(name, primary), *(_part(other, measure) for other, measure in others)]
     if primary["value"] is not None and not primary["shown"]:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evoxtral_train.config.schema import Bootstrap
+from evoxtral_train.files import write_atomic
 from evoxtral_train.progress import Progress, format_seconds
 from evoxtral_train.records import Prediction, read_jsonl, read_rows
-from evoxtral_train.runs import is_complete, write_atomic
+from evoxtral_train.run_folders import is_complete
 from evoxtral_train.scoring.metrics import evaluate, sums
 from evoxtral_train.scoring.significance import PRIMARY_LEVEL, difference
 

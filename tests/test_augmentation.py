@@ -172,7 +172,8 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
     whole = load_file(adapter)
     for path in (tmp_path / "run/complete.json", adapter):
         path.unlink()
-    for path in (tmp_path / "run/checkpoints").iterdir():
+    (tmp_path / "run").rename(tmp_path / "run.partial")
+    for path in (tmp_path / "run.partial/checkpoints").iterdir():
         if int(path.name.rpartition("-")[2]) > 6:
             shutil.rmtree(path)
     resumed = sft("--resume")

@@ -9,8 +9,8 @@ from conftest import REPO
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
     {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"decoding"}, {"training"}, {"modeling"}, {"corpus"}, {"synthesis"},
-    {"data"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"records"}, {"config"}, {"processes"},
-    {"units", "errors", "shipped"},
+    {"data"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"run_folders"}, {"records"}, {"config"}, {"processes"},
+    {"files"}, {"units", "errors", "shipped"},
 ]  # fmt: skip
 # `config` checks tag names and the pre-padding's default, so the text and unit modules lie below it.
 BELOW_CONFIG = {"text.tags", "units", "errors"}

@@ -28,14 +28,14 @@ def stage(call, tmp_path):
 
 
 def rejected(tmp_path) -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (tmp_path / "out.partial/rejected.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_synth(stage, tmp_path):
     path = write_rows(tmp_path / "scripts.jsonl", [{"text": "[sihgs] oh."}, {"words": "oh"}])
     said = stage("data synth", "configs/synth.yaml", f"scripts={path}")
     assert f"error: {path}: no script can be spoken: all 2 are rejected — first reason: {path}:1: unknown tag [sihgs]" in said
-    assert said.endswith(f"all of them: {tmp_path / 'out/rejected.jsonl'}")
+    assert said.endswith(f"all of them: {tmp_path / 'out.partial/rejected.jsonl'}")
     assert [row["line"] for row in rejected(tmp_path)] == [1, 2]
 
 

@@ -13,6 +13,7 @@ from evoxtral_train.data import packed as reading
 from evoxtral_train.data import packing
 from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.errors import EvoxtralError, UsageError
+from evoxtral_train.run_folders import partial
 from evoxtral_train.runs import Options
 from evoxtral_train.stages import pack
 
@@ -70,7 +71,7 @@ def test_resumed_equals_uninterrupted(config, monkeypatch):
     monkeypatch.setattr(packing, "pack_row", killed)
     with pytest.raises(KeyboardInterrupt):
         pack.run(config("cut"), Options())
-    done = len(list((config("cut").output / "shards").glob("*.json")))
+    done = len(list((partial(config("cut").output) / "shards").glob("*.json")))
     assert done == 2, "chunks of which every row is on disk"
     with pytest.raises(UsageError, match="use --resume"):
         pack.run(config("cut"), Options())

@@ -1,48 +1,54 @@
 """Run directories: what a stage was asked, what it was made from, and whether it finished.
 
-    config.yaml     the resolved config
-    run.json        stage, versions, git commit, inputs and their fingerprints, seed
-    metrics.json    what was measured
-    complete.json   written last; without it nothing in the folder counts as finished
+    runs/sft            a finished run: a folder of this name is never half done
+      config.yaml       the resolved config
+      run.json          stage, versions, git commit, inputs and their fingerprints, seed
+      metrics.json      what was measured
+      files.txt         every file that the run wrote
+      complete.json     the marker, written last, with the fingerprint of the result
+    runs/sft.partial    the same, while it is made; `finish` renames it
+    runs/.sft.lock      held by the process that makes it
 
-A finished run is not overwritten without `--overwrite`; an unfinished one goes on with
-`--resume`, and only with the config and the inputs that it was started with.
+An unfinished run resumes with `--resume`, and only with the config and the inputs that it was started with. `--overwrite` makes
+the new run beside the finished one and puts it in its place at the end; of the old one only what `files.txt` lists is removed,
+and everything else that lay there is kept in the new folder. So a run that is refused, fails or is killed leaves what was there.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
 from . import shipped
 from .errors import EvoxtralError, UsageError
+from .files import disk_errors, open_atomic, write_atomic
 from .records import dump_row
+from .run_folders import (
+    COMPLETE,
+    FILES,
+    files_in,
+    is_complete,
+    lock,
+    partial,
+    put_in_place,
+    real_path,
+    recover,
+    release,
+    remove,
+)
 
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
-_COMPLETE = "complete.json"
-_BEGINNINGS = {"config.yaml", ".config.yaml.part", ".run.json.part"}  # all that a kill at the very start leaves
-_HARMLESS = {
-    "tracking",
-    "device",
-    "batch_tokens",
-    "compile",
-    "audio_cache",
-    "processes",
-}  # Settings that do not change a run's result
 _HARMLESS = {
     "tracking", "device", "batch_tokens", "compile", "audio_cache", "processes", "max_characters", "usd_per_1000_characters",
     "concurrent_requests", "max_retries", "timeout_s", "paid_audio", "base_url",
-}  # fmt: skip
+}  # settings that do not change a run's result  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,25 +62,38 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run directory. `resumed` tells whether earlier work in it goes on."""
+    """An open run. `path`: where its files are written until `finish` puts the folder in its place, `output`. `resumed` tells
+    whether earlier work in it goes on."""
 
+    output: Path
     path: Path
     stage: str
     resumed: bool
 
     @classmethod
-    def open(cls, path: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options) -> "Run":
-        """`config`: what the stage was asked, as it is written to YAML. `inputs`: name -> fingerprint of
-        everything that it reads. Raises UsageError when the folder holds a finished run, an
-        unfinished one without `--resume`, or anything that is not a run of this stage."""
-        check_output(path, stage, config, inputs, options)
-        resumed = path.is_dir() and options.resume and (path / "run.json").is_file()
-        if path.is_dir() and options.overwrite and not resumed:
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, stage, resumed)
+    def open(
+        cls, output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options,
+        sources: Iterable[Path | str | None] = (),
+    ) -> "Run":  # fmt: skip
+        """`config`: what the stage was asked, as it is written to YAML. `inputs`: name -> fingerprint of everything that it
+        reads; `sources`: where that lies.
+
+        Raises UsageError when another process makes this run, when the output holds a finished run, an unfinished one without
+        `--resume`, anything that is not a run of this stage, or one of `sources`.
+        """
+        output = real_path(output)
+        check_output(output, stage, config, inputs, options, sources)
+        lock(output)
+        check_output(output, stage, config, inputs, options, sources)  # what another process finished meanwhile
+        path = partial(output)
+        resumed = options.resume and (path / "run.json").is_file()
+        if not resumed and path.is_dir():
+            remove(path)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run = cls(output, path, stage, resumed)
         if not resumed:
-            run.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False))
+            run.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
             run.write_json("run.json", {"stage": stage, "inputs": inputs, **provenance()})
         return run
 
@@ -82,35 +101,66 @@ class Run:
         write_atomic(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        write_atomic(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        """Raises EvoxtralError for a number that is not finite: it is no JSON, and no result."""
+        try:
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise EvoxtralError("a number that was measured is not finite", where=str(self.path / name)) from None
+        write_atomic(self.path / name, text + "\n")
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> None:
         """One after the other: `rows` may be more than memory holds."""
-        with _atomic(self.path / name) as file:
+        with open_atomic(self.path / name) as file:
             for row in rows:
                 file.write(dump_row(row).encode("utf-8"))
 
     def finish(self, metrics: dict[str, Any], fingerprint: str) -> None:
-        """`fingerprint` identifies the run's result; later stages compare it."""
+        """Mark the run as finished and put it in its place. `fingerprint` identifies the run's result; later stages compare it.
+        Called when nothing writes into the folder any more, the tracker included."""
         self.write_json("metrics.json", metrics)
-        self.write_json(_COMPLETE, {"stage": self.stage, "fingerprint": fingerprint})
+        self.write_text(FILES, "".join(f"{name}\n" for name in sorted({*files_in(self.path), FILES, COMPLETE})))
+        self.write_json(COMPLETE, {"stage": self.stage, "fingerprint": fingerprint})
+        with disk_errors(self.output):
+            put_in_place(self.output)
+        release(self.output)
 
 
-def check_output(path: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options) -> None:
-    """The refusals of `Run.open`, without touching anything (also part of every dry run)."""
-    if path.exists() and not path.is_dir():
-        raise UsageError("is a file, not a folder", where=str(path), fix="choose another `output`")
-    if not path.is_dir() or {each.name for each in path.iterdir()} <= _BEGINNINGS:
+def check_output(
+    output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options,
+    sources: Iterable[Path | str | None] = (),
+) -> None:  # fmt: skip
+    """The refusals of `Run.open`, without making anything (also part of every dry run)."""
+    where, output = str(output), real_path(output)
+    if output.exists() and not output.is_dir():
+        raise UsageError("is a file, not a folder", where=where, fix="choose another `output`")
+    if Path.cwd().is_relative_to(output) or os.path.ismount(output):
+        what = "the current folder, or one above it" if Path.cwd().is_relative_to(output) else "a mount point"
+        raise UsageError(f"is {what}, which cannot be replaced whole", where=where, fix="choose a folder inside it as `output`")
+    for source in sources:
+        if source is not None and Path(source).exists() and real_path(Path(source)).is_relative_to(output):
+            what = f"the output holds what this stage reads: {source}"
+            raise UsageError(what, where=where, fix="choose another `output`")
+    recover(output)
+    if output.is_dir() and any(output.iterdir()):
+        if not is_complete(output):
+            raise UsageError("holds files that no finished run wrote", where=where, fix="choose another `output`")
+        _require_stage(output, stage, where)
+        if not options.overwrite and not (options.resume and (partial(output) / "run.json").is_file()):
+            raise UsageError("this run is finished", where=where, fix="use --overwrite to do it again, or another `output`")
+    _check_partial(output, stage, config, inputs, options)
+
+
+def _check_partial(output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options) -> None:
+    path = partial(output)
+    if not path.is_dir() or not any(path.iterdir()):
         return
     if not (path / "run.json").is_file():
-        raise UsageError("holds files that no run wrote", where=str(path), fix="choose another `output`")
-    earlier = json.loads((path / "run.json").read_text("utf-8"))
-    if earlier["stage"] != stage:
-        raise UsageError(f"holds a run of `{earlier['stage']}`", where=str(path), fix="choose another `output`")
+        if {each.name for each in path.iterdir()} <= {"config.yaml", ".config.yaml.part", ".run.json.part"}:
+            return  # all that a kill at the very start leaves
+        raise UsageError("holds files that no run wrote", where=str(path), fix="move it away, or choose another `output`")
+    earlier = _require_stage(path, stage, str(path))
     if options.overwrite:
         return
-    if is_complete(path):
-        raise UsageError("this run is finished", where=str(path), fix="use --overwrite to do it again, or another `output`")
     if not options.resume:
         raise UsageError("an unfinished run is here", where=str(path), fix="use --resume to go on, or --overwrite")
     changed = _changed_keys(yaml.safe_load((path / "config.yaml").read_text("utf-8")), config)
@@ -123,23 +173,27 @@ def check_output(path: Path, stage: str, config: dict[str, Any], inputs: dict[st
         )
 
 
+def _require_stage(path: Path, stage: str, where: str) -> dict[str, Any]:
+    record = read_run(path)
+    if record["stage"] != stage:
+        raise UsageError(f"holds a run of `{record['stage']}`", where=where, fix="choose another `output`")
+    return record
+
+
 def check_plan(path: Path, stage: str, config: dict[str, Any], options: Options) -> None:
     """`check_output` for a dry run whose inputs may not exist yet: what can be refused without them."""
     if not options.resume:
         check_output(path, stage, config, {}, options)
 
 
-def is_complete(path: Path) -> bool:
-    return (path / _COMPLETE).is_file()
-
-
 def require_complete(path: Path, stage: str, hint: str) -> str:
     """The fingerprint of a finished run of `stage` at `path`. `hint`: the command that makes one."""
+    recover(real_path(path))
     if not is_complete(path):
-        state = "is not finished" if (path / "run.json").is_file() else "does not exist"
-        fix = f"finish it with: {hint} --resume" if state == "is not finished" else f"first run: {hint}"
-        raise UsageError(f"the input of this stage {state}", where=str(path), fix=fix)
-    found = json.loads((path / _COMPLETE).read_text("utf-8"))
+        begun = partial(real_path(path)).is_dir()
+        fix = f"finish it with: {hint} --resume" if begun else f"first run: {hint}"
+        raise UsageError(f"the input of this stage {'is not finished' if begun else 'does not exist'}", where=str(path), fix=fix)
+    found = json.loads((path / COMPLETE).read_text("utf-8"))
     if found["stage"] != stage:
         raise UsageError(f"holds a run of `{found['stage']}`, not of `{stage}`", where=str(path), fix=f"first run: {hint}")
     return found["fingerprint"]
@@ -184,50 +238,6 @@ def provenance() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {"versions": versions, "python": platform.python_version(), "git_commit": _git_commit()}
-
-
-def fingerprint_files(paths: Iterable[Path]) -> str:
-    """16 hex digits over the names and the contents of files."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_text(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """The whole file or none of it: written beside, synced, then renamed."""
-    with _atomic(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    with disk_errors(path), temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextmanager
-def disk_errors(path: Path):
-    """Turn a full disk or a forbidden folder into an error that says which file and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise EvoxtralError(
-            f"could not be written: {error.strerror or error}",
-            where=str(path),
-            fix="free some space or choose another `output`, then go on with --resume",
-        ) from error
 
 
 def _git_commit() -> str | None:

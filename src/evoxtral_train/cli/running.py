@@ -89,8 +89,15 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
         report = guarded(work)
     finally:
         processes.leave()
+        _release_outputs()
     if processes.is_first():
         show(report)
+
+
+def _release_outputs() -> None:
+    from ..run_folders import release_all
+
+    release_all()
 
 
 def options_of(resume: bool, overwrite: bool, dry_run: bool):

@@ -20,8 +20,8 @@ import soundfile
 from ..config.schema import Source
 from ..data.audio import encode_flac, to_model_rate
 from ..errors import RowError, UsageError
+from ..files import write_atomic
 from ..records import iter_jsonl
-from ..runs import write_atomic
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au")
 _HAS_A_SCHEMA = ("csv", "parquet", "dataset", "hub")

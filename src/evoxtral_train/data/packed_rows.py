@@ -7,6 +7,7 @@ digital silence left out.
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -85,11 +86,11 @@ def columns_of(row: ManifestRow, samples: int, config: PackConfig, processor, cl
     }  # fmt: skip
 
 
-def pack_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -> dict:
-    """All columns of a packed row, keys as in the schema. Raises RowError."""
+def pack_row(row: ManifestRow, config: PackConfig, folder: Path, processor, clock: Clock) -> dict:
+    """All columns of a row packed into `folder`, keys as in the schema. Raises RowError."""
     prepared = prepare_row(row, config, processor, clock)
     mel = log_mel(prepared.samples, prepared.columns["row_tokens"], processor.feature_extractor, clock)
     kept, start = trim_silence(mel)
-    audio = os.path.relpath(row.audio, config.output)
+    audio = os.path.relpath(row.audio.resolve(), folder)
     packed_mel = np.ascontiguousarray(kept, np.float32).tobytes()
     return prepared.columns | {"audio": audio, "mel": packed_mel, "mel_start": start}

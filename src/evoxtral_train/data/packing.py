@@ -22,7 +22,7 @@ import pyarrow
 
 from ..config.schema import PackConfig
 from ..errors import EvoxtralError, RowError
-from ..runs import disk_errors, write_atomic
+from ..files import disk_errors, write_atomic
 from .clock import Clock
 from .manifest import ManifestRow, Rejected
 from .packed_rows import pack_row
@@ -69,17 +69,17 @@ def chunks(entries: Iterable[ManifestRow | Rejected], rows: int = CHUNK_ROWS) ->
 
 
 def pack_chunks(
-    parts: Iterable[Chunk], config: PackConfig, base: Path, processes: int, on_chunk: Callable[[int, bool], None]
+    parts: Iterable[Chunk], config: PackConfig, folder: Path, base: Path, processes: int, on_chunk: Callable[[int, bool], None]
 ) -> None:
-    """Pack every chunk that is not whole yet. `on_chunk(rows, fresh)` is told of each that is.
+    """Pack every chunk that is not whole yet into `folder`. `on_chunk(rows, fresh)` is told of each that is.
 
     With more than one process this one stays light: only they import what reads audio and text, which takes seconds.
     Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` goes on.
     """
-    (config.output / "shards").mkdir(exist_ok=True)
-    missing = _missing(parts, config.output, on_chunk)
+    (folder / "shards").mkdir(exist_ok=True)
+    missing = _missing(parts, folder, on_chunk)
     if processes == 1:
-        worker = _Worker(config, base)
+        worker = _Worker(config, folder, base)
         for chunk in missing:
             worker.pack(chunk)
             on_chunk(len(chunk.entries), True)
@@ -87,7 +87,7 @@ def pack_chunks(
     # A server process imports everything once; each worker is forked from it, before any thread runs in it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "transformers"])
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(config, base))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(config, folder, base))
     try:
         running: dict = {}
         for chunk in missing:
@@ -98,7 +98,7 @@ def pack_chunks(
             _finish_some(running, on_chunk)
     except BrokenProcessPool:
         raise EvoxtralError(
-            "a packing process was killed, maybe for memory", where=str(config.output),
+            "a packing process was killed, maybe for memory", where=str(folder),
             fix="go on with --resume, and with a smaller `processes`",
         ) from None  # fmt: skip
     finally:
@@ -123,14 +123,14 @@ def _finish_some(running: dict, on_chunk: Callable[[int, bool], None]) -> None:
 _worker: "_Worker | None" = None
 
 
-def _start(config: PackConfig, base: Path) -> None:
+def _start(config: PackConfig, folder: Path, base: Path) -> None:
     """What a process does once. Ctrl-C is the parent's to handle."""
     import torch
 
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)  # one process for each core: threads would only be in each other's way
-    _worker = _Worker(config, base)
+    _worker = _Worker(config, folder, base)
 
 
 def _pack(chunk: Chunk) -> None:
@@ -140,13 +140,13 @@ def _pack(chunk: Chunk) -> None:
 class _Worker:
     """What a process needs to pack chunks."""
 
-    def __init__(self, config: PackConfig, base: Path):
-        self._config, self._processor = config, load_processor(base)
+    def __init__(self, config: PackConfig, folder: Path, base: Path):
+        self._config, self._folder, self._processor = config, folder, load_processor(base)
         self._clock = Clock.of(self._processor)
 
     def pack(self, chunk: Chunk) -> None:
         """Write the chunk's shards, then its record: without the record they do not count."""
-        folder = self._config.output / "shards"
+        folder = self._folder / "shards"
         counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
         waiting: dict[str, list[dict]] = {split: [] for split in SPLITS}
         with disk_errors(folder), _Shards(folder, chunk.number) as shards:
@@ -155,7 +155,7 @@ class _Worker:
                     rejected.append(entry)
                     continue
                 try:
-                    packed = pack_row(entry, self._config, self._processor, self._clock)
+                    packed = pack_row(entry, self._config, self._folder, self._processor, self._clock)
                 except RowError as error:
                     rejected.append(Rejected(str(self._config.manifest), entry.line, entry.id, str(error)))
                     continue
@@ -176,7 +176,7 @@ class _Worker:
             "rejected": [asdict(each) for each in rejected],
             "fingerprint": digest.hexdigest(),
         }
-        write_atomic(_record(self._config.output, chunk.number), json.dumps(record, ensure_ascii=False) + "\n")
+        write_atomic(_record(self._folder, chunk.number), json.dumps(record, ensure_ascii=False) + "\n")
 
 
 class _Shards:

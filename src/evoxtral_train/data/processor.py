@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .. import shipped
 from ..errors import EvoxtralError, UsageError
-from ..runs import fingerprint_files
+from ..files import fingerprint_files
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
 

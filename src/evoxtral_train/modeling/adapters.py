@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from ..config.schema import Lora, Model
 from ..errors import UsageError
-from ..runs import fingerprint_files, read_run, require_complete
+from ..files import fingerprint_files
+from ..runs import read_run, require_complete
 from .realtime import stock
 
 # peft asks transformers for a property by its old name; nothing a user could act on.

@@ -30,9 +30,9 @@ from ..data.batching import leading_batch
 from ..data.clock import Clock
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError
+from ..files import disk_errors, write_atomic
 from ..progress import progress
 from ..records import drop_partial_line
-from ..runs import disk_errors, write_atomic
 from .memory import shrink
 from .realtime import audio_embeddings, place_audio_path
 

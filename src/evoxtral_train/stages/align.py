@@ -23,10 +23,11 @@ from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.emission import written_words
 from ..decoding.sampling import Sampling
 from ..errors import RowError, UsageError
+from ..files import fingerprint_files
 from ..modeling.audio_cache import LiveAudio
 from ..modeling.realtime import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
 from ..progress import format_seconds, progress
-from ..runs import Options, Run, check_output, fingerprint_files
+from ..runs import Options, Run, check_output
 from ..text.taxonomy import TagRules, Taxonomy, describe_changes
 from ..tracking import Tracker
 from ..units import SAMPLE_RATE_HZ, samples_to_tokens
@@ -70,8 +71,9 @@ def run(config: AlignConfig, options: Options) -> Report:
     if not rows:
         if options.dry_run:
             raise _nothing_aligned(config, rejected)
-        Run.open(config.output, "data align", asked, inputs, options).write_rows("rejected.jsonl", rejected)
-        raise _nothing_aligned(config, rejected, config.output / "rejected.jsonl")
+        run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest])
+        run.write_rows("rejected.jsonl", rejected)
+        raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     if options.dry_run:
@@ -79,7 +81,7 @@ def run(config: AlignConfig, options: Options) -> Report:
         return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
     folder = resolve_base(config.model.base, config.model.revision)
     inputs["base"] = base_fingerprint(folder)
-    run = Run.open(config.output, "data align", asked, inputs, options)
+    run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest, folder])
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
         found, unfit = _align_all(config, rows, load_processor(folder), rules.taxonomy)
@@ -96,7 +98,7 @@ def run(config: AlignConfig, options: Options) -> Report:
         metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
         metrics |= _errors(aligned)
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
+    run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
     facts |= {"aligned": len(aligned), "rejected": len(rejected), "time": format_seconds(metrics["seconds"])}
     if heard:
         facts["words that the base wrote"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"

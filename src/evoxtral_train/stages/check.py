@@ -10,9 +10,9 @@ from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packed_rows import prepare_row
 from ..data.processor import load_processor, resolve_base
 from ..errors import RowError
+from ..files import write_atomic
 from ..progress import progress
 from ..records import dump_row, row_place
-from ..runs import write_atomic
 from ..text.tags import find_tags
 from ..text.taxonomy import TagRules, describe_changes
 from .report import Report

@@ -9,11 +9,12 @@ import yaml
 from ..config.schema import EvalConfig, System
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
+from ..files import write_atomic
 from ..records import Prediction, read_rows
 from ..reporting.evaluation import page
 from ..reporting.results import Evaluation
 from ..reporting.text import last_lines, markdown
-from ..runs import read_run, require_complete, write_atomic
+from ..runs import read_run, require_complete
 from ..scoring.significance import compare_pairs, declared
 from .report import Report
 from .report_pages import clip_audio

@@ -5,8 +5,9 @@ from statistics import fmean
 from ..config.schema import RaftConfig
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
+from ..files import fingerprint_files
 from ..records import Candidate, ScoredCandidate, read_rows
-from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
+from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
 from ..scoring.curation import curate, replay
 from ..tracking import Tracker
 from . import raft_folders
@@ -48,7 +49,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     if options.dry_run:
         check_output(raft_folders.curated(config), "raft curate", asked, inputs, options)
         return Report("plan: raft curate", facts)
-    run = Run.open(raft_folders.curated(config), "raft curate", asked, inputs, options)
+    run = Run.open(raft_folders.curated(config), "raft curate", asked, inputs, options, [source, candidates_folder])
     with Tracker(config.tracking, "raft curate", run.path, config) as tracker:
         run.write_rows("curated.jsonl", curated)
         run.write_rows("dropped.jsonl", dropped)
@@ -66,5 +67,5 @@ def run(config: RaftConfig, options: Options) -> Report:
             ["utterance_id", "candidate_id", "target_text", "reward"],
             [[each.utterance_id, each.candidate_id, each.target_text, each.reward] for each in curated],
         )
-        run.finish(metrics, fingerprint_files([run.path / "curated.jsonl"]))
+    run.finish(metrics, fingerprint_files([run.path / "curated.jsonl"]))
     return Report("raft curate", facts)

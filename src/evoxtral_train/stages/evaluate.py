@@ -12,6 +12,7 @@ from ..decoding.decoder import Completion, Decoding, Request, decode, requests_o
 from ..decoding.emission import tag_confidences
 from ..decoding.sampling import Sampling
 from ..errors import UsageError
+from ..files import fingerprint_files
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
 from ..modeling.realtime import load_model, pick_device, place_language_model
@@ -19,7 +20,7 @@ from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
 from ..reporting.results import Evaluation, sentences
 from ..reporting.text import last_lines, markdown
-from ..runs import Options, Run, check_plan, fingerprint_files, fingerprint_text
+from ..runs import Options, Run, check_plan
 from ..scoring.calibration import filtered
 from ..scoring.gates import failed_gates
 from ..scoring.metrics import sums, units_of
@@ -78,16 +79,20 @@ def run(config: EvalConfig, options: Options) -> Report:
     inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
     given = {system.predictions: _read_predictions(system.predictions, split) for system in systems if system.predictions}
     inputs |= {f"predictions {path}": fingerprint_files([path]) for path in given}
-    run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options))
+    sources = [config.dataset, base.folder, *adapters, *given]
+    run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options, sources))
     started = time.monotonic()
-    with Tracker(config.tracking, "eval", config.output, config) as tracker:
+    with Tracker(config.tracking, "eval", run.path, config) as tracker:
         decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
         model = load_model(config.model) if decoded or "probe" in yardsticks else None
         measured, notes = _measure_yardsticks(config, yardsticks, model, base, split)
         written = measured | _decode_all(config, model, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
         scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
-    summary, failed = scored
+    summary, failed, metrics = scored
+    processes.first(
+        lambda: run.finish(metrics, fingerprint_files([*run.path.glob("predictions/*.jsonl"), run.path / "table.md"]))
+    )
     facts |= notes
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
@@ -112,8 +117,8 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
 def _score(
     run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
     written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
-) -> tuple[str, list[str]]:  # fmt: skip
-    """Everything that is written; returns the last lines to print, and the gates that were not passed."""
+) -> tuple[str, list[str], dict]:  # fmt: skip
+    """Everything that is written; returns the last lines to print, the gates that were not passed, and the metrics."""
     reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
@@ -142,8 +147,8 @@ def _score(
     tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
     tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
-    run.finish(metrics, fingerprint_text(whole))
-    return last_lines(found, [run.path / name for name in ("table.md", "metrics.json", "report.html")]), failed
+    files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
+    return last_lines(found, files), failed, metrics
 
 
 def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:

@@ -10,12 +10,13 @@ import yaml
 from ..config.schema import ExportConfig
 from ..data.processor import resolve_base
 from ..errors import EvoxtralError, UsageError
+from ..files import fingerprint_files
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.realtime import base_fingerprint
 from ..modeling.release import write_merged, write_vllm_names
 from ..records import read_jsonl
 from ..reporting.model_card import Evaluated, Trained, model_card
-from ..runs import Options, Run, check_plan, fingerprint_files, read_run, require_complete
+from ..runs import Options, Run, check_plan, read_run, require_complete
 from ..tracking import Tracker
 from .report import Report
 
@@ -39,7 +40,7 @@ def run(config: ExportConfig, options: Options) -> Report:
     inputs = {"adapter": adapter.fingerprint, "base": fingerprint}
     if config.evaluation:
         inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    run = Run.open(config.output, "export", asked, inputs, options)
+    run = Run.open(config.output, "export", asked, inputs, options, [config.adapter, config.evaluation, folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
@@ -49,15 +50,15 @@ def run(config: ExportConfig, options: Options) -> Report:
         card.save(release / "README.md")
         if config.merged:
             write_merged(config.model, folder, adapter, run.path / "merged")
-            facts["merged"] = run.path / "merged"
+            facts["merged"] = config.output / "merged"
         if config.vllm_names:
             write_vllm_names(adapter, run.path / "vllm")
-            facts["vLLM names"] = f"{run.path / 'vllm'}: by reading alone, never loaded in vLLM"
+            facts["vLLM names"] = f"{config.output / 'vllm'}: by reading alone, never loaded in vLLM"
         if config.push_to:
             facts["pushed to"] = _push(release, config.push_to, config.private)
         tracker.summary({"measured": bool(evaluated)})
-        run.finish({"measured": bool(evaluated), "pushed_to": config.push_to}, fingerprint_files(release.iterdir()))
-    return Report("export", facts | {"card": release / "README.md"})
+    run.finish({"measured": bool(evaluated), "pushed_to": config.push_to}, fingerprint_files(release.iterdir()))
+    return Report("export", facts | {"card": config.output / "release" / "README.md"})
 
 
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:

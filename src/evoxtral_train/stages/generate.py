@@ -10,12 +10,13 @@ from ..data.packed import PackedSplit
 from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import EvoxtralError
+from ..files import disk_errors, fingerprint_files
 from ..modeling.adapters import load_adapter
 from ..modeling.audio_cache import AudioSource
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
 from ..records import GREEDY, Candidate, JsonlAppender, drop_partial_line, read_rows
-from ..runs import Options, Run, check_plan, disk_errors, fingerprint_files
+from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
 from . import raft_folders
 from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_tags
@@ -36,7 +37,8 @@ def run(config: RaftConfig, options: Options) -> Report:
     base = open_base(config.model, split)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
-    run = processes.first(lambda: Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options))
+    sources = [config.dataset, base.folder, config.adapter]
+    run = processes.first(lambda: Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options, sources))
     started = time.monotonic()
     with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
         model = load_adapter(load_model(config.model), adapter)
@@ -45,7 +47,8 @@ def run(config: RaftConfig, options: Options) -> Report:
         if config.generate.greedy:
             greedy = _greedy(config, base, split, model, audio)
             processes.first(lambda: run.write_rows("greedy.jsonl", greedy))
-        metrics = processes.first(lambda: _finish(run, split, config.generate.candidates, started, tracker))
+        metrics = processes.first(lambda: _join(run, split, config.generate.candidates, started, tracker))
+    processes.first(lambda: run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"])))
     facts |= {
         "ended by EOS": f"{metrics['ended_by_eos_share']:.0%}",
         "mean length": f"{metrics['mean_tokens']:.1f} tokens",
@@ -117,7 +120,7 @@ def _written(run: Run) -> dict[tuple[str, int], Candidate]:
     return {(row.utterance_id, row.candidate_id): row for path in parts for row in read_rows(path, Candidate)}
 
 
-def _finish(run: Run, split: PackedSplit, candidates_per_clip: int, started: float, tracker: Tracker) -> dict:
+def _join(run: Run, split: PackedSplit, candidates_per_clip: int, started: float, tracker: Tracker) -> dict:
     """Join the parts, count them, and write them in order."""
     candidates = sorted(_written(run).values(), key=lambda each: (split.index_of[each.utterance_id], each.candidate_id))
     if len(candidates) != len(split) * candidates_per_clip:
@@ -138,7 +141,6 @@ def _finish(run: Run, split: PackedSplit, candidates_per_clip: int, started: flo
         "seconds": time.monotonic() - started,
     }
     tracker.summary(metrics)
-    run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"]))
     return metrics
 
 

@@ -17,9 +17,10 @@ from ..corpus.transcripts import forbids_commercial_use, tagged_transcript
 from ..data.manifest import Rejected, rename_events
 from ..data.splits import SPLITS, deal
 from ..errors import RowError, UsageError
+from ..files import fingerprint_files, fingerprint_text
 from ..progress import Progress, format_seconds
 from ..records import JsonlAppender, read_jsonl
-from ..runs import Options, Run, check_output, fingerprint_files, fingerprint_text
+from ..runs import Options, Run, check_output
 from ..synthesis.scripts import check_script
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags
@@ -49,7 +50,7 @@ def run(config: ImportConfig, options: Options) -> Report:
     elif path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file())
         inputs["source"] = fingerprint_text("".join(f"{each}\0{each.stat().st_size}\n" for each in files))
-    check_output(config.output, "data import", asked, inputs, options)
+    check_output(config.output, "data import", asked, inputs, options, [path])
     source = _rows(config)
     first = next(source, None)  # whatever is wrong with the source as a whole shows here, before anything is written
     if first is None:
@@ -57,7 +58,7 @@ def run(config: ImportConfig, options: Options) -> Report:
     if options.dry_run:
         good = _first_good(config, rules, chain([first], source))
         return Report("plan: data import", facts | {"columns": ", ".join(good.columns)})
-    run = Run.open(config.output, "data import", asked, inputs, options)
+    run = Run.open(config.output, "data import", asked, inputs, options, [path])
     started = time.monotonic()
     with Tracker(config.tracking, "data import", run.path, config) as tracker:
         _import_all(run, config, rules, chain([first], source))
@@ -72,15 +73,15 @@ def run(config: ImportConfig, options: Options) -> Report:
         metrics = {"imported": len(splits), "rejected": rows - len(splits), "tags_changed": changes, "splits": dict(counts)}
         metrics["seconds"] = time.monotonic() - started
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
+    run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
     facts["rows"] = f"{rows} = {len(splits)} imported + {rows - len(splits)} rejected"
     facts |= {f"split {split}": counts[split] for split in SPLITS if counts[split]}
     facts |= {f"tags {change}": count for change, count in changes.items()}
     if rows > len(splits):
-        first = next(read_jsonl(run.path / "rejected.jsonl"))[1]
+        first = next(read_jsonl(config.output / "rejected.jsonl"))[1]
         facts["first rejected"] = Rejected(**first)
-        facts["all rejected"] = run.path / "rejected.jsonl"
-    facts |= {"time": format_seconds(metrics["seconds"]), "manifest": run.path / "manifest.jsonl"}
+        facts["all rejected"] = config.output / "rejected.jsonl"
+    facts |= {"time": format_seconds(metrics["seconds"]), "manifest": config.output / "manifest.jsonl"}
     return Report("data import", facts)
 
 

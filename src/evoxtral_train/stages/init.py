@@ -8,7 +8,7 @@ import yaml
 
 from .. import shipped
 from ..errors import UsageError
-from ..runs import write_atomic
+from ..files import write_atomic
 from .report import Report
 
 _FULL_SIZE = """\

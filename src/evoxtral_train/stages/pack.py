@@ -11,8 +11,9 @@ from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ..data.processor import processor_fingerprint, resolve_base
 from ..errors import UsageError
+from ..files import fingerprint_files
 from ..progress import format_seconds, progress
-from ..runs import Options, Run, check_output, fingerprint_files
+from ..runs import Options, Run, check_output
 from ..text.taxonomy import TagRules, describe_changes
 from ..tracking import Tracker
 from .report import Report, all_rejected
@@ -42,12 +43,14 @@ def run(config: PackConfig, options: Options) -> Report:
             raise _nothing_packed(config, bad)
         return Report("plan: data pack", facts | {"rejected by the manifest alone": len(bad)})
     folder = resolve_base(config.base, config.revision, weights=False)
-    run = Run.open(config.output, "data pack", asked, inputs, options)
+    run = Run.open(config.output, "data pack", asked, inputs, options, [config.manifest, config.base])
     started = time.monotonic()
-    with Tracker(config.tracking, "data pack", config.output, config) as tracker:
+    with Tracker(config.tracking, "data pack", run.path, config) as tracker:
         with progress("packing", rows, "clips") as bar:
             parts = chunks(iter_manifest(config.manifest, rules, tally))
-            pack_chunks(parts, config, folder, processes, lambda count, fresh: (bar.advance if fresh else bar.skip)(count))
+            pack_chunks(
+                parts, config, run.path, folder, processes, lambda count, fresh: (bar.advance if fresh else bar.skip)(count)
+            )
         packed = finish(run.path)
         run.write_rows("rejected.jsonl", packed.rejected)
         count = sum(packed.rows.values())
@@ -65,14 +68,14 @@ def run(config: PackConfig, options: Options) -> Report:
         metrics = {"packed": count, "rejected": len(packed.rejected), **packed.rows, "tags_changed": changes}
         metrics["seconds"] = time.monotonic() - started
         tracker.summary(metrics)
-        run.finish(metrics, packed.fingerprint)
+    run.finish(metrics, packed.fingerprint)
     facts |= {"packed": count, "rejected": len(packed.rejected)}
     facts |= {f"split {split}": number for split, number in packed.rows.items()}
     facts |= {f"tags {change}": number for change, number in changes.items()}
     facts["time"] = format_seconds(metrics["seconds"])
     if packed.rejected:
         facts["first rejected"] = packed.rejected[0]
-        facts["all rejected"] = run.path / "rejected.jsonl"
+        facts["all rejected"] = config.output / "rejected.jsonl"
     return Report("data pack", facts)
 
 

@@ -4,8 +4,9 @@ from ..config.schema import RaftConfig
 from ..data import layouts
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
+from ..files import fingerprint_files
 from ..records import Candidate, PreferencePair, ScoredCandidate, read_rows
-from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
+from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
 from ..scoring.curation import best_and_worst
 from ..tracking import Tracker
 from . import raft_folders
@@ -41,12 +42,12 @@ def run(config: RaftConfig, options: Options) -> Report:
         check_output(raft_folders.pairs(config), "raft pairs", asked, inputs, options)
         return Report("plan: raft pairs", facts)
     rows = _pairs(chosen, candidates, split, open_base(config.model, split))
-    run = Run.open(raft_folders.pairs(config), "raft pairs", asked, inputs, options)
+    run = Run.open(raft_folders.pairs(config), "raft pairs", asked, inputs, options, [source, candidates_folder, config.dataset])
     with Tracker(config.tracking, "raft pairs", run.path, config) as tracker:
         run.write_rows("pairs.jsonl", rows)
         metrics = {"clips": clips, "pairs": len(rows)}
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint_files([run.path / "pairs.jsonl"]))
+    run.finish(metrics, fingerprint_files([run.path / "pairs.jsonl"]))
     return Report("raft pairs", facts)
 
 

@@ -21,7 +21,8 @@ from ..errors import UsageError
 from ..modeling.adapters import find_adapter
 from ..progress import format_seconds
 from ..records import Prediction, read_rows
-from ..runs import Options, Run, is_complete, read_run, require_same_config
+from ..run_folders import discard, is_complete, remove
+from ..runs import Options, Run, read_run, require_same_config
 from ..scoring.reward import Answer, score, weights_of
 from ..scoring.tables import markdown_table
 from ..tracking import Tracker
@@ -57,12 +58,13 @@ def run(config: RaftConfig, options: Options) -> Report:
         rounds, kept, end = _rounds(config, options, tracker)
         best = find_adapter(raft_folders.trained(raft_folders.of_round(config, kept))) if kept else adapter
         metrics = {"rounds": rounds, "kept_round": kept, "ended": end, "seconds": time.monotonic() - started}
-        processes.first(lambda: _finish(run, best.folder, metrics, tracker))
+        tracker.summary({name: metrics[name] for name in ("kept_round", "seconds")})
+    processes.first(lambda: _finish(run, best.folder, metrics))
     facts = {
         "rounds": f"{len(rounds) - 1}, {end}",
         "kept": f"the adapter of round {kept}" if kept else "the adapter that RAFT began with: no round helped",
         "time": format_seconds(metrics["seconds"]),
-        "adapter": run.path / "adapter",
+        "adapter": raft_folders.result(config) / "adapter",
     }
     return Report("raft run", facts, table=_table(rounds, config.gate.measure))
 
@@ -111,10 +113,10 @@ def _open(config: RaftConfig, inputs: dict[str, str], options: Options) -> Run:
 def _remove_rounds(output: Path) -> None:
     """An earlier call may have had more rounds. Only runs are removed, nothing else that lies there."""
     for record in sorted(output.glob("round-*/*/run.json")):
-        shutil.rmtree(record.parent)
+        discard(record.parent)
     for folder in output.glob("round-*"):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir() and not any(each for each in folder.iterdir() if each.suffix != ".lock"):
+            remove(folder)
 
 
 def _adds_rounds(earlier: dict, asked: dict) -> bool:
@@ -230,7 +232,6 @@ def _cell(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _finish(run: Run, adapter: Path, metrics: dict, tracker: Tracker) -> None:
+def _finish(run: Run, adapter: Path, metrics: dict) -> None:
     shutil.copytree(adapter, run.path / "adapter", dirs_exist_ok=True)
-    tracker.summary({name: metrics[name] for name in ("kept_round", "seconds")})
     run.finish(metrics, find_adapter(run.path / "adapter").fingerprint)

@@ -11,7 +11,7 @@ from ..data import layouts
 from ..data.packed import PackedSplit
 from ..data.packed_rows import encode_target
 from ..errors import EvoxtralError, UsageError
-from ..modeling.adapters import checkpoint_language_model, load_adapter
+from ..modeling.adapters import checkpoint_language_model, find_adapter, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..records import REFERENCE, Candidate, CuratedRow, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
@@ -22,7 +22,7 @@ from . import raft_folders
 from .inputs import Base, open_adapter, open_audio, open_base
 from .plans import plan_adapter, plan_curated, plan_model, plan_steps
 from .report import Report
-from .sft import adapter_facts, finish_adapter
+from .sft import adapter_facts, save_adapter
 
 
 def run(config: RaftConfig, options: Options) -> Report:
@@ -48,7 +48,8 @@ def run(config: RaftConfig, options: Options) -> Report:
         "curated": curated_fingerprint,
     }  # fmt: skip
     asked = raft_folders.asked(config, "train")
-    run = processes.first(lambda: Run.open(raft_folders.trained(config), "raft train", asked, inputs, options))
+    sources = [config.dataset, base.folder, config.adapter, source, candidates_folder]
+    run = processes.first(lambda: Run.open(raft_folders.trained(config), "raft train", asked, inputs, options, sources))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
     model = load_adapter(load_model(config.model), adapter, trainable=True)
@@ -63,8 +64,9 @@ def run(config: RaftConfig, options: Options) -> Report:
     with Tracker(config.tracking, "raft train", run.path, config) as tracker:
         checkpoints = run.path / "checkpoints"
         measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
-        metrics = processes.first(lambda: finish_adapter(run, model, measures | count, started, tracker))
-    return Report("raft train", adapter_facts(run.path, metrics))
+        metrics = processes.first(lambda: save_adapter(run, model, measures | count, started, tracker))
+    processes.first(lambda: run.finish(metrics, find_adapter(run.path / "adapter").fingerprint))
+    return Report("raft train", adapter_facts(raft_folders.trained(config), metrics))
 
 
 def plan(config: RaftConfig, options: Options) -> Report:

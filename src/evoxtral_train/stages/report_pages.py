@@ -5,9 +5,9 @@ from pathlib import Path
 from ..data.audio import encode_flac, read_audio
 from ..data.packed import PackedSplit
 from ..errors import RowError
+from ..files import write_atomic
 from ..reporting.evaluation import page
 from ..reporting.results import Evaluation
-from ..runs import write_atomic
 
 
 def write_page(folder: Path, found: Evaluation) -> list[Path]:

@@ -5,8 +5,9 @@ from statistics import fmean
 from ..config.schema import Placement, RaftConfig
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
+from ..files import fingerprint_files
 from ..records import Candidate, ScoredCandidate, read_rows
-from ..runs import Options, Run, check_output, fingerprint_files, require_complete, require_same_config, require_same_input
+from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
 from ..scoring.reward import Answer, formula, score, weights_of
 from ..tracking import Tracker
 from . import raft_folders
@@ -31,7 +32,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     if options.dry_run:
         check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
         return Report("plan: raft score", {"candidates": len(candidates), **facts})
-    run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options)
+    run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options, [source, config.dataset])
     with Tracker(config.tracking, "raft score", run.path, config) as tracker:
         scored = [_score(each, split, weights, config.score.placement) for each in candidates]
         run.write_rows("scores.jsonl", scored)
@@ -52,7 +53,7 @@ def run(config: RaftConfig, options: Options) -> Report:
                 for each, candidate in list(zip(scored, candidates, strict=True))[:_TABLE_ROWS]
             ],
         )  # fmt: skip
-        run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
+    run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
     facts |= {
         "candidates": metrics["candidates"],
         "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",

@@ -29,7 +29,8 @@ def run(config: SftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, "train")
     base = open_base(config.model, split)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
-    run = processes.first(lambda: Run.open(config.output, "sft", config.model_dump(mode="json"), inputs, options))
+    sources = [config.dataset, base.folder]
+    run = processes.first(lambda: Run.open(config.output, "sft", config.model_dump(mode="json"), inputs, options, sources))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
     model = add_lora(load_model(config.model), config.lora, config.model)
@@ -49,24 +50,23 @@ def run(config: SftConfig, options: Options) -> Report:
     if caches[0]:
         drop_audio_path(stock(model))
     place_language_model(model, pick_device(config.model.device))
-    with Tracker(config.tracking, "sft", config.output, config) as tracker:
+    with Tracker(config.tracking, "sft", run.path, config) as tracker:
         measures = train_adapter(
             model, base.clock, train, next(iter(validation), None), config.train, run.path / "checkpoints", run.resumed, tracker
         )
-        metrics = processes.first(lambda: finish_adapter(run, model, measures | count, started, tracker))
-    return Report("sft", adapter_facts(run.path, metrics))
+        metrics = processes.first(lambda: save_adapter(run, model, measures | count, started, tracker))
+    processes.first(lambda: run.finish(metrics, find_adapter(run.path / "adapter").fingerprint))
+    return Report("sft", adapter_facts(config.output, metrics))
 
 
-def finish_adapter(run: Run, model, measures: dict, started: float, tracker: Tracker) -> dict:
-    """Save the adapter, then the metrics, then the marker. Used by `sft` and `raft train`."""
+def save_adapter(run: Run, model, measures: dict, started: float, tracker: Tracker) -> dict:
+    """Save the adapter; returns the metrics. Used by `sft` and `raft train`."""
     model.save_pretrained(run.path / "adapter")
     metrics = measures | {"seconds": time.monotonic() - started}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     tracker.summary(metrics)
     tracker.artifact(f"{run.path.name}-adapter", "model", sorted((run.path / "adapter").glob("adapter_*")))
-    fingerprint = find_adapter(run.path / "adapter").fingerprint
-    run.finish(metrics, fingerprint)
     return metrics
 
 

@@ -9,10 +9,11 @@ from ..corpus.statistics import Clip, Statistics, gather, histogram, most_speake
 from ..data.audio import duration_of
 from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..errors import RowError, UsageError
+from ..files import fingerprint_files, write_atomic
 from ..progress import Progress, progress
 from ..reporting import plots
 from ..reporting.page import Section, Table, render
-from ..runs import Options, Run, check_output, fingerprint_files, write_atomic
+from ..runs import Options, Run, check_output
 from ..text.taxonomy import TagRules
 from ..tracking import Tracker
 from .report import Report, all_rejected
@@ -30,7 +31,7 @@ def run(config: StatsConfig, options: Options) -> Report:
             if next(_clips(config, rules, rejected, bar), None) is None:
                 raise _nothing_read(config, rejected)
         return Report("plan: data stats", facts)
-    run = Run.open(config.output, "data stats", asked, inputs, options)
+    run = Run.open(config.output, "data stats", asked, inputs, options, [config.manifest])
     with Tracker(config.tracking, "data stats", run.path, config) as tracker:
         with progress("reading", rows, "clips") as bar:
             try:
@@ -46,12 +47,12 @@ def run(config: StatsConfig, options: Options) -> Report:
         clips = sum(found.clips.values())
         metrics = {"clips": clips, "hours": sum(found.hours.values()), "untagged_share": found.untagged_share}
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint_files([run.path / "stats.json"]))
+    run.finish(metrics, fingerprint_files([run.path / "stats.json"]))
     facts |= {
         "clips": f"{clips}, {rejected.total()} rejected" if rejected else clips,
         "hours of audio": f"{metrics['hours']:.2f}",
         "without tags": f"{found.untagged_share:.0%}",
-        "report": run.path / "report.html",
+        "report": config.output / "report.html",
     }
     return Report("data stats", facts, table="\n".join(f"- {line}" for line in found.advice))
 

@@ -10,9 +10,10 @@ from .. import shipped
 from ..config.schema import SynthConfig
 from ..data.audio import encode_flac
 from ..errors import RowError, UsageError
+from ..files import disk_errors, fingerprint_files, fingerprint_text, write_atomic
 from ..progress import progress
 from ..records import JsonlAppender, dump_row, read_jsonl, row_place
-from ..runs import Options, Run, check_output, disk_errors, fingerprint_files, fingerprint_text, write_atomic
+from ..runs import Options, Run, check_output
 from ..synthesis import elevenlabs
 from ..synthesis.scripts import Grammar, Script, draw_scripts, read_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer, Voice
@@ -57,9 +58,9 @@ def run(config: SynthConfig, options: Options) -> Report:
         return Report("plan: data synth", facts)
     if scripts:
         engine.prepare()
-    run = Run.open(config.output, "data synth", asked, inputs, options)
+    run = Run.open(config.output, "data synth", asked, inputs, options, [source])
     started = time.monotonic()
-    with Tracker(config.tracking, "data synth", config.output, config) as tracker:
+    with Tracker(config.tracking, "data synth", run.path, config) as tracker:
         engine.fetch()
         rejected += _speak_all(run, scripts, engine)
         run.write_rows("rejected.jsonl", rejected)
@@ -74,11 +75,11 @@ def run(config: SynthConfig, options: Options) -> Report:
             "untagged_share": sum(not find_tags(row["text"]) for row in rows) / len(rows),
         }  # fmt: skip
         tracker.summary(metrics)
-        run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
+    run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
     facts |= {"clips written": len(rows), "rejected": len(rejected), "hours of audio": f"{hours:.2f}"}
     if rejected:
-        facts |= {"first rejected": _first_reason(source, rejected), "all rejected": run.path / "rejected.jsonl"}
-    facts["manifest"] = run.path / "manifest.jsonl"
+        facts |= {"first rejected": _first_reason(source, rejected), "all rejected": config.output / "rejected.jsonl"}
+    facts["manifest"] = config.output / "manifest.jsonl"
     return Report("data synth", facts)
 
 

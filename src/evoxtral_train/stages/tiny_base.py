@@ -14,11 +14,12 @@ from ..data.packed_rows import text_tokenizer
 from ..data.processor import load_processor
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
+from ..files import fingerprint_files
 from ..modeling.audio_cache import LiveAudio
 from ..modeling.tiny_base import tiny_model, write_processor
 from ..progress import Progress, format_seconds
 from ..records import Prediction
-from ..runs import Options, Run, check_output, fingerprint_files
+from ..runs import Options, Run, check_output
 from ..scoring.metrics import evaluate
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
@@ -36,13 +37,13 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
     if options.dry_run:
         check_output(config.output, "tiny-base", asked, inputs, options)
         return Report("plan: tiny-base", facts)
-    run = Run.open(config.output, "tiny-base", asked, inputs, options)
+    run = Run.open(config.output, "tiny-base", asked, inputs, options, [config.grammar])
     torch.manual_seed(config.seed)
     vocabulary = write_processor(run.path, config.vocabulary_ranks)
     model = tiny_model(vocabulary, config.audio_width, config.audio_layers, config.text_width, config.text_layers)
     model.config.save_pretrained(run.path)
     processor = load_processor(run.path)
-    with Tracker(config.tracking, "tiny-base", config.output, config) as tracker:
+    with Tracker(config.tracking, "tiny-base", run.path, config) as tracker:
         bar = None
 
         def report(measures: dict) -> None:
@@ -57,7 +58,7 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
         metrics["parameters"] = sum(each.numel() for each in model.parameters())
         tracker.summary(metrics)
         write_readme(run.path, config, metrics)
-        run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
+    run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
     facts |= {
         "parameters": f"{metrics['parameters']:,}",
         "WER on held-out speech": f"{metrics['wer']:.3f} [{metrics['wer_low']:.3f}, {metrics['wer_high']:.3f}]",

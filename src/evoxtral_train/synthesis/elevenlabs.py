@@ -19,7 +19,7 @@ import numpy as np
 from ..config.schema import ElevenLabs
 from ..data.audio import decode_audio, to_model_rate
 from ..errors import EvoxtralError, RowError, UsageError
-from ..runs import write_atomic
+from ..files import write_atomic
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _AGAIN_LATER = {408, 409, 429}

@@ -1,0 +1,157 @@
+"""Where a run lies on disk: made beside its place, locked, put there whole, and replaced without touching foreign files.
+
+runs/sft            the finished run
+runs/sft.partial    the run that is being made
+runs/.sft.lock      held by the process that makes it
+runs/sft.replaced   for a moment: the run that `--overwrite` replaces
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import UsageError
+from .files import disk_errors
+
+COMPLETE, FILES = "complete.json", "files.txt"
+_DERIVED = ("audio-cache",)  # what later stages keep inside a finished run, and make again
+_held: dict[Path, FileLock] = {}  # by this process
+
+
+def is_complete(path: Path) -> bool:
+    return (path / COMPLETE).is_file()
+
+
+def partial(output: Path) -> Path:
+    """Where a run is made until it is finished: runs/sft -> runs/sft.partial."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def real_path(output: Path) -> Path:
+    """A link stays a link: what it points to is replaced."""
+    return Path(os.path.realpath(output))
+
+
+def lock(output: Path) -> None:
+    """Hold the output until `finish` or the end of this process. Raises UsageError when another process holds it."""
+    if output in _held:
+        return
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        mine = FileLock(output.with_name(f".{output.name}.lock"))
+        try:
+            mine.acquire(timeout=0)
+        except Timeout:
+            what = "another process is making this run"
+            raise UsageError(what, where=str(output), fix="wait for it, stop it, or choose another `output`") from None
+    _held[output] = mine
+
+
+def release(output: Path) -> None:
+    _held.pop(output).release()
+
+
+def release_all() -> None:
+    """Give up what a stage that failed still holds."""
+    for output in list(_held):
+        release(output)
+
+
+def recover(output: Path) -> None:
+    """Finish what a kill in the middle of `finish` left."""
+    if is_complete(partial(output)) or _replaced(output).is_dir():
+        lock(output)
+        put_in_place(output)
+        release(output)
+
+
+def put_in_place(output: Path) -> None:
+    """The finished run beside `output` takes its place; foreign files of the old one move over. Killed anywhere in it, another
+    call does the rest."""
+    made, old = partial(output), _replaced(output)
+    if is_complete(made):
+        if output.is_dir() and any(output.iterdir()):
+            output.replace(old)
+        made.replace(output)
+    if old.is_dir() and not output.exists():  # the new run was removed by hand after a kill: the old one stays
+        old.replace(output)
+    elif old.is_dir():
+        remove_own(old)
+        _move_over(old, output)
+
+
+def remove_own(folder: Path) -> None:
+    """Remove what the run's own list names, and what later stages derived from it; the list itself stays. A run of an earlier
+    version has no list, and loses nothing."""
+    if (folder / FILES).is_file():
+        for name in (folder / FILES).read_text("utf-8").splitlines():
+            if name != FILES:
+                (folder / name).unlink(missing_ok=True)
+        for name in _DERIVED:
+            if (folder / name).is_dir():
+                remove(folder / name)
+
+
+def discard(folder: Path) -> None:
+    """Remove a run, finished or not; foreign files in a finished one stay."""
+    if not is_complete(folder):
+        remove(folder)
+        return
+    remove_own(folder)
+    (folder / FILES).unlink()
+    for path in sorted([*folder.rglob("*"), folder], reverse=True):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _move_over(old: Path, output: Path) -> None:
+    """Foreign files keep their place. Where the new run has a file of that name, and of a run without a list, they stay in a
+    folder beside it."""
+    listed = (old / FILES).is_file()
+    for path in sorted(old.rglob("*"), reverse=True):
+        target = output / path.relative_to(old)
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif listed and not os.path.lexists(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    if listed:
+        (old / FILES).unlink()
+    if any(old.iterdir()):
+        kept = _free_name(output)
+        old.replace(kept)
+        print(f"kept: {kept} holds what the replaced run did not write", file=sys.stderr)
+    else:
+        old.rmdir()
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours, whole. The marker and the record go first, so that a kill leaves nothing that counts."""
+    for name in (COMPLETE, "run.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    folder.rmdir()
+
+
+def files_in(folder: Path) -> Iterable[str]:
+    return (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _replaced(output: Path) -> Path:
+    return output.with_name(f"{output.name}.replaced")
+
+
+def _free_name(output: Path) -> Path:
+    """runs/sft.old-1, or the next number that is free."""
+    number = 1
+    while (path := output.with_name(f"{output.name}.old-{number}")).exists():
+        number += 1
+    return path

@@ -162,11 +162,10 @@ def _rounds(options: argparse.Namespace, name: str) -> list[dict]:
 
 def sections(content: dict) -> dict[str, str]:
     """The tables of the document, by the name of their place in it."""
-    header = ["system", "micro F1", "each seed", "micro halluc.", "card halluc.", "false tags / untagged clip", "tags / clip"]
+    header = ["system", "micro F1", "each seed", "micro halluc.", "false tags / untagged clip", "tags / clip"]
     rows, against = [], []
     for name, report in content["systems"].items():
-        measures = (report["micro"]["hallucination"], report["card"]["hallucination"], report["false_tags_per_untagged_clip"],
-                    report["tags_per_clip"])  # fmt: skip
+        measures = (report["micro"]["hallucination"], report["false_tags_per_untagged_clip"], report["tags_per_clip"])
         rows.append([name, interval(report["micro"]["f1"]), each_seed(report), *map(interval, measures)])
         if name not in ("SFT", *YARDSTICKS):
             against.append([name, *map(_signed, report["against_sft"].values())])

@@ -4,6 +4,7 @@
 # make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make study  which layout, which reward: both studies at three seeds, about 1½ hours on 2 cores
+# make chaos  kills, full disks and second calls, at random, against every stage (about half an hour): docs/reliability.md
 # All install what is missing into .venv first. A finished step of the demo is not done again:
 # `make clean-demo` starts over.
 PYTHON ?= python3
@@ -15,7 +16,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-wheel bench scaling study install tiny-base clean-demo
+.PHONY: chaos demo test test-wheel bench scaling study install tiny-base clean-demo
 
 install: .venv/installed
 
@@ -66,6 +67,9 @@ bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/cached_audio.py --dataset $(DEMO)/packed
 	$(BIN)/python benchmarks/generation.py --dataset $(DEMO)/packed --adapter $(DEMO)/sft
 	-$(BIN)/python benchmarks/full_size.py
+
+chaos: .venv/installed
+	$(BIN)/python benchmarks/chaos.py --document docs/reliability.md
 
 # The figures of docs/scaling.md.
 scaling: .venv/installed

@@ -1,7 +1,9 @@
 """Writing files whole, saying plainly what went wrong on disk, and what files hold."""
 
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,3 +56,18 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 def fingerprint_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+@contextmanager
+def full_disk(folder: Path):
+    """Whatever library was writing into `folder`: a full disk is an error that says where, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' errors are no OSErrors
+        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = str(getattr(error, "filename", None) or folder)
+        fix = "free some space or choose another `output`, then resume with --resume"
+        raise EvoxtralError(f"could not be written: {os.strerror(number)}", where=where, fix=fix) from error

@@ -80,10 +80,12 @@ def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, 
     def work():
         from ..config import schema as schemas
         from ..config.loader import load_config
+        from ..files import full_disk
 
         config = part_of(load_config(path, getattr(schemas, schema), overrides))
         module = importlib.import_module(f"..stages.{stage}", __package__)
-        return module.run(config, options)
+        with full_disk(config.output):
+            return module.run(config, options)
 
     try:
         report = guarded(work)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def launch(*arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def runs(call, packed, tmp_path_factory):
+def runs(call, packed, made_once):
     """SFT and RAFT generation on a dataset of their own, which has no audio cache yet: {processes: folder}.
     The one process is this one."""
 
@@ -34,21 +35,23 @@ def runs(call, packed, tmp_path_factory):
         assert (done.exit_code if count == 1 else done.returncode) == 0, done.stderr
         return done.stdout
 
-    folders = {}
-    for count in (1, 2):
-        folder = folders[count] = tmp_path_factory.mktemp(f"processes-{count}")
-        shutil.copytree(packed["deferred"], folder / "packed", ignore=shutil.ignore_patterns("audio-cache"))
-        common = ("--set", f"dataset={folder}/packed", "--set", "model.device=cpu", "--set", "tracking.mode=disabled")
-        printed = run(
-            count, "sft", "configs/demo/sft.yaml", *common, "--set", f"output={folder}/sft", "--set", "train.epochs=2",
-            "--set", "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1",
-        )  # fmt: skip
-        assert printed.count("training loss") == 1, "the first process speaks for all"
-        run(
-            count, "raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={folder}/raft",
-            "--set", f"adapter={folders[1]}/sft", "--set", "generate.max_new_tokens=16",
-        )  # fmt: skip
-    return folders
+    def make(root: Path) -> None:
+        for count in (1, 2):
+            folder = root / str(count)
+            shutil.copytree(packed["deferred"], folder / "packed", ignore=shutil.ignore_patterns("audio-cache"))
+            common = ("--set", f"dataset={folder}/packed", "--set", "model.device=cpu", "--set", "tracking.mode=disabled")
+            printed = run(
+                count, "sft", "configs/demo/sft.yaml", *common, "--set", f"output={folder}/sft", "--set", "train.epochs=2",
+                "--set", "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1",
+            )  # fmt: skip
+            assert printed.count("training loss") == 1, "the first process speaks for all"
+            run(
+                count, "raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={folder}/raft",
+                "--set", f"adapter={root}/1/sft", "--set", "generate.max_new_tokens=16",
+            )  # fmt: skip
+
+    root = made_once("processes", make)
+    return {count: root / str(count) for count in (1, 2)}
 
 
 def test_the_adapter_is_the_same(runs):

@@ -1,4 +1,5 @@
 import ast
+import re
 
 import pytest
 import yaml
@@ -75,6 +76,15 @@ def test_the_published_recipe():
     train = raft.train
     assert (train.learning_rate, train.epochs, train.schedule, train.warmup_steps) == (5e-5, 1, "cosine", 20)
     assert (train.batch_size, train.gradient_accumulation, raft.curate.drop_lowest_share) == (2, 8, 0.1)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs/published").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_line_of_the_published_recipe_says_where_it_is_from(path):
+    lines = [line for line in path.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+    values = [line for line in lines if line.split("#")[0].strip() and not line.split("#")[0].rstrip().endswith(":")]
+    unsourced = [line for line in values if not re.search(r"#.*\[(RL|3B|code|ours)\]|see sft.yaml", line)]
+    parts_of_a_section = [line for line in unsourced if line.startswith("    ")]  # its first line says it
+    assert [line for line in unsourced if line not in parts_of_a_section] == []
 
 
 def test_unknown_keys_at_any_depth_name_the_nearest(tmp_path):

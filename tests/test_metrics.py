@@ -199,6 +199,7 @@ def test_intervals_over_speakers_need_speakers(tmp_path):
         ("caf\u00e9 r\u00e9sum\u00e9", "cafe\u0301 re\u0301sume\u0301"),  # composed and decomposed accents
         ("I'm — well — FINE!", "i’m well fine"),
         ("soft\u00adware", "software"),
+        ("love you \u2764\ufe0f", "love you"),
     ],
 )
 def test_texts_that_read_the_same_have_no_errors(first, second):

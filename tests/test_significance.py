@@ -54,6 +54,9 @@ def truth_of(kind: str) -> dict[str, float]:
     return {name: b.above.sum() / b.below.sum() - a.above.sum() / a.below.sum() for name, (a, b) in found.items()}
 
 
+LEVELS = {"micro F1": 0.05, "false tags": 0.025}
+
+
 def experiments(clips: int, kind: str) -> dict[str, tuple[float, float]]:
     """measure -> (how often a difference was shown, how often the interval held the truth)."""
     rng, truth = np.random.default_rng(2), truth_of(kind)
@@ -61,26 +64,27 @@ def experiments(clips: int, kind: str) -> dict[str, tuple[float, float]]:
     units = [str(index) for index in range(clips)]
     for experiment in range(EXPERIMENTS):
         for name, (before, after) in corpus(rng, clips, kind).items():
-            found = difference(before, after, units, 0.05, PERMUTATIONS, experiment)
+            found = difference(before, after, units, LEVELS[name], PERMUTATIONS, experiment)
             shown[name] += found["shown"]
             held[name] += found["low"] <= truth[name] <= found["high"]
-            assert found["shown"] == (found["p"] < 0.05), found
+            assert found["shown"] == (found["p"] < LEVELS[name]), found
     return {name: (shown[name] / EXPERIMENTS, held[name] / EXPERIMENTS) for name in truth}
 
 
-# three standard errors of a share of 5% over 2,000 experiments: 1.5 points
+# three standard errors over 2,000 experiments: 1.5 points for a share of 5%, 1.05 for 2.5%
 @pytest.mark.parametrize(("clips", "kind"), [(30, "equal"), (60, "equal"), (200, "equal"), (60, "rare"), (200, "rare")])
-def test_equal_systems_are_told_apart_in_5_percent(clips, kind):
+def test_equal_systems_are_told_apart_as_often_as_the_level_says(clips, kind):
     for name, (shown, held) in experiments(clips, kind).items():
-        assert shown <= 0.065, (name, shown)
-        assert held >= 0.935, (name, held)
+        most = {0.05: 0.065, 0.025: 0.0355}[LEVELS[name]]
+        assert shown <= most, (name, shown)
+        assert held >= 1 - most, (name, held)
         if kind == "equal" and clips == 200 and name == "micro F1":
             assert shown >= 0.035, "a test that never errs shows nothing"
 
 
 def test_the_interval_of_a_difference_holds_the_truth():
     for name, (_, held) in experiments(200, "better").items():
-        assert 0.93 <= held <= 0.97, (name, held)
+        assert 1 - LEVELS[name] - 0.02 <= held <= 1 - LEVELS[name] + 0.02, (name, held)
 
 
 def test_one_that_writes_more_is_not_better_for_it():
@@ -91,17 +95,40 @@ def test_one_that_writes_more_is_not_better_for_it():
     assert held >= 0.93
 
 
-def test_the_smallest_difference_is_shown_in_four_of_five_experiments():
-    rng, units = np.random.default_rng(4), [str(index) for index in range(150)]
-    ones = np.ones(150)
-    pairs = [(rng.binomial(1, 0.5, 150), rng.binomial(1, 0.5, 150)) for _ in range(40)]
-    could = [difference(Sums(a * 1.0, ones), Sums(b * 1.0, ones), units, 0.05, 399, 0)["smallest_difference"] for a, b in pairs]
-    gap = float(np.mean(could))
-    shown = 0
-    for experiment in range(600):
-        a, b = rng.binomial(1, 0.5 - gap / 2, 150), rng.binomial(1, 0.5 + gap / 2, 150)
-        shown += difference(Sums(a * 1.0, ones), Sums(b * 1.0, ones), units, 0.05, 399, experiment)["shown"]
-    assert 0.75 <= shown / 600 <= 0.87, (gap, shown / 600)
+@pytest.mark.parametrize(("alike", "most"), [(0.0, 0.95), (0.98, 0.95)])
+def test_the_smallest_difference_is_shown_in_four_of_five_experiments(alike, most):
+    """Two systems that are right on half of 150 clips: independently, or with the same answer to nearly all of them. The
+    difference that the second is then given makes them differ in more clips."""
+    rng, units, ones = np.random.default_rng(4), [str(index) for index in range(150)], np.ones(150)
+
+    def pair(gap: float) -> tuple[Sums, Sums]:
+        first, own = rng.random(150) < 0.5 - gap / 2, rng.random(150) < 0.5 - gap / 2
+        second = np.where(rng.random(150) < alike, first, own)
+        second |= ~second & (rng.random(150) < gap / (0.5 + gap / 2))
+        return Sums(first.astype(float), ones), Sums(second.astype(float), ones)
+
+    gap = float(np.mean([difference(*pair(0.0), units, 0.05, 399, 0)["smallest_difference"] for _ in range(40)]))
+    shown = sum(difference(*pair(gap), units, 0.05, 399, experiment)["shown"] for experiment in range(600)) / 600
+    assert 0.78 <= shown <= most, (gap, shown)
+
+
+def test_a_handful_of_clips_claims_no_certainty():
+    """Six clips that one gets right and the other does not: shown, but not to be one in all clips that there are."""
+    found = difference(Sums(np.zeros(6), np.ones(6)), Sums(np.ones(6), np.ones(6)), list("abcdef"), 0.05, 999, 0)
+    assert found["shown"]
+    assert found["low"] == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 6)))
+    assert found["high"] == 1
+    alone = difference(Sums(np.zeros(1), np.ones(1)), Sums(np.ones(1), np.ones(1)), ["a"], 0.05, 999, 0)
+    assert (alone["low"], alone["high"], alone["smallest_difference"], alone["shown"]) == (-1, 1, 1, False)
+
+
+def test_words_invented_on_clips_without_words_count():
+    said = [("one two", "one two")] * 20 + [("[sighs]", "[sighs]")] * 10
+    invented = [*said[:20], *[("[sighs]", "[sighs] what was that")] * 10]
+    wer = compare(rows(*said), rows(*invented), True, QUICK)["measures"]["wer"]
+    assert wer["value"] == pytest.approx(30 / 40)
+    assert wer["units"] == 30
+    assert wer["shown"]
 
 
 def test_p_of_a_few_clips_is_that_of_all_swaps():
@@ -135,13 +162,13 @@ def test_the_outcome_in_one_sentence():
     better = [(reference, reference.split("]")[0] + "]" if "[" in reference else "") for reference, _ in CLIPS]
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*better)}, False, QUICK)
     said = sentence(found)
-    assert said.startswith("RAFT against SFT: micro F1 higher by +0.200 [+0.")
-    assert "; no difference in false tags per untagged clip shown; micro recall higher by +0.333 [" in said
+    assert said.startswith("RAFT against SFT: micro F1 higher (+0.200 [+0.")
+    assert "; no difference in false tags per untagged clip shown; micro recall higher (+0.333 [" in said
     nearly = [*CLIPS[:-1], ("[pause] d", "")]
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*nearly)}, False, QUICK)
     said = sentence(found)
     assert said.startswith("RAFT against SFT: no difference in micro F1 shown (-0.024 [-0.137, +0.094]")
-    assert "]; 30 clips could show 0." in said
+    assert "]; these clips could show 0." in said
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*CLIPS)}, False, QUICK)
     assert sentence(found) == "RAFT wrote the same as SFT."
     assert list(found["measures"]) == ["micro_f1", "false_tags_per_untagged_clip", "micro_recall"]

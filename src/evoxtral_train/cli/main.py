@@ -164,7 +164,7 @@ def eval_predictions(
 @app.command("compare")
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="folders of `evoxtral eval`", show_default=False)],
-    output: Annotated[Path | None, typer.Option(help="write OUTPUT.json and OUTPUT.md")] = None,
+    output: Annotated[Path | None, typer.Option(help="write OUTPUT.json, OUTPUT.md and OUTPUT.html")] = None,
 ) -> None:
     """Put the systems of several evaluations into one table."""
     from ..stages import compare as stage

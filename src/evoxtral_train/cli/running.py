@@ -14,7 +14,7 @@ ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; `evoxtral ini
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="a.b=value: override a key of the config; items of lists by number, a.0.b=value")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="resume an unfinished run")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="do a finished run again")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")]
 

@@ -71,7 +71,7 @@ class Bootstrap(Section):
 
     unit: Literal["clip", "speaker"] = "clip"
     samples: PositiveInt = 2000
-    permutations: PositiveInt = 10_000
+    permutations: int = Field(default=10_000, ge=199)
     seed: int = Field(default=0, ge=0)
 
 

@@ -82,12 +82,13 @@ def _differences(found: Evaluation) -> Section | None:
     for pair in found.comparisons:
         for name, measure in pair["measures"].items():
             if measure["value"] is not None:
-                cells = [f"{measure['p']:.2g}", f"{measure['smallest_difference']:.3f}", outcome_of(measure)]
+                cells = [f"{1 - measure['level']:.1%}", str(measure["units"]), f"{measure['p']:.2g}"]
+                cells += [f"{measure['smallest_difference']:.3f}", outcome_of(measure)]
                 rows.append([f"{pair['after']} against {pair['before']}", MEASURES[name], signed(measure), *cells])
     if not rows:
         return None
-    header = ("systems", "measure", "difference", "p", "smallest that could be shown", "outcome")
-    text = "Paired permutation tests; a difference is shown when its interval excludes 0."
+    header = ("systems", "measure", "difference", "interval", "units", "p", "smallest that could be shown", "outcome")
+    text = "A difference is shown when its interval excludes 0; units: clips or speakers that the measure depends on."
     return Section("Differences", text=text, table=Table(header, rows), folded=True)
 
 

@@ -39,11 +39,11 @@ class Units:
             return {"value": None, "low": None, "high": None}
         drawn = np.concatenate([measure(block[:, self.of_row].astype(float)) for block in self._blocks(self._drawn)])
         drawn = np.round(drawn[~np.isnan(drawn)], 12)  # what is equal but for rounding is equal
+        units = self.count if counted is None else len(set(self.of_row[counted].tolist()))
         if len(drawn) == 0 or drawn.min() == drawn.max():
-            units = self.count if counted is None else len(set(self.of_row[counted].tolist()))
             low, high = no_spread_interval(value, units, most)
         else:
-            low, high = bca_interval(value, drawn, self._left_out(measure), self.count)
+            low, high = bca_interval(value, drawn, self._left_out(measure), max(units, 2))
         return {"value": value, "low": low, "high": high}
 
     def _left_out(self, measure: Measure) -> np.ndarray:

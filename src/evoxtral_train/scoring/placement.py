@@ -9,7 +9,8 @@ follows, after the one that the last word before it was aligned with.
     reference    i [sighs] told you        gap 1 of 0..3
     prediction   and i [sighs] sold        "and" is inserted; "sold" is aligned with "told", so the tag is in gap 1
 
-A tag that no aligned word stands beside has no place, and is nowhere right: tags without words cannot score here.
+Where no word of the prediction is aligned, its tags have no place and are nowhere right: tags without the words cannot score.
+(Of a reference without words every place is the same.)
 
 Tags of one name are paired one to one, the nearest first, so that as many as possible count.
 """

@@ -30,8 +30,8 @@ POWER = 0.8
 PRIMARY_LEVEL, SECONDARY_LEVEL = 0.05, 0.025
 _AT_ONCE = 1000
 MEASURES = {
-    "micro_f1": "micro F1", "micro_recall": "micro recall", "hallucination": "the share of false tags",
-    "wer": "WER", "cer": "CER", "false_tags_per_untagged_clip": "false tags per untagged clip", "tags_per_clip": "tags per clip",
+    "micro_f1": "micro F1", "micro_recall": "micro recall", "wer": "WER", "cer": "CER",
+    "false_tags_per_untagged_clip": "false tags per untagged clip",
 }  # fmt: skip
 
 
@@ -76,10 +76,10 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_word
     first, second = sums(before, with_words), sums(after, with_words)
     has_tags = first["micro_recall"].below.sum() > 0
     primary = "micro_f1" if has_tags or not with_words else "wer"
-    other = "cer" if primary == "wer" else "wer" if with_words else "micro_recall"
+    words_or_recall = "cer" if primary == "wer" else "wer" if with_words else "micro_recall"
     units = units_of(before, bootstrap.unit)
     measures = {}
-    for name in (primary, "false_tags_per_untagged_clip", other):
+    for name in (primary, "false_tags_per_untagged_clip", words_or_recall):
         level = PRIMARY_LEVEL if name == primary else SECONDARY_LEVEL
         measures[name] = difference(first[name], second[name], units, level, bootstrap.permutations, bootstrap.seed)
     same = all(one.prediction == other.prediction for one, other in zip(before, after, strict=True))
@@ -100,24 +100,34 @@ def difference(before: Sums, after: Sums, units: Sequence[str], level: float, pe
         return found
     value = after.above.sum() / after.below.sum() - before.above.sum() / before.below.sum()
     low, high, p = _randomized(before, after, value, level, permutations, seed)
+    shown = not low <= 0 <= high
     largest = max(1.0, *(np.max(side.above[side.below > 0] / side.below[side.below > 0]) for side in (before, after)))
-    if low <= 0 <= high:  # a kind of unit that none of these is may exist: without it, equal answers would be a proof of equality
-        unseen = unseen_share(count, 1 - level)
-        low = min(low, value * (1 - unseen) - largest * unseen)
-        high = max(high, value * (1 - unseen) + largest * unseen)
-    low, high = max(low, -largest), min(high, largest)
-    reach = (high - low) / 2
+    # A kind of unit that none of these is may exist: a sample that agrees in everything proves nothing of the rest.
+    unseen = unseen_share(count, 1 - level)
+    low_unseen, high_unseen = value * (1 - unseen) - largest * unseen, value * (1 - unseen) + largest * unseen
+    if shown:  # what the tests have shown stays shown
+        low_unseen, high_unseen = (max(low_unseen, 0.0), high_unseen) if value > 0 else (low_unseen, min(high_unseen, 0.0))
+    low, high = max(min(low, low_unseen), -largest), min(max(high, high_unseen), largest)
     return found | {
-        "value": float(value), "low": float(low), "high": float(high), "p": float(p), "shown": not low <= 0 <= high,
-        "smallest_difference": float(reach * (1 + norm.ppf(POWER) / norm.ppf(1 - level / 2))),
+        "value": float(value), "low": float(low), "high": float(high), "p": float(p), "shown": shown,
+        "smallest_difference": _smallest_difference((high - low) / 2, count, level, largest),
     }  # fmt: skip
+
+
+def _smallest_difference(reach: float, units: int, level: float, largest: float) -> float:
+    """The difference that as many units show with a power of at least `POWER`; `reach`: half the interval. Two systems that
+    differ by d also differ in more units, so the variance grows by up to d: d² = (z + z')² (variance + d) / n, solved for d."""
+    quantile = norm.ppf(1 - level / 2)
+    squared = (quantile + norm.ppf(POWER)) ** 2 / units
+    variance = (reach / quantile) ** 2 * units
+    return float(min((squared * largest + math.sqrt((squared * largest) ** 2 + 4 * squared * variance)) / 2, largest))
 
 
 def _by_unit(before: Sums, after: Sums, units: Sequence[str]) -> tuple[Sums, Sums]:
     """The sums of each unit that the measure depends on."""
     of_row, count = numbered(units)
     before, after = (Sums(*(np.bincount(of_row, part, count) for part in side)) for side in (before, after))
-    counted = (before.below > 0) | (after.below > 0)
+    counted = np.any([*before, *after], axis=0)
     return Sums(*(part[counted] for part in before)), Sums(*(part[counted] for part in after))
 
 
@@ -125,16 +135,16 @@ def _randomized(
     before: Sums, after: Sums, value: float, level: float, permutations: int, seed: int
 ) -> tuple[float, float, float]:
     """(low, high, p): the wider interval of the two tests, and the larger p."""
-    rng, draws = np.random.default_rng(seed), ([], [])
+    rng, swapped, flipped = np.random.default_rng(seed), [], []
     for start in range(0, permutations, _AT_ONCE):
         heads = rng.integers(0, 2, size=(min(_AT_ONCE, permutations - start), len(before.above))).astype(float)
-        for test, parts in zip((_swapped, _flipped), draws, strict=True):
-            parts.append(test(before, after, value, heads))
-    found = [_inverted(value, *(np.concatenate(part) for part in zip(*parts, strict=True)), level) for parts in draws]
-    return min(low for low, _, _ in found), max(high for _, high, _ in found), max(p for _, _, p in found)
+        swapped.append(_swapped(before, after, heads))
+        flipped.append(_flipped(before, after, value, heads))
+    tests = [_inverted(value, *map(np.concatenate, zip(*draws, strict=True)), level) for draws in (swapped, flipped)]
+    return min(low for low, _, _ in tests), max(high for _, high, _ in tests), max(p for _, _, p in tests)
 
 
-def _swapped(before: Sums, after: Sums, value: float, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _swapped(before: Sums, after: Sums, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """With `after`'s numerators lowered by d × its denominators (so that d is the difference under test) and the answers of the
     units with `heads` 1 [draws, units] exchanged, the difference is at_zero − d × slope. Both NaN where a side then has no
     denominator."""
@@ -177,10 +187,9 @@ def sentence(comparison: dict) -> str:
     if comparison["wrote_the_same"]:
         return f"{comparison['after']} wrote the same as {comparison['before']}."
     (name, primary), *others = comparison["measures"].items()
-    parts = [_part(name, primary), *(_part(other, measure) for other, measure in others)]
+    parts = [_part(name, primary), *(_part(secondary, measure) for secondary, measure in others)]
     if primary["value"] is not None and not primary["shown"]:
-        could = f"{primary['units']} {comparison['unit']}s could show {primary['smallest_difference']:.2g}"
-        parts[0] += f" ({signed(primary)}; {could})"
+        parts[0] += f" ({signed(primary)}; these {comparison['unit']}s could show {primary['smallest_difference']:.2g})"
     return f"{comparison['after']} against {comparison['before']}: {'; '.join(parts)}."
 
 
@@ -189,7 +198,7 @@ def _part(name: str, measure: dict) -> str:
         return f"{MEASURES[name]} not defined"
     if not measure["shown"]:
         return f"no difference in {MEASURES[name]} shown"
-    return f"{MEASURES[name]} {outcome_of(measure)} by {signed(measure)}"
+    return f"{MEASURES[name]} {outcome_of(measure)} ({signed(measure)})"
 
 
 def outcome_of(measure: dict) -> str:

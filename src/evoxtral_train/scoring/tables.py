@@ -66,7 +66,7 @@ def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]
     for tag in sorted({tag for report in systems.values() for tag in report["per_tag"]}):
         rows = [report["per_tag"].get(tag) for report in systems.values()]
         support = max((row["support"] for row in rows if row), default=0)
-        cells = (f"{row['f1']:.2f} ({row['matched']}/{row['predicted']})" if row else "0.00 (0/0)" for row in rows)
+        cells = ("—" if row is None else f"{row['f1']:.2f} ({row['matched']}/{row['predicted']})" for row in rows)
         lines.append([tag, str(support), *cells])
     return ["tag", "support", *systems], lines
 

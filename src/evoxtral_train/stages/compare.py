@@ -72,13 +72,13 @@ def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
 def _comparisons(
     configs: list[EvalConfig], systems: list[System], rows: dict[str, list[Prediction]], with_words: bool
 ) -> list[dict]:
-    """What the runs' systems in this order declare, and what a config names; each by the settings of the run that holds `after`,
-    so that a pair is judged here as on its own run's page."""
+    """What the configs name, or else what the runs' systems in this order declare; each by the settings of the run that holds
+    `after`, so that a pair is judged here as on its own run's page."""
     bootstraps = {system.name: config.bootstrap for config in reversed(configs) for system in config.systems}
-    pairs = dict.fromkeys([*declared(systems), *((p.before, p.after) for config in configs for p in config.comparisons or ())])
+    named = dict.fromkeys((pair.before, pair.after) for config in configs for pair in config.comparisons or ())
     return [
         comparison
-        for before, after in pairs
+        for before, after in named or declared(systems)
         for comparison in compare_pairs([(before, after)], rows, with_words, bootstraps.get(after, configs[0].bootstrap))
     ]
 

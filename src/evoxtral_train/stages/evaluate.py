@@ -156,7 +156,7 @@ def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]
     if config.comparisons is None:
         return declared(systems)
     pairs = [(pair.before, pair.after) for pair in config.comparisons]
-    names = [system.name for system in systems]
+    names = [system.name for system in systems if not system.is_yardstick]
     for name in (name for pair in pairs for name in pair if name not in names):
         raise UsageError(f"{name!r} is none of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
     return pairs

@@ -9,8 +9,8 @@ _APOSTROPHES = re.compile("[’‘`´ʼ]")
 def normalize_words(text: str) -> str:
     """NFC, lower case, punctuation dropped, apostrophes inside words kept, single spaces.
 
-    "I'm — well — FINE!" -> "i'm well fine". Letters, marks and digits of every script stay; characters that cannot be seen
-    (joiners, soft hyphens) are dropped without a space. Applied to reference and prediction alike.
+    "I'm — well — FINE!" -> "i'm well fine". Letters, marks and digits of every script stay; joiners, soft hyphens and
+    variation selectors are dropped without a space. Applied to reference and prediction alike.
     """
     text = unicodedata.normalize("NFC", _APOSTROPHES.sub("'", text).lower())
     words = (word.strip("'") for word in "".join(map(_kept, text)).split())
@@ -19,6 +19,6 @@ def normalize_words(text: str) -> str:
 
 def _kept(character: str) -> str:
     kind = unicodedata.category(character)
-    if kind[0] in "LMN" or character == "'":
-        return character
-    return "" if kind == "Cf" else " "
+    if kind == "Cf" or (kind == "Mn" and "VARIATION SELECTOR" in unicodedata.name(character, "")):
+        return ""
+    return character if kind[0] in "LMN" or character == "'" else " "

@@ -22,7 +22,7 @@ HERE = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}  # what would let the clone s
 SMALL = {
     "synth": ["clips.train=16", "clips.validation=4", "clips.test=4", "clips.raft=0"],
     "sft": ["train.epochs=1", "train.batch_size=8", "train.warmup_steps=1"],
-    "eval-sft": ["systems.0.name=untrained", "decode.max_new_tokens=8", "bootstrap.samples=20", "bootstrap.permutations=20"],
+    "eval-sft": ["systems.0.name=untrained", "decode.max_new_tokens=8", "bootstrap.samples=20", "bootstrap.permutations=199"],
 }
 
 

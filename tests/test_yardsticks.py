@@ -126,7 +126,7 @@ def evaluate(call, tmp_path):
 
     def evaluate(dataset, name: str = "eval", systems: str = YARDSTICKS, *overrides):
         sets = [f"dataset={dataset}", f"output={tmp_path / name}", f"systems=[{systems}]", f"model.base={TINY_BASE}"]
-        sets += ["tracking.mode=disabled", "bootstrap.samples=50", "bootstrap.permutations=50", "decode.max_new_tokens=8"]
+        sets += ["tracking.mode=disabled", "bootstrap.samples=50", "bootstrap.permutations=199", "decode.max_new_tokens=8"]
         call_sets = [part for each in (*sets, *overrides) for part in ("--set", each)]
         return call("eval", REPO / "configs/demo/eval-sft.yaml", *call_sets), tmp_path / name
 

@@ -30,8 +30,9 @@ def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> N
             shutil.copyfile(path, folder / path.name)
 
 
-def write_vllm_names(adapter: Adapter, folder: Path) -> None:
-    """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`.
+def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:
+    """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`. `settings`: its
+    `adapter_config.json`, as it may be handed on.
 
     By reading what others did there alone: never loaded in vLLM. Raises UsageError for an adapter outside the language
     model, which vLLM's LoRA does not reach.
@@ -48,6 +49,6 @@ def write_vllm_names(adapter: Adapter, folder: Path) -> None:
         tensors[f"base_model.model.language_model.model.layers.{match.group(1)}"] = tensor
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
+    config = json.loads(settings.read_text("utf-8"))
     config["target_modules"] = sorted({name.split(".")[-3] for name in tensors})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

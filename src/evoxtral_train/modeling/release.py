@@ -13,6 +13,7 @@ from ..errors import UsageError
 from .adapters import Adapter, load_adapter
 from .realtime import load_model
 
+_PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
 
 
@@ -25,9 +26,9 @@ def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> N
     model = load_adapter(load_model(config.model_copy(update={"dtype": "float32", "device": "cpu"})), adapter)
     merged = model.merge_and_unload().to(getattr(torch, config.dtype))
     merged.save_pretrained(folder)
-    for path in base.iterdir():
-        if path.suffix == ".json" and not (folder / path.name).exists() and "index" not in path.name:
-            shutil.copyfile(path, folder / path.name)
+    for name in _PROCESSOR_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:

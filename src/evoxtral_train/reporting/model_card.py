@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
 from ..config.schema import ExportConfig
+from ..plain_text import code, listed, markdown, one_line
 from ..scoring.tables import systems_table
-from ..text.plain import code, listed, markdown, one_line
 from .results import sentences
 
 _METRICS = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..text.plain import markdown
+from ..plain_text import markdown
 
 _MEASURES = ("f1", "precision", "recall", "hallucination", "emphasis_f1", "wer", "cer")
 _NAMES = {"f1": "F1", "emphasis_f1": "emphasis F1", "wer": "WER", "cer": "CER"}
@@ -76,7 +76,7 @@ def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are Markdown: names from data go through `text.plain.markdown`."""
+    """Cells are Markdown: names from data go through `plain_text.markdown`."""
     header = list(header)
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

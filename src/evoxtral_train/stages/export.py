@@ -14,6 +14,7 @@ from ..files import fingerprint_files, write_atomic
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.realtime import base_fingerprint
 from ..modeling.release import write_merged, write_vllm_names
+from ..plain_text import without_places
 from ..records import read_jsonl
 from ..reporting.model_card import Evaluated, ModelCard, Trained, model_card, public_name
 from ..runs import Options, Run, check_plan, read_run, require_complete
@@ -46,7 +47,7 @@ def run(config: ExportConfig, options: Options) -> Report:
         release.mkdir(exist_ok=True)
         shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
         settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
-        settings = _without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
+        settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_atomic(release / "README.md", _card(config, evaluated).content)
         if config.merged:
@@ -68,15 +69,6 @@ def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
     except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export the adapter's own folder, without records") from None
-
-
-def _without_places(content: Any) -> Any:
-    """Absolute paths and those of a home folder become the name that they end with: a release is made to be handed on."""
-    if isinstance(content, dict):
-        return {key: _without_places(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_places(value) for value in content]
-    return Path(content).name if isinstance(content, str) and content.startswith(("/", "~", "file:")) else content
 
 
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:

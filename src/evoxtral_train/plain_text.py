@@ -1,7 +1,9 @@
-"""Strings from data and configs, made safe to show: on one line, and as nothing but text."""
+"""Strings from data and configs, made safe to show and to hand on: one line, nothing but text, no local paths."""
 
 import re
 import unicodedata
+from pathlib import Path
+from typing import Any
 
 # Explicit directions: they make what follows read backwards.
 _DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -41,6 +43,15 @@ def listed(names: list[str]) -> str:
     """"a, b", and of many names the first ones: "a, b and 1,985 more"."""
     shown, rest = names[:_MOST_NAMES], len(names) - _MOST_NAMES
     return ", ".join(shown) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def without_places(content: Any) -> Any:
+    """The same with every path that shows where on this machine something lies cut to the name that it ends with."""
+    if isinstance(content, dict):
+        return {key: without_places(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_places(value) for value in content]
+    return Path(content).name if isinstance(content, str) and content.startswith(("/", "~", "file:")) else content
 
 
 def _is_control(character: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from .. import shipped
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
+from ..plain_text import one_line
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.json", *_PROCESSOR_FILES[1:])
@@ -76,9 +77,8 @@ def load_processor(folder: Path):
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise EvoxtralError(
-            f"its processor cannot be loaded: {error}", where=str(folder), fix="is this a Voxtral Realtime checkpoint?"
-        ) from None
+        what = f"its processor cannot be loaded: {one_line(error, 200)}"
+        raise EvoxtralError(what, where=str(folder), fix="is this a Voxtral Realtime checkpoint?") from None
 
 
 def processor_fingerprint(folder: Path) -> str:

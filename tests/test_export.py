@@ -50,7 +50,7 @@ def test_the_card_is_valid_and_says_what_the_runs_recorded(export, demo, tmp_pat
     assert (card.data.license, card.data.library_name, card.data.model_name) == ("apache-2.0", "peft", "my-adapter")
     for said in (
         "`sft`: 4 epochs at batch 8 × 1, learning rate 0.003", "LoRA r 16, alpha 64", "`raft run`: 1 epochs at batch 8 × 1",
-        "2 candidates per clip at temperature 0.7, top-p 0.9, reward `card`", "sources: espeak-ng", "6 speakers",
+        "2 candidates per clip at temperature 0.7, top-p 0.9, reward `card`", "sources: `espeak-ng`", "6 speakers",
         "- One of mine.", "Trained on synthetic speech by espeak-ng", "Layout `deferred`",
     ):  # fmt: skip
         assert said in card.text, said
@@ -156,7 +156,7 @@ def test_an_adapter_of_the_audio_tower_has_no_vllm_names(tmp_path):
     tensors = {"base_model.model.model.audio_tower.layers.0.q_proj.lora_A.weight": torch.zeros(1)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UsageError, match="vLLM's LoRA reaches the language model alone"):
-        write_vllm_names(Adapter(tmp_path, "", None), tmp_path / "out")
+        write_vllm_names(Adapter(tmp_path, "", None), tmp_path / "adapter_config.json", tmp_path / "out")
 
 
 class Hub:

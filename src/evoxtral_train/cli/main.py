@@ -15,6 +15,7 @@ from .running import (
     SetOption,
     guarded,
     options_of,
+    own_process,
     run_stage,
     show,
 )
@@ -31,7 +32,13 @@ class _InOrderOfUse(TyperGroup):
         return sorted(self.commands, key=_IN_ORDER_OF_USE.index)
 
 
-app = typer.Typer(cls=_InOrderOfUse, no_args_is_help=True, help="Teach Voxtral Realtime to hear how something was said.")
+class _App(typer.Typer):
+    def __call__(self, *arguments, **named):
+        with own_process():
+            return super().__call__(*arguments, **named)
+
+
+app = _App(cls=_InOrderOfUse, no_args_is_help=True, help="Teach Voxtral Realtime to hear how something was said.")
 data = typer.Typer(no_args_is_help=True, help="Make, check and pack a dataset.")
 raft = typer.Typer(no_args_is_help=True, help="Generate, score, curate, train: RAFT from an adapter.")
 app.add_typer(data, name="data")

@@ -1,8 +1,11 @@
 """From a command's arguments to a stage and back to the terminal."""
 
+import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -27,27 +30,67 @@ _SHARED_OUT = {"sft", "generate", "raft_train", "raft_run", "evaluate"}  # what 
 
 def guarded(work: Callable[[], ResultT]) -> ResultT:
     """Run a stage; an error is one line and an exit code, a traceback only under --debug."""
-    from ..errors import EvoxtralError
-
     try:
         return work()
-    except EvoxtralError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error{_process()}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         print("stopped; go on with --resume", file=sys.stderr)
         raise typer.Exit(130) from None
     except Exception as error:
-        if debug:
+        if _is_for_typer(error):
             raise
-        first = (str(error).strip() or "no message").splitlines()[0]
-        print(
-            f"error{_process()}: {type(error).__name__}: {first} — run again as `evoxtral --debug …` to see where",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1) from None
+        raise typer.Exit(_report(error)) from None
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """Around a whole command, where it has a process of its own: what cannot be encoded is escaped, a reader that has left (as
+    `head` does) ends the command quietly, and no thread, no destructor and nothing outside a stage shows a traceback."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
+    threading.excepthook = lambda thrown: _report(thrown.exc_value)
+    sys.unraisablehook = lambda thrown: _report(thrown.exc_value) if debug else None
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+    except Exception as error:  # noqa: BLE001 - reported, in one line
+        if _reader_has_left():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+            sys.exit(1)
+        sys.exit(_report(error))
+
+
+def _report(error: BaseException | None) -> int:
+    """Print an error as one line; returns its exit code."""
+    from ..plain_text import one_line
+    from .explaining import explained
+
+    if debug:
+        traceback.print_exception(error)
+    message, exit_code = explained(error)
+    print(f"error{_process()}: {one_line(message)}", file=sys.stderr)
+    return exit_code
+
+
+def _is_for_typer(error: Exception) -> bool:
+    """A wrong call, an exit, or that nobody reads what is printed: Typer ends the command by itself."""
+    from ..errors import EvoxtralError
+
+    if isinstance(error, BrokenPipeError):
+        return _reader_has_left()
+    return isinstance(error, typer.Abort) or (hasattr(error, "exit_code") and not isinstance(error, EvoxtralError))
+
+
+def _reader_has_left() -> bool:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            return True
+        except (OSError, ValueError):
+            pass
+    return False
 
 
 def _process() -> str:
@@ -55,13 +98,15 @@ def _process() -> str:
 
 
 def show(report) -> None:
-    """One summary: the title, the facts in two columns, then the table as it is."""
+    """One summary: the title, the facts in two columns, then the table as it is. Nothing in it can command the terminal."""
+    from ..plain_text import printable
+
     width = max((len(name) for name in report.facts), default=0)
     print(report.title)
     for name, value in report.facts.items():
-        print(f"  {name:<{width}}  {value}")
+        print(printable(f"  {name:<{width}}  {value}"))
     if report.table:
-        print(f"\n{report.table}")
+        print(printable(f"\n{report.table}"))
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 

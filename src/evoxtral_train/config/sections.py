@@ -16,10 +16,12 @@ class Section(BaseModel):
 
 
 class Tracking(Section):
-    """Weights & Biases. `auto` is online with a key and offline without."""
+    """Weights & Biases. `auto` is online with a key and offline without. `upload_media`: also what holds audio or words:
+    the evaluation's page and predictions, the texts of candidates."""
 
     project: str = "evoxtral"
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    upload_media: bool = False
 
 
 class Model(Section):

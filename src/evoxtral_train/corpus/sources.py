@@ -154,6 +154,8 @@ def _hub(source: Source, audio: str) -> Iterator[SourceRow]:
 
     try:
         loaded = load_dataset(source.path, source.name, revision=source.revision, streaming=source.streaming)
+    except RuntimeError as error:  # a loading script: `datasets` runs none since version 4
+        raise UsageError(f"cannot be loaded: {error}", where=source.path, fix="use kind parquet on its files") from None
     except (OSError, ValueError) as error:  # not there, not reachable, or another name than its configurations have
         raise UsageError(
             f"cannot be had from the hub: {type(error).__name__}: {' '.join(str(error).split())[:200]}",

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from ..data.splits import SPLITS
+from ..plain_text import listed
 from ..text.tags import find_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from .transcripts import forbids_commercial_use
@@ -149,4 +150,4 @@ def most_speakers(found: Statistics) -> dict[str, float]:
 
 
 def _listed(tags: list[str]) -> str:
-    return ", ".join(f"[{tag}]" for tag in tags)
+    return listed([f"[{tag}]" for tag in tags])

@@ -120,20 +120,26 @@ def _finish_some(running: dict, on_chunk: Callable[[int, bool], None]) -> None:
         on_chunk(rows, True)
 
 
-_worker: "_Worker | None" = None
+_worker: "_Worker | Exception | None" = None
 
 
 def _start(config: PackConfig, folder: Path, base: Path) -> None:
-    """What a process does once. Ctrl-C is the parent's to handle."""
+    """What a process does once. Ctrl-C is the parent's to handle. An error waits for `_pack`, which hands it to the parent:
+    here it would end as a traceback and a broken pool."""
     import torch
 
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)  # one process for each core: threads would only be in each other's way
-    _worker = _Worker(config, folder, base)
+    try:
+        _worker = _Worker(config, folder, base)
+    except Exception as error:  # noqa: BLE001 - raised by _pack
+        _worker = error
 
 
 def _pack(chunk: Chunk) -> None:
+    if isinstance(_worker, Exception):
+        raise _worker
     _worker.pack(chunk)
 
 

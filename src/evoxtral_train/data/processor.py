@@ -1,21 +1,31 @@
-"""Find a base model on disk or in the hub's cache, and load its processor."""
+"""Find a base model on disk or in the hub's cache, refuse one that brings code, and load its processor."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from .. import shipped
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
+from ..plain_text import one_line
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
+_MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.json", *_PROCESSOR_FILES[1:])
 
 
 def resolve_base(base: str, revision: str | None, *, weights: bool = True) -> Path:
     """A folder with the checkpoint's files. `weights=False`: the processor's and config's alone.
 
     A local folder is taken as it is, and `data/tiny-base` comes with evoxtral; anything else is a hub id, taken from
-    the cache or downloaded. Raises UsageError that says how to fetch it.
+    the cache or downloaded. Raises UsageError that says how to fetch it, or for a base that brings code of its own.
     """
+    folder = _find_base(base, revision, weights)
+    _refuse_code(folder)
+    return folder
+
+
+def _find_base(base: str, revision: str | None, weights: bool) -> Path:
     folder = shipped.find(Path(base))
     if folder.is_dir():
         return folder
@@ -37,16 +47,38 @@ def resolve_base(base: str, revision: str | None, *, weights: bool = True) -> Pa
         ) from None
 
 
+def _refuse_code(folder: Path) -> None:
+    """`auto_map` names Python files that transformers would run if it were told to trust them."""
+    for path in (folder / name for name in _MAY_NAME_CODE if (folder / name).is_file()):
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"cannot be read: {error}", where=str(path), fix="is this a Voxtral Realtime checkpoint?") from None
+        if _holds_key(content, "auto_map"):
+            raise UsageError(
+                "this base brings Python code of its own (`auto_map`), and evoxtral runs none",
+                where=str(path),
+                fix="use a base that transformers knows, such as mistralai/Voxtral-Mini-4B-Realtime-2602",
+            )
+    if (folder / "adapter_config.json").is_file():  # transformers would open the base that it names in place of this one
+        raise UsageError("is an adapter, not a base", where=str(folder), fix="set `base` to the model that it was trained on")
+
+
+def _holds_key(content: Any, key: str) -> bool:
+    if isinstance(content, dict):
+        return key in content or any(_holds_key(value, key) for value in content.values())
+    return isinstance(content, list) and any(_holds_key(value, key) for value in content)
+
+
 def load_processor(folder: Path):
     """The checkpoint's VoxtralRealtimeProcessor. Raises EvoxtralError when its files do not fit."""
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise EvoxtralError(
-            f"its processor cannot be loaded: {error}", where=str(folder), fix="is this a Voxtral Realtime checkpoint?"
-        ) from None
+        what = f"its processor cannot be loaded: {one_line(error, 200)}"
+        raise EvoxtralError(what, where=str(folder), fix="is this a Voxtral Realtime checkpoint?") from None
 
 
 def processor_fingerprint(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """LoRA on the language model's attention: make it, load it, know which base it belongs to."""
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ def find_adapter(path: Path) -> Adapter:
     else:
         folder, base = path, None
     missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing == ["adapter_model.safetensors"] and (folder / "adapter_model.bin").is_file():
+        what = "its weights are a pickle (adapter_model.bin), which can run code: only adapter_model.safetensors is opened"
+        raise UsageError(what, where=str(folder), fix="ask its author for safetensors")
     if missing:
         raise UsageError(
             f"no adapter here ({missing[0]} is missing)",
@@ -48,7 +52,19 @@ def find_adapter(path: Path) -> Adapter:
             fix="point `adapter` at a run of `evoxtral sft`, or at a folder with a PEFT adapter; "
             "make one with: evoxtral sft configs/sft.yaml",
         )
+    _require_lora(folder / "adapter_config.json")
     return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
+
+
+def _require_lora(path: Path) -> None:
+    """Other kinds of adapters may open further files, which their config names."""
+    try:
+        kind = json.loads(path.read_text("utf-8"))["peft_type"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        what = f"cannot be read: {type(error).__name__}: {error}"
+        raise UsageError(what, where=str(path), fix="use an adapter that PEFT saved") from None
+    if kind != "LORA":
+        raise UsageError(f"is an adapter of the kind {kind!r}, not LoRA", where=str(path), fix="use a LoRA adapter")
 
 
 def adapter_lora(adapter: Adapter) -> Lora:

@@ -83,13 +83,15 @@ def load_model(config: Model) -> VoxtralRealtimeForConditionalGeneration:
     """The checkpoint's weights in evaluation mode, frozen, on the CPU: see `place_language_model`."""
     folder = resolve_base(config.base, config.revision)
     try:
-        model = CachedAudioVoxtralRealtimeForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+        model = CachedAudioVoxtralRealtimeForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}",
-            where=str(folder),
-            fix="is this a whole Voxtral Realtime checkpoint (config.json and *.safetensors)?",
-        ) from None
+        fix = "is this a whole Voxtral Realtime checkpoint (config.json and *.safetensors)?"
+        if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            fix = "weights that are a pickle (*.bin) can run code and are not opened: convert them to safetensors"
+        what = f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}"
+        raise UsageError(what, where=str(folder), fix=fix) from None
     return model.requires_grad_(False).eval()
 
 
@@ -117,7 +119,7 @@ def describe_model(base: str, revision: str | None) -> tuple[VoxtralRealtimeForC
     Where the checkpoint cannot be had, the class's default config stands in: it is the 4B model's.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_base(base, revision, weights=False))
+        config = AutoConfig.from_pretrained(resolve_base(base, revision, weights=False), trust_remote_code=False)
         source = "the checkpoint's config"
     except UsageError:
         if Path(base).exists() or base.startswith((".", "/")):

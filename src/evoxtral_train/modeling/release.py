@@ -13,6 +13,7 @@ from ..errors import UsageError
 from .adapters import Adapter, load_adapter
 from .realtime import load_model
 
+_PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
 
 
@@ -25,13 +26,14 @@ def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> N
     model = load_adapter(load_model(config.model_copy(update={"dtype": "float32", "device": "cpu"})), adapter)
     merged = model.merge_and_unload().to(getattr(torch, config.dtype))
     merged.save_pretrained(folder)
-    for path in base.iterdir():
-        if path.suffix == ".json" and not (folder / path.name).exists() and "index" not in path.name:
-            shutil.copyfile(path, folder / path.name)
+    for name in _PROCESSOR_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
-def write_vllm_names(adapter: Adapter, folder: Path) -> None:
-    """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`.
+def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:
+    """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`. `settings`: its
+    `adapter_config.json`, as it may be handed on.
 
     By reading what others did there alone: never loaded in vLLM. Raises UsageError for an adapter outside the language
     model, which vLLM's LoRA does not reach.
@@ -48,6 +50,6 @@ def write_vllm_names(adapter: Adapter, folder: Path) -> None:
         tensors[f"base_model.model.language_model.model.layers.{match.group(1)}"] = tensor
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
+    config = json.loads(settings.read_text("utf-8"))
     config["target_modules"] = sorted({name.split(".")[-3] for name in tensors})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

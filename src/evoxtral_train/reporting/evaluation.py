@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from ..plain_text import one_line
 from ..records import Prediction
 from ..scoring import tag_counts
 from ..scoring.confusion import NOTHING
@@ -49,10 +50,13 @@ def _tags(found: Evaluation) -> Section | None:
     if not support:
         return None
     best = found.reports[found.final]["per_tag"]
-    tags = sorted(support, key=lambda tag: (-(best.get(tag, {}).get("f1") or 0), -support[tag], tag))
+    shown = sorted(support, key=lambda tag: (-support[tag], tag))[: plots.MOST]
+    tags = sorted(shown, key=lambda tag: (-(best.get(tag, {}).get("f1") or 0), -support[tag], tag))
     series = {name: [_point(report["micro"]["f1"]), *_points(report, tags)] for name, report in reports.items()}
-    names = [f"all tags ({sum(support.values())})", *(f"{tag} ({support[tag]})" for tag in tags)]
+    names = [f"all tags ({sum(support.values())})", *(f"{one_line(tag, 30)} ({support[tag]})" for tag in tags)]
     text = f"F1 with its 95% interval over {units(found)}; in brackets how often the tag is in the references."
+    if len(support) > len(tags):
+        text += f" The {len(tags)} most frequent of {len(support):,} tags; the table has all of them."
     picture = plots.intervals(names, series, "F1", grey=[name for name in series if name in found.yardsticks])
     return Section("How well each tag is heard", text=text, pictures={"per-tag-f1": picture})
 

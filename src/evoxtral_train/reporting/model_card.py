@@ -1,5 +1,11 @@
-"""The model card in the hub's format, from the records of the runs: what they do not hold is not in it."""
+"""The model card in the hub's format, from the records of the runs: what they do not hold is not in it.
 
+A card is made to be handed on: it names files and folders without saying where they lie. And what comes from data, configs and
+records is quoted as code or escaped, so that no manifest can add a heading, a table or a number to the results.
+"""
+
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +13,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .. import shipped
 from ..config.schema import ExportConfig
+from ..plain_text import code, listed, markdown, one_line
 from ..scoring.tables import systems_table
 from .results import sentences
 
@@ -23,6 +31,7 @@ _METRICS = (
     (("false_tags_per_untagged_clip",), "false_tags_per_untagged_clip", "false tags per untagged clip"),
     (("wer", "micro"), "wer", "WER"), (("cer", "micro"), "cer", "CER"),
 )  # fmt: skip
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WHAT = {
     "tags": "writes expressive tags such as `[sighs]` from audio, and no words",
     "text": "writes the words of an utterance",
@@ -60,22 +69,37 @@ def model_card(config: ExportConfig, runs: list[Trained], evaluated: Evaluated |
     """What is missing is said to be unknown."""
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
-    base, is_local = config.model.base, Path(config.model.base).is_dir()
+    base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=config.card.name, base=base, dtype=config.model.dtype, what=_WHAT[target], layout=layout,
-        base_link=f"the base in `{base}`" if is_local else f"[`{base}`](https://huggingface.co/{base})",
-        intended_use=f"{config.card.intended_use}\n\n" if config.card.intended_use else "",
-        repository=config.push_to or "path/to/this/folder",
+        title=markdown(config.card.name), what=_WHAT[target], layout=code(layout),
+        base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
+        base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
+        intended_use=f"{markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
+        repository=json.dumps(one_line(config.push_to or "path/to/this/folder"), ensure_ascii=False),
         layout_note=_LAYOUT_NOTES.get(layout, "no run of its training was at hand."), results=_results(evaluated),
         recipe=_points(_recipe(runs)), data=_points(_data(runs)), limits=_points(_limits(config, runs, evaluated)),
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip
     about = ModelCardData(
-        base_model=None if is_local else base, library_name="peft", license=config.card.license, language=config.card.language,
-        pipeline_tag="automatic-speech-recognition", model_name=config.card.name, eval_results=_eval_results(evaluated),
+        base_model=base if on_hub else None, library_name="peft", license=one_line(config.card.license),
+        language=[one_line(each) for each in config.card.language], pipeline_tag="automatic-speech-recognition",
+        model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
         tags=["lora", "peft", "voxtral-realtime", "expressive-tags", "evoxtral"],
     )  # fmt: skip
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
+
+
+def public_name(path: str) -> str:
+    """What a release calls a base: its id on the hub, or the last part of its path."""
+    return path if _is_on_hub(path) else _folder(path)
+
+
+def _folder(path: str) -> str:
+    return one_line(Path(path).name)
+
+
+def _is_on_hub(path: str) -> bool:
+    return bool(_HUB_ID.fullmatch(path)) and not shipped.find(Path(path)).exists()
 
 
 def _template():
@@ -94,7 +118,9 @@ def _results(evaluated: Evaluated | None) -> str:
     shown = {name: report for name, report in systems.items() if name in ("base", evaluated.system)}
     pairs = [each for each in evaluated.metrics["comparisons"] if {each["before"], each["after"]} <= set(shown)]
     clips = systems[evaluated.system]["clips"]
-    head = f"{clips} clips of the split `{evaluated.metrics['split']}`, greedy decoding; values with 95% intervals over clips."
+    split = code(evaluated.metrics["split"])
+    head = f"{clips:,} clips of the split {split}, greedy decoding; values with 95% intervals over clips."
+    pairs = [pair | {side: markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
     return "\n\n".join(part for part in (head, systems_table(shown), _points(sentences(pairs))) if part)
 
 
@@ -109,8 +135,8 @@ def _eval_results(evaluated: Evaluated | None) -> list[EvalResult] | None:
         if measure and measure["value"] is not None:
             results.append(EvalResult(
                 task_type="automatic-speech-recognition", dataset_type="custom",
-                dataset_name=Path(evaluated.dataset).name,
-                dataset_split=evaluated.metrics["split"], dataset_revision=evaluated.dataset_fingerprint, metric_type=kind,
+                dataset_name=_folder(evaluated.dataset), dataset_split=one_line(evaluated.metrics["split"]),
+                dataset_revision=evaluated.dataset_fingerprint, metric_type=kind,
                 metric_name=name, metric_value=round(measure["value"], 4),
                 metric_args={"low": measure["low"], "high": measure["high"], "level": 0.95},
             ))  # fmt: skip
@@ -123,19 +149,20 @@ def _recipe(runs: list[Trained]) -> list[str]:
         lines.append("what it started from is no longer where it was, and not described here")
     for run in runs:
         train = run.config["train"]
-        steps = f"{train['epochs']:g} epochs at batch {train['batch_size']} × {train['gradient_accumulation']}"
-        line = f"`{run.stage}`: {steps}, learning rate {train['learning_rate']:g}, {train['schedule']}, seed {train['seed']}"
+        steps = f"{train['epochs']:g} epochs at batch {train['batch_size']:d} × {train['gradient_accumulation']:d}"
+        rate = f"learning rate {train['learning_rate']:g}, {markdown(train['schedule'])}"
+        line = f"{code(run.stage)}: {steps}, {rate}, seed {train['seed']:d}"
         if "lora" in run.config:
             lora = run.config["lora"]
-            line += f"; LoRA r {lora['r']}, alpha {lora['alpha']:g} on `{lora['target_modules']}`"
+            line += f"; LoRA r {lora['r']:d}, alpha {lora['alpha']:g} on {code(lora['target_modules'])}"
         if "generate" in run.config:
             generate, score = run.config["generate"], run.config["score"]
-            line += f"; {generate['candidates']} candidates per clip at temperature {generate['temperature']:g}, top-p "
-            line += f"{generate['top_p']:g}, reward `{score['profile']}`"
+            line += f"; {generate['candidates']:d} candidates per clip at temperature {generate['temperature']:g}, top-p "
+            line += f"{generate['top_p']:g}, reward {code(score['profile'])}"
         if "kept_round" in run.metrics:
-            line += f"; {len(run.config['rounds'])} rounds, the adapter of round {run.metrics['kept_round']} was kept"
+            line += f"; {len(run.config['rounds'])} rounds, the adapter of round {run.metrics['kept_round']:d} was kept"
         if "steps" in run.metrics:
-            line += f"; {run.metrics['steps']} optimizer steps"
+            line += f"; {run.metrics['steps']:d} optimizer steps"
         lines.append(line)
     return lines or ["unknown: the adapter was exported from a folder without a run"]
 
@@ -143,22 +170,21 @@ def _recipe(runs: list[Trained]) -> list[str]:
 def _data(runs: list[Trained]) -> list[str]:
     lines = []
     for run in runs:
-        data = run.data
+        data, dataset = run.data, code(_folder(run.config["dataset"]))
         if not data:
-            lines.append(f"`{run.stage}`: {run.config['dataset']}, which is no longer there")
+            lines.append(f"{code(run.stage)}: {dataset}, which is no longer there")
             continue
-        rows = ", ".join(f"{name} {count}" for name, count in data["rows"].items() if count)
-        line = f"`{run.stage}`: split `{run.config.get('split', 'train')}` of {run.config['dataset']} ({rows})"
+        rows = ", ".join(f"{code(name)} {count:,d}" for name, count in data["rows"].items() if count)
+        line = f"{code(run.stage)}: split {code(run.config.get('split', 'train'))} of {dataset} ({rows})"
         if "sources" in data:
-            line += (
-                f"; sources: {', '.join(data['sources'])}; licenses: {', '.join(data['licenses'])}; {data['speakers']} speakers"
-            )
+            sources, licenses = (listed([code(each) for each in data[name]]) for name in ("sources", "licenses"))
+            line += f"; sources: {sources}; licenses: {licenses}; {data['speakers']:,d} speakers"
         lines.append(line)
     return lines or ["unknown"]
 
 
 def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | None) -> list[str]:
-    limits = list(config.card.limits)
+    limits = [markdown(each) for each in config.card.limits]
     if not runs or any(not run.data for run in runs):
         limits.append("The records of its training data were not at hand for this card.")
     sources = {source for run in runs for source in run.data.get("sources", [])}
@@ -172,7 +198,7 @@ def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | No
         report = evaluated.metrics["systems"][evaluated.system]
         weak = sorted(tag for tag, row in report["per_tag"].items() if row["support"] and (row["f1"] or 0) < 0.5)
         if weak:
-            limits.append(f"Tags with an F1 below 0.5 in the evaluation: {', '.join(weak)}.")
+            limits.append(f"Tags with an F1 below 0.5 in the evaluation: {listed([code(tag) for tag in weak])}.")
         if "wer" not in report:
             limits.append("Its words were not measured: it writes none.")
     return limits
@@ -181,11 +207,11 @@ def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | No
 def _provenance(runs: list[Trained], evaluated: Evaluated | None) -> list[str]:
     lines = []
     for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run.record["versions"].items() if version)
-        commit = f", commit {run.record['git_commit'][:12]}" if run.record.get("git_commit") else ""
-        lines.append(
-            f"`{run.stage}`: dataset {run.record['inputs']['dataset']}, base {run.record['inputs']['base']}{commit}; {versions}"
-        )
+        inputs, commit = run.record["inputs"], run.record.get("git_commit")
+        versions = ", ".join(markdown(f"{name} {version}") for name, version in run.record["versions"].items() if version)
+        made_from = f"dataset {code(inputs['dataset'])}, base {code(inputs['base'])}"
+        made_from += f", commit {code(commit[:12])}" if commit else ""
+        lines.append(f"{code(run.stage)}: {made_from}; {versions}")
     if evaluated:
-        lines.append(f"evaluated on dataset {evaluated.dataset_fingerprint}, system {evaluated.system!r}")
+        lines.append(f"evaluated on dataset {code(evaluated.dataset_fingerprint)}, system {code(evaluated.system)}")
     return lines or ["unknown"]

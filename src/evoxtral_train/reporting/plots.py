@@ -1,20 +1,52 @@
-"""Plots as PNG, in one style."""
+"""Plots as PNG, in one style.
+
+Names come from data: there may be thousands, and anything may stand in them. So no plot shows more than `MOST` of them, the rest
+together; they are cut, and never read as mathematics. And no plot fails: what cannot be drawn becomes a picture that says so.
+"""
 
 import io
-from collections.abc import Collection, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
 from itertools import cycle
 
 import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from ..plain_text import one_line
+
+MOST = 40  # names in one plot
+_MOST_CHARACTERS = 40  # of a name
 _COLOR, _FAINT = "#3b6ea5", "#d9dee5"
 _PALETTE = ("#3b6ea5", "#e0a33e", "#4f9d69", "#b5566b")
 _DPI = 220  # twice what a page shows them at, for screens with small pixels
+_MOST_INCHES = 60.0
 
 
+def _never_fails(plot: Callable[..., bytes]) -> Callable[..., bytes]:
+    """An evaluation takes hours, its pictures seconds: one that cannot be drawn must not cost it."""
+
+    @wraps(plot)
+    def drawn(*arguments, **named) -> bytes:
+        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
+            warnings.simplefilter("ignore")  # a letter that the font lacks, a layout that is tight: nothing a user could act on
+            try:
+                return plot(*arguments, **named)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the page goes on without this picture
+                reason = f"{type(error).__name__}: {one_line(error, 100)}"
+                print(f"a picture could not be drawn: {reason}", file=sys.stderr)
+                figure, axes = _figure(7.2, 1.0)
+                axes.set_axis_off()
+                axes.text(0, 0.5, f"This picture could not be drawn: {reason}", fontsize=9)
+                return _png(figure)
+
+    return drawn
+
+
+@_never_fails
 def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> bytes:
     """Counts over bins of even width, each beginning at its edge."""
     figure, axes = _figure(7.2, 3.0)
@@ -26,10 +58,13 @@ def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> byte
     return _png(figure)
 
 
+@_never_fails
 def columns(names: Sequence[str], values: Sequence[float], label: str, y_label: str) -> bytes:
     """A few columns with their values above them."""
     figure, axes = _figure(7.2, 3.0)
-    drawn = axes.bar([str(name) for name in names], values, color=_COLOR, width=0.7)
+    names, [values] = _bounded(names, [values], range(len(names)))
+    drawn = axes.bar(range(len(names)), values, color=_COLOR, width=0.7)
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 20 else 0)
     axes.bar_label(drawn, [f"{value:,g}" for value in values], padding=2, fontsize=8)
     axes.set_xlabel(label)
     axes.set_ylabel(y_label)
@@ -37,16 +72,20 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, y_label: 
     return _png(figure)
 
 
+@_never_fails
 def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label: str, decimals: int = 0) -> bytes:
     """One horizontal bar for each name, made of the parts of each series; its total stands at its end."""
+    most_frequent = sorted(range(len(names)), key=lambda place: -sum(values[place] for values in series.values()))
+    names, shown = _bounded(names, list(series.values()), most_frequent)
     figure, axes = _figure(7.2, 0.7 + 0.27 * len(names))
     totals = [0.0] * len(names)
-    for (part, values), color in zip(series.items(), _PALETTE, strict=False):
-        axes.barh(names, values, left=totals, color=color, height=0.7, label=part)
+    for part, values, color in zip(series, shown, _PALETTE, strict=False):
+        axes.barh(range(len(names)), values, left=totals, color=color, height=0.7, label=_name(part))
         totals = [total + value for total, value in zip(totals, values, strict=True)]
     most = max([*totals, 1e-9])
     for place, total in enumerate(totals):
         axes.text(total + 0.01 * most, place, f"{total:,.{decimals}f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * most)
     axes.set_xlabel(label)
@@ -55,6 +94,7 @@ def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label
     return _png(figure)
 
 
+@_never_fails
 def intervals(
     names: Sequence[str],
     series: dict[str, Sequence[tuple[float, float, float] | None]],
@@ -62,7 +102,10 @@ def intervals(
     grey: Collection[str] = (),
 ) -> bytes:
     """For each name and each series a point with its interval (value, low, high); None: nothing to show. The first name
-    stands apart from the others; series in `grey` are there to compare with. Small enough to be read on a phone."""
+    stands apart from the others, of which the first `MOST` are shown; series in `grey` are there to compare with. Small enough
+    to be read on a phone."""
+    names = [_name(name) for name in names[: MOST + 1]]
+    series = {part: values[: MOST + 1] for part, values in series.items()}
     figure, axes = _figure(5.6, 0.9 + 0.13 * len(names) * max(2, len(series)))
     step = 0.64 / max(len(series), 1)
     places = [place + 0.4 * (place > 0) for place in range(len(names))]
@@ -74,7 +117,7 @@ def intervals(
         if shown:
             at, value, low, high = zip(*shown, strict=True)
             reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
-            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=3.5, color=color, elinewidth=1.2, label=part)
+            axes.errorbar(value, at, xerr=reach, fmt="o", markersize=3.5, color=color, elinewidth=1.2, label=_name(part))
     axes.set_yticks(places, names)
     axes.tick_params(labelsize=9.5, length=0)
     axes.get_yticklabels()[0].set_weight("bold")
@@ -86,6 +129,7 @@ def intervals(
     return _png(figure)
 
 
+@_never_fails
 def lines(
     series: dict[str, Sequence[tuple[float, float]]],
     x_label: str,
@@ -102,24 +146,26 @@ def lines(
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
     for (part, values), color in zip(series.items(), _colors(), strict=False):
         x, y = zip(*values, strict=True) if values else ((), ())
-        axes.plot(x, y, color=color, linewidth=1.4, marker="o" if points else None, markersize=4, label=part)
+        axes.plot(x, y, color=color, linewidth=1.4, marker="o" if points else None, markersize=4, label=_name(part))
     if unit_square:
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
     axes.set_yscale(y_scale)
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")  # of a logarithmic scale it would write mathematics
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _legend(axes, len(series))
     return _png(figure)
 
 
+@_never_fails
 def bands(series: dict[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str) -> bytes:
     """One line with its band for each series of (x, value, low, high); values are shares."""
     figure, axes = _figure(7.2, 3.6)
     for (part, values), color in zip(series.items(), _colors(), strict=False):
         x, value, low, high = zip(*values, strict=True)
-        axes.plot(x, value, color=color, marker="o", markersize=4, linewidth=1.4, label=part)
+        axes.plot(x, value, color=color, marker="o", markersize=4, linewidth=1.4, label=_name(part))
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(x_label)
@@ -128,11 +174,13 @@ def bands(series: dict[str, Sequence[tuple[float, float, float, float]]], x_labe
     return _png(figure)
 
 
+@_never_fails
 def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
     """One box for each series: median, quartiles, and all but the outliers; the mean as a point."""
     figure, axes = _figure(7.2, 0.9 + 0.4 * len(series))
     axes.boxplot(
-        list(series.values()), orientation="horizontal", tick_labels=list(series), showmeans=True, widths=0.6, patch_artist=True,
+        list(series.values()), orientation="horizontal", tick_labels=list(map(_name, series)), showmeans=True, widths=0.6,
+        patch_artist=True,
         boxprops={"facecolor": _FAINT}, medianprops={"color": _COLOR, "linewidth": 1.6},
         meanprops={"marker": "o", "markerfacecolor": _COLOR, "markeredgecolor": "none", "markersize": 5},
         flierprops={"markersize": 2, "alpha": 0.3},
@@ -143,13 +191,19 @@ def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
     return _png(figure)
 
 
+@_never_fails
 def heatmap(
     names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], x_label: str = "", y_label: str = ""
 ) -> bytes:
     """Counts of rows against columns as shades with the number in each cell; zero cells stay empty."""
+    by_row = sorted(range(len(names)), key=lambda row: -sum(values[row]))
+    by_column = sorted(range(len(columns)), key=lambda column: -sum(row[column] for row in values))
+    columns, values = _bounded(columns, values, by_column)
+    names, values = _bounded(names, list(zip(*values, strict=True)), by_row)
+    values = list(zip(*values, strict=True))
     figure, axes = _figure(1.8 + 0.45 * len(columns), 1.5 + 0.36 * len(names))
     most = max(max(row) for row in values) or 1
-    shades = matplotlib.colors.LinearSegmentedColormap.from_list("shades", ["#ffffff", _COLOR])
+    shades = LinearSegmentedColormap.from_list("shades", ["#ffffff", _COLOR])
     axes.imshow(values, cmap=shades, vmin=0, vmax=most, aspect="auto")
     axes.grid(visible=False)
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
@@ -165,7 +219,21 @@ def heatmap(
     return _png(figure)
 
 
-def _legend(axes: pyplot.Axes, series: int) -> None:
+def _bounded(
+    names: Sequence[object], rows: Sequence[Sequence[float]], order: Sequence[int]
+) -> tuple[list[str], list[list[float]]]:
+    """At most `MOST` names, the first by `order`, where they stood; and one that sums the others in each row."""
+    kept, others = sorted(order[:MOST]), order[MOST:]
+    shown = [_name(names[place]) for place in kept] + ([f"other ({len(others):,})"] if others else [])
+    sums = [[row[place] for place in kept] + ([sum(row[place] for place in others)] if others else []) for row in rows]
+    return shown, sums
+
+
+def _name(name: object) -> str:
+    return one_line(name, _MOST_CHARACTERS)
+
+
+def _legend(axes: Axes, series: int) -> None:
     if series > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(series, 4), fontsize=8, frameon=False)
 
@@ -174,8 +242,9 @@ def _colors():
     return cycle((*_PALETTE, "#6b5b95", "#7a7a7a", "#00798c", "#a0522d"))
 
 
-def _figure(width: float, height: float) -> tuple[Figure, pyplot.Axes]:
-    figure, axes = pyplot.subplots(figsize=(width, height), dpi=_DPI, layout="constrained")
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(min(width, _MOST_INCHES), min(height, _MOST_INCHES)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.set_axisbelow(True)
@@ -189,5 +258,4 @@ def _figure(width: float, height: float) -> tuple[Figure, pyplot.Axes]:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    pyplot.close(figure)
     return buffer.getvalue()

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from ..plain_text import markdown
+
 _MEASURES = ("f1", "precision", "recall", "hallucination", "emphasis_f1", "wer", "cer")
 _NAMES = {"f1": "F1", "emphasis_f1": "emphasis F1", "wer": "WER", "cer": "CER"}
 _SHORT = {
@@ -15,7 +17,8 @@ _SHORT = {
 
 def systems_table(systems: Mapping[str, dict]) -> str:
     """Every measure: one line each, one column per system, value [95% interval]; measures that no system has are left out."""
-    return markdown_table(*systems_rows(systems))
+    header, rows = systems_rows(systems)
+    return markdown_table(map(markdown, header), rows)
 
 
 def systems_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
@@ -57,7 +60,8 @@ def _row(systems: Mapping[str, dict], path: tuple[str, ...]) -> list[dict | None
 
 def per_tag_table(systems: Mapping[str, dict]) -> str:
     """One line per tag: its support, and for each system F1 (matched / predicted)."""
-    return markdown_table(*per_tag_rows(systems))
+    header, rows = per_tag_rows(systems)
+    return markdown_table(map(markdown, header), [[markdown(tag), *cells] for tag, *cells in rows])
 
 
 def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
@@ -71,7 +75,9 @@ def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]
     return ["tag", "support", *systems], lines
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are Markdown: names from data go through `plain_text.markdown`."""
+    header = list(header)
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

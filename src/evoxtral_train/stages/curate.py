@@ -62,7 +62,7 @@ def run(config: RaftConfig, options: Options) -> Report:
             "lowest_reward": min(each.reward for each in curated[:best]),
         }
         tracker.summary(metrics)
-        tracker.table(
+        tracker.media_table(
             "raft/curated",
             ["utterance_id", "candidate_id", "target_text", "reward"],
             [[each.utterance_id, each.candidate_id, each.target_text, each.reward] for each in curated],

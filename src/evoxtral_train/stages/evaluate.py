@@ -145,8 +145,9 @@ def _score(
     header, tag_rows = per_tag_rows(reports)
     tracker.table("eval/per_tag", header, tag_rows)
     tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
-    tracker.artifact(f"{run.path.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
-    tracker.artifact(f"{run.path.name}-report", "report", [run.path / "report.html", run.path / "table.md", *pictures])
+    tracker.artifact(f"{config.output.name}-tables", "report", [run.path / "table.md", *pictures])
+    tracker.media_artifact(f"{config.output.name}-page", "report", [run.path / "report.html"])
+    tracker.media_artifact(f"{config.output.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
     return last_lines(found, files), failed, metrics
 

@@ -10,12 +10,13 @@ import yaml
 from ..config.schema import ExportConfig
 from ..data.processor import resolve_base
 from ..errors import EvoxtralError, UsageError
-from ..files import fingerprint_files
+from ..files import fingerprint_files, write_atomic
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.realtime import base_fingerprint
 from ..modeling.release import write_merged, write_vllm_names
+from ..plain_text import without_places
 from ..records import read_jsonl
-from ..reporting.model_card import Evaluated, Trained, model_card
+from ..reporting.model_card import Evaluated, ModelCard, Trained, model_card, public_name
 from ..runs import Options, Run, check_plan, read_run, require_complete
 from ..tracking import Tracker
 from .report import Report
@@ -44,21 +45,30 @@ def run(config: ExportConfig, options: Options) -> Report:
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(adapter.folder / name, release / name)
-        card = model_card(config, _trained(config.adapter), evaluated)
-        card.save(release / "README.md")
+        shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
+        settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
+        settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
+        write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(release / "README.md", _card(config, evaluated).content)
         if config.merged:
             write_merged(config.model, folder, adapter, run.path / "merged")
             facts["merged"] = config.output / "merged"
         if config.vllm_names:
-            write_vllm_names(adapter, run.path / "vllm")
+            write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
             facts["vLLM names"] = f"{config.output / 'vllm'}: by reading alone, never loaded in vLLM"
         if config.push_to:
             facts["pushed to"] = _push(release, config.push_to, config.private)
         tracker.summary({"measured": bool(evaluated)})
     run.finish({"measured": bool(evaluated), "pushed_to": config.push_to}, fingerprint_files(release.iterdir()))
     return Report("export", facts | {"card": config.output / "release" / "README.md"})
+
+
+def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
+    try:
+        return model_card(config, _trained(config.adapter), evaluated)
+    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
+        raise UsageError(what, where=str(config.adapter), fix="export the adapter's own folder, without records") from None
 
 
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
@@ -114,9 +124,9 @@ def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
     recorded = read_run(dataset)["inputs"]["manifest"]
     if manifest.is_file() and fingerprint_files([manifest]) == recorded:
         rows = [row for _, row in read_jsonl(manifest)]
-        found["sources"] = sorted({row.get("source") or "not given" for row in rows})
-        found["licenses"] = sorted({row.get("license") or "not given" for row in rows})
-        found["speakers"] = len({row["speaker"] for row in rows if row.get("speaker")})
+        found["sources"] = sorted({str(row.get("source") or "not given") for row in rows})
+        found["licenses"] = sorted({str(row.get("license") or "not given") for row in rows})
+        found["speakers"] = len({str(row["speaker"]) for row in rows if row.get("speaker")})
     return found
 
 

@@ -44,7 +44,7 @@ def run(config: RaftConfig, options: Options) -> Report:
             metrics["mean_greedy_reward"] = fmean(each.reward for each in greedy)
         tracker.summary(metrics)
         names = list(scored[0].components)
-        tracker.table(
+        tracker.media_table(
             "raft/candidates",
             ["utterance_id", "candidate_id", "reference", "text", "reward", *names],
             [

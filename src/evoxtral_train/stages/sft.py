@@ -66,7 +66,7 @@ def save_adapter(run: Run, model, measures: dict, started: float, tracker: Track
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     tracker.summary(metrics)
-    tracker.artifact(f"{run.path.name}-adapter", "model", sorted((run.path / "adapter").glob("adapter_*")))
+    tracker.artifact(f"{run.output.name}-adapter", "model", sorted((run.path / "adapter").glob("adapter_*")))
     return metrics
 
 

@@ -130,6 +130,7 @@ class _Paid:
         if not config.voices:
             raise UsageError("engine elevenlabs needs voices", where="voices", fix="list the ids of voices in your account")
         self._config, self._settings, self._refused = config, config.elevenlabs, {}
+        elevenlabs.check_settings(self._settings)
         self._requests = [self._request(script, index) for index, script in enumerate(scripts)]
         self._missing = elevenlabs.not_paid_yet(self._requests, self._settings.paid_audio)
 

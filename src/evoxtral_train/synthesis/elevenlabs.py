@@ -3,7 +3,8 @@
 What has been paid for is kept as it was received, under a hash of the request, in a folder that no run removes: neither
 `--overwrite`, nor another config, nor a script that stands twice pays for it again. Requests go through the
 official SDK, some at a time; what the service may refuse for a while (too many requests, its own errors, a lost
-connection) is asked for again, after 1, 2, 4 … seconds with jitter.
+connection) is asked for again, after 1, 2, 4 … seconds with jitter. The key goes to the service's own address alone: no
+redirect is followed. An answer that is no speech is never kept, nor asked for again in the same run: it may have been charged.
 """
 
 import hashlib
@@ -13,16 +14,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
+import soundfile
 
 from ..config.schema import ElevenLabs
 from ..data.audio import decode_audio, to_model_rate
 from ..errors import EvoxtralError, RowError, UsageError
 from ..files import write_atomic
+from ..plain_text import one_line
+from ..units import SAMPLE_RATE_HZ
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _AGAIN_LATER = {408, 409, 429}
+_CODECS = {"mp3": "MP3", "opus": "OGG", "pcm": None, "wav": "WAV"}  # as libsndfile names them; pcm is bare samples
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_LEAST_S, _MOST_S_PER_CHARACTER = 0.1, 1.0  # of speech; a minute is always allowed
 _NOT_ALLOWED = {401: "the key is not accepted, or its credits are used up", 402: "payment is required", 403: "not allowed"}
 
 
@@ -71,10 +79,48 @@ def fetch(requests: list[Request], config: ElevenLabs, key: str, on_done: Callab
 def read_paid(request: Request, folder: Path) -> np.ndarray:
     """Mono float32 samples at 16 kHz. Raises RowError when the file is no audio."""
     content = (folder / request.file_name).read_bytes()
+    try:
+        return _decode(content, request)
+    except RowError as error:
+        raise RowError(f"{folder / request.file_name}: {error}", fix="remove this file to pay for it again") from None
+
+
+def _decode(content: bytes, request: Request) -> np.ndarray:
     codec, _, rest = request.output_format.partition("_")
     if codec == "pcm":
+        if len(content) % 2:
+            raise RowError(f"{len(content)} bytes are no 16-bit samples")
         return to_model_rate(np.frombuffer(content, "<i2").astype(np.float32) / 32768.0, int(rest.partition("_")[0]))
     return decode_audio(io.BytesIO(content))
+
+
+def _require_speech(content: bytes, request: Request) -> None:
+    """Raises RowError for an answer that is not audio in the format that was asked for, or of no length that speech has."""
+    start, codec = content[:1000], request.output_format.partition("_")[0]
+    try:
+        if start.isascii() and b"\0" not in start:
+            raise RowError(f"it is text: {one_line(start.decode('ascii'), 80)!r}")
+        if codec != "pcm" and soundfile.info(io.BytesIO(content)).format != _CODECS[codec]:
+            raise RowError(f"it is not {codec}")
+        seconds = len(_decode(content, request)) / SAMPLE_RATE_HZ
+        most = max(60.0, _MOST_S_PER_CHARACTER * len(request.text))
+        if not _LEAST_S <= seconds <= most:
+            raise RowError(f"it lasts {seconds:.2f} s, for {len(request.text)} characters")
+    except (RuntimeError, RowError) as error:
+        what = f"ElevenLabs answered with something that is no speech ({error}); it was not kept"
+        raise RowError(what, fix="run again to ask for it again") from None
+
+
+def check_settings(config: ElevenLabs) -> None:
+    """Refuse, before anything is paid for, audio that could not be read, and an address that would get the key unencrypted."""
+    codec = config.output_format.partition("_")[0]
+    if codec not in _CODECS:
+        fix = f"use a format of {', '.join(_CODECS)}, such as mp3_44100_128"
+        raise UsageError(f"audio as {config.output_format!r} cannot be read", where="elevenlabs.output_format", fix=fix)
+    url = urlsplit(config.base_url or "https://")
+    if url.scheme != "https" and url.hostname not in _LOCAL:
+        what = f"{config.base_url!r} would get your key unencrypted"
+        raise UsageError(what, where="elevenlabs.base_url", fix="use an address that begins with https://")
 
 
 def _client(config: ElevenLabs, key: str):
@@ -82,7 +128,7 @@ def _client(config: ElevenLabs, key: str):
         from elevenlabs.client import ElevenLabs as Client
     except ImportError:
         raise UsageError("the ElevenLabs SDK is not installed", fix="run: pip install 'evoxtral[elevenlabs]'") from None
-    return Client(api_key=key, base_url=config.base_url, timeout=config.timeout_s)
+    return Client(api_key=key, base_url=config.base_url, timeout=config.timeout_s, follow_redirects=False)
 
 
 def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
@@ -110,6 +156,7 @@ def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
             f"ElevenLabs cannot be reached: {type(error).__name__}: {error}", fix="go on with --resume when it can"
         ) from None
     else:
+        _require_speech(content, request)
         write_atomic(config.paid_audio / request.file_name, content)
 
 
@@ -124,7 +171,11 @@ def _explain(error, request: Request, config: ElevenLabs) -> None:
     """Raises what a refusal means: RowError for this text alone, UsageError for the whole run."""
     detail = error.body.get("detail", error.body) if isinstance(error.body, dict) else error.body
     said = detail.get("message", detail) if isinstance(detail, dict) else detail
-    said = " ".join(str(said).split())[:200]
+    said = one_line(said, 200)
+    if 300 <= (error.status_code or 0) < 400:
+        to = one_line((error.headers or {}).get("location", "another address"), 100)
+        what = f"ElevenLabs sends its callers on to {to}, and the key is not sent there"
+        raise UsageError(what, where="elevenlabs.base_url", fix="set it to the service's own address, or to null") from None
     if error.status_code in _NOT_ALLOWED:
         raise UsageError(f"ElevenLabs: {_NOT_ALLOWED[error.status_code]}: {said}", where="ELEVENLABS_API_KEY") from None
     if error.status_code == 404:

@@ -10,7 +10,7 @@ PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
     {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"decoding"}, {"training"}, {"modeling"}, {"corpus"}, {"synthesis"},
     {"data"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"run_folders"}, {"records"}, {"config"}, {"processes"},
-    {"files"}, {"units", "errors", "shipped", "plain_text"},
+    {"files", "reading"}, {"units", "errors", "shipped", "plain_text"},
 ]  # fmt: skip
 # `config` checks tag names and the pre-padding's default, so the text and unit modules lie below it.
 BELOW_CONFIG = {"text.tags", "units", "errors"}

@@ -96,7 +96,7 @@ def test_manifests_scripts_and_sources_take_an_array(write, tag_rules, clip_row)
     assert str(Rejected(str(write("{}", "m.jsonl")), 7, None, "why")).endswith("m.jsonl:7: why")
     scripts, rejected = read_scripts(write('[{"text": "[sighs] oh."}, {"text": 3}, []]'), tag_rules, {})
     assert [script.id for script in scripts] == ["script-00001"]
-    assert [(row["line"], row["reason"].partition(" — ")[0]) for row in rejected] == [
+    assert [(each.line, each.reason.partition(" — ")[0]) for each in rejected] == [
         (2, "`text` is missing or empty"), (3, "a row is a JSON object"),
     ]  # fmt: skip
     found = list(read_source(Source(kind="jsonl", path=str(write('[{"audio": "a.wav"}, 1]'))), "audio", ()))

@@ -73,7 +73,7 @@ def test_a_taxonomy_of_ones_own_takes_the_tables_place(tmp_path):
         ("sound: {laughs: [giggles], sighs: [giggles]}", "'giggles' stands twice"),
         ("sound: [laughs]", "the group 'sound' is not a mapping"),
         ("sound: {'[laughs]': []}", "cannot be a tag"),
-        ("[1", "cannot be read"),
+        ("[1", "not YAML"),
         ("", "not a table of tags"),
     ],
 )

@@ -2,15 +2,20 @@
 
 import codecs
 import json
+import math
 import os
+import types
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import RowError, UsageError
+from .reading import is_open_stream, is_writable, parse_json, shown, why_not_a_file
 
 RowT = TypeVar("RowT")
+_kinds_of = cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,13 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     The number is the line's, from 1, or the place in the array. A row that is not an object comes as the RowError that
     says why. A byte-order mark is skipped. Raises UsageError when there is no such file, or its array is broken.
     """
+    if reason := why_not_a_file(path):
+        what = "no such file" if reason == "does not exist" else reason
+        raise UsageError(what, where=str(path), fix="write it to a file first" if "pipe" in reason else None)
+    return _iter_lines(path)
+
+
+def _iter_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
     try:
         with path.open("rb") as lines:
             begun = False
@@ -115,27 +127,25 @@ def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
                     return
                 begun = True
                 yield number, _row_of_line(text)
-    except FileNotFoundError:
-        raise UsageError("no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise UsageError("is a folder, not a file", where=str(path)) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
 
 def _array(text: bytes, path: Path) -> list[Any]:
     try:
-        return json.loads(text.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return parse_json(text.decode("utf-8"))
+    except (UnicodeDecodeError, RowError) as error:
         fix = "write one JSON object per line, or one array of them"
-        raise UsageError(f"not a JSON array: {error}", where=str(path), fix=fix) from None
+        raise UsageError(f"not a JSON array: {str(error).removeprefix('not JSON: ')}", where=str(path), fix=fix) from None
 
 
 def _row_of_line(text: bytes) -> dict[str, Any] | RowError:
     try:
-        return _row(json.loads(text.decode("utf-8")))
+        return _row(parse_json(text.decode("utf-8")))
     except UnicodeDecodeError:
         return RowError("not UTF-8 text", fix="save the file as UTF-8")
-    except json.JSONDecodeError as error:
-        return RowError(f"not JSON: {error}")
+    except RowError as error:
+        return error
 
 
 def _row(content: Any) -> dict[str, Any] | RowError:
@@ -155,7 +165,16 @@ def _holds_array(path: Path) -> bool:
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """`iter_jsonl` for files whose every row must be good. Raises UsageError with the place of the first that is not."""
-    for number, row in iter_jsonl(path):
+    return _all_good(iter_jsonl(path), path)
+
+
+def read_jsonl_or_stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_jsonl`, also from standard input and from <(…) in a shell, which can be read once."""
+    return _all_good(_iter_lines(path) if is_open_stream(path) else iter_jsonl(path), path)
+
+
+def _all_good(rows: Iterator[tuple[int, dict[str, Any] | RowError]], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in rows:
         if isinstance(row, RowError):
             raise UsageError(str(row), where=row_place(path, number))
         yield number, row
@@ -163,14 +182,43 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def read_rows(path: Path, row_type: type[RowT]) -> list[RowT]:
     """Every row as `row_type`. Raises UsageError with file, row and the field that is off."""
-    rows = []
+    return list(iter_rows(path, row_type))
+
+
+def iter_rows(path: Path, row_type: type[RowT]) -> Iterator[RowT]:
+    """`read_rows`, one row at a time."""
     for number, content in read_jsonl(path):
         try:
-            rows.append(row_type(**content))
-        except TypeError as error:
-            message = str(error).replace(f"{row_type.__name__}.__init__() ", "")
-            raise UsageError(f"not a {row_type.__name__} row: {message}", where=row_place(path, number)) from None
-    return rows
+            yield typed_row(row_type, content)
+        except RowError as error:
+            raise UsageError(f"not a {row_type.__name__} row: {error}", where=row_place(path, number)) from None
+
+
+def typed_row(row_type: type[RowT], content: dict[str, Any]) -> RowT:
+    """A row of `row_type`, each field of the type that the class declares. Raises RowError for the first that is not."""
+    kinds = _kinds_of(row_type)
+    for name, value in content.items():
+        if name in kinds and not _fits(value, kinds[name]):
+            raise RowError(f"`{name}` is {shown(value)}, not of the type {getattr(kinds[name], '__name__', kinds[name])}")
+    try:
+        return row_type(**content)
+    except TypeError as error:
+        raise RowError(str(error).replace(f"{row_type.__name__}.__init__() ", "")) from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a declared type. A whole number is a float too; one that is not finite is none."""
+    if get_origin(kind) is types.UnionType:
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, get_args(kind)[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(each, get_args(kind)[1]) for each in value.values())
+    if kind is str:
+        return isinstance(value, str) and is_writable(value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def dump_row(row: Any) -> str:

@@ -8,6 +8,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
+from ..reading import is_open_stream, is_writable, shown, why_not_a_file
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+_MOST_VALUES = 10_000  # that aliases may add to a document
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,6 +29,8 @@ class _Loader(yaml.SafeLoader):
         seen = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # PyYAML refuses it below
             if key in seen:
                 raise ConfigError(
                     f"duplicate key {key!r} in lines {seen[key]} and {key_node.start_mark.line + 1}",
@@ -67,23 +72,68 @@ def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None =
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text("utf-8")
+        content = read_document(path)
     except FileNotFoundError:
         fix = "copy the shipped ones into this folder with: evoxtral init"
         raise ConfigError("no such config file", where=str(path), fix=fix) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
-    loader = _Loader(text)
-    loader.name = str(path)
-    try:
-        content = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from None
-    finally:
-        loader.dispose()
     if not isinstance(content, dict):
         raise ConfigError("a config is a mapping of keys to values", where=str(path))
     return content
+
+
+def read_document(path: Path) -> Any:
+    """What a YAML file holds. Raises FileNotFoundError, or ConfigError when it cannot be read or is out of bounds."""
+    reason = None if is_open_stream(path) else why_not_a_file(path)
+    if reason == "does not exist":
+        raise FileNotFoundError(path)
+    if reason:
+        raise ConfigError(reason, where=str(path))
+    try:
+        return _parse(path.read_text("utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+    except ValueError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+
+
+def _parse(text: str, name: str) -> Any:
+    """Raises ValueError with what is wrong in the text, or ConfigError for a duplicate key."""
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or holds itself") from None
+    except (AttributeError, LookupError, TypeError) as error:  # `!!timestamp x`, `!!bool x`
+        raise ValueError(f"a value is not what its type says: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raises ValueError where aliases (`*name`) make a small file a huge document, and for text that cannot be written."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            if isinstance(node, yaml.ScalarNode):
+                if "\0" in node.value or not is_writable(node.value):
+                    raise ValueError(f"line {node.start_mark.line + 1}: {shown(node.value)} is no text")
+                sizes[id(node)] = 1
+            else:
+                parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+                sizes[id(node)] = 1 + sum(map(size_of, parts))  # one that holds itself recurses for ever
+        return sizes[id(node)]
+
+    added = size_of(root) - len(sizes)
+    if added > _MOST_VALUES:
+        raise ValueError(f"its aliases (*name) add {added:,} values to it, {_MOST_VALUES:,} are allowed — write them out")
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -94,8 +144,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r} is not of the form a.b=value")
     try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+        parsed = _parse(value, "--set")
+    except ValueError as error:
         raise ConfigError(f"--set {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
     place: Any = content
     for depth, part in enumerate(parts[:-1]):
@@ -160,4 +210,4 @@ def _item_of(annotation: Any) -> Any:
 def _plain(error: dict) -> str:
     if error["type"] == "missing":
         return "is required and missing"
-    return f"{error['msg']} (got {error['input']!r})"
+    return f"{error['msg']} (got {shown(error['input'])})"

@@ -8,33 +8,41 @@ hub       a dataset's id on the hub, or a folder of the same form; streamed, or 
 
 import csv
 import io
-import json
-import re
+import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 
 from ..config.schema import Source
-from ..data.audio import encode_flac, to_model_rate
+from ..data.audio import check_samples, encode_flac, to_model_rate
+from ..data.splits import SPLITS
 from ..errors import RowError, UsageError
 from ..files import write_atomic
+from ..reading import file_name, parse_json, shown, why_not_a_file
 from ..records import iter_jsonl
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au")
 _HAS_A_SCHEMA = ("csv", "parquet", "dataset", "hub")
+_BATCH_BYTES = 64 * 2**20
+_BATCH_ROWS = 64
+_BOMB_BYTES, _BOMB_FACTOR = 2**30, 100  # a group of rows that is larger than the one, and packed tighter than the other
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """`number` in `file`, from 1. `folder`: what a relative audio path is relative to. `split`: the source's own."""
+    """`number` in `file`, from 1. `folder`: what a relative audio path is relative to. `part`: what the file or the split is
+    called within the source, and no other of it. `split`: the source's own."""
 
     file: str
     number: int
     columns: dict[str, Any]
     folder: Path
+    part: str
     split: str | None = None
 
 
@@ -58,11 +66,25 @@ def read_source(source: Source, audio: str, needed: Iterable[str]) -> Iterator[S
         yield row
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All regular files of a folder and those in it, sorted. Raises UsageError for a folder that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(error.filename), fix="change its permissions, or move it")
+
+    paths = [Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(path for path in paths if not why_not_a_file(path))
+
+
 def _path(source: Source, *, folder: bool | None = None) -> Path:
     path = Path(source.path)
-    if not path.exists():
+    reason = why_not_a_file(path)
+    if reason == "does not exist":
         raise UsageError("no such file or folder", where=source.path, fix="set source.path, relative to where you call from")
-    if folder is not None and path.is_dir() != folder:
+    is_folder = reason == "is a folder, not a file"
+    if reason and not is_folder:
+        raise UsageError(reason, where=source.path, fix="set source.path to a file or a folder")
+    if folder is not None and is_folder != folder:
         expected, found = ("a folder", "a file") if folder else ("a file", "a folder")
         what = f"kind {source.kind} expects {expected}, but this is {found}"
         raise UsageError(what, where=source.path, fix="set source.kind or source.path")
@@ -72,25 +94,38 @@ def _path(source: Source, *, folder: bool | None = None) -> Path:
 def _jsonl(source: Source, audio: str) -> Iterator[SourceRow]:
     path = _path(source, folder=False)
     for number, row in iter_jsonl(path):
-        yield SourceRow(str(path), number, {"(error)": str(row)} if isinstance(row, RowError) else row, path.parent)
+        yield SourceRow(str(path), number, _error(row) if isinstance(row, RowError) else row, path.parent, path.stem)
+
+
+def _error(reason: RowError | str) -> dict[str, Any]:
+    """The columns of a row that cannot be read."""
+    return {"(error)": str(reason)}
 
 
 def _csv(source: Source, audio: str) -> Iterator[SourceRow]:
     path = _path(source, folder=False)
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # What is not UTF-8 is half characters in its own field, and a fault of its own row.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey="(no header)", strict=True)
         try:
-            for row in rows:
-                yield SourceRow(str(path), rows.line_num, row, path.parent)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UsageError(f"not a CSV file in UTF-8: {error}", where=f"{path}:{rows.line_num}") from None
+            rows.fieldnames  # noqa: B018 - reads the header
+        except csv.Error as error:
+            raise UsageError(f"its header is not CSV: {error}", where=str(path)) from None
+        while True:
+            try:
+                columns = next(rows, None)
+            except csv.Error as error:
+                columns = _error(f"not CSV: {error}")
+            if columns is None:
+                return
+            yield SourceRow(str(path), rows.line_num, columns, path.parent, path.stem)
 
 
 def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
     root = _path(source, folder=True)
-    files = [each for each in root.rglob("*") if each.is_file()]
-    sounds = sorted(each for each in files if each.suffix.lower() in AUDIO_SUFFIXES)
+    files = files_in(root)
+    sounds = [each for each in files if each.suffix.lower() in AUDIO_SUFFIXES]
     alone = {each for each in files if each.suffix.lower() in (".txt", ".json")}
     if not sounds:
         raise UsageError("no audio file in it", where=str(root), fix=f"looked for {', '.join(AUDIO_SUFFIXES)}")
@@ -98,44 +133,68 @@ def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
     for number, path in enumerate(sounds, start=1):
         sidecars = [path.with_suffix(suffix) for suffix in (".json", ".txt") if path.with_suffix(suffix).is_file()]
         alone -= set(sidecars)
-        columns: dict[str, Any] = {audio: path.relative_to(root).as_posix(), "file": path.relative_to(root).as_posix()}
+        name = path.relative_to(root)
+        columns: dict[str, Any] = {audio: name.as_posix(), "file": name.as_posix()}
         if sidecars:
             columns |= _sidecar(sidecars[0])
-        yield SourceRow(str(path), number, columns, root)
+        yield SourceRow(str(path), number, columns, root, name.with_suffix("").as_posix())
     for extra, path in enumerate(sorted(alone), start=number + 1):
-        yield SourceRow(
-            str(path), extra, {"file": path.relative_to(root).as_posix(), "(error)": "there is no audio file of this name"}, root
-        )
+        name = path.relative_to(root)
+        columns = {"file": name.as_posix()} | _error("there is no audio file of this name")
+        yield SourceRow(str(path), extra, columns, root, name.with_suffix("").as_posix())
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         if path.suffix == ".txt":
             return {"text": text.strip()}
-        content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return {"(error)": f"{path.name} cannot be read: {error}"}
-    return content if isinstance(content, dict) else {"(error)": f"{path.name} is no JSON object"}
+        content = parse_json(text)
+    except (OSError, UnicodeDecodeError, RowError) as error:
+        return _error(f"{path.name} cannot be read: {error}")
+    return content if isinstance(content, dict) else _error(f"{path.name} is no JSON object")
 
 
 def _parquet(source: Source, audio: str) -> Iterator[SourceRow]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
+    """A folder in it that is called as a split (`train/0000.parquet`) is its files' split."""
     path = _path(source)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [each for each in files_in(path) if each.suffix == ".parquet"] if path.is_dir() else [path]
     if not files:
         raise UsageError("no .parquet file in it", where=str(path))
     for file in files:
-        number = 0
-        try:
-            for batch in ParquetFile(file).iter_batches(batch_size=64):
-                for columns in batch.to_pylist():
-                    number += 1
-                    yield SourceRow(str(file), number, columns, file.parent)
-        except pyarrow.ArrowInvalid as error:
-            raise UsageError(f"not a Parquet file: {error}", where=str(file)) from None
+        name = file.relative_to(path) if path.is_dir() else Path(file.name)
+        splits = [each for each in name.parent.parts if each in (source.splits or SPLITS)]
+        part, split = name.with_suffix("").as_posix(), splits[-1] if splits else None
+        for number, columns in enumerate(_parquet_rows(file), start=1):
+            yield SourceRow(str(file), number, columns, file.parent, part, split)
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """All rows, in batches of so few that they fit into memory if each is as large as its whole group: a value that is stored
+    once may stand in every row."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file, buffer_size=2**20) as table:
+            for index in range(table.metadata.num_row_groups):
+                size, stored = table.metadata.row_group(index).total_byte_size, file.stat().st_size
+                if size > _BOMB_BYTES and size > _BOMB_FACTOR * stored:
+                    what = f"{stored:,} bytes expand to {size:,}, in one group of rows"
+                    raise UsageError(what, where=str(file), fix="write it again in smaller groups of rows")
+                rows = min(max(_BATCH_BYTES // max(size, 1), 1), _BATCH_ROWS)
+                for batch in table.iter_batches(batch_size=rows, row_groups=[index]):
+                    for row in range(len(batch)):
+                        yield _parquet_row(batch, row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"not a Parquet file: {' '.join(str(error).split())[:200]}", where=str(file)) from None
+
+
+def _parquet_row(batch, row: int) -> dict[str, Any]:
+    try:
+        return {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's
+        return _error(f"holds a value that cannot be read: {error}")
 
 
 def _saved(source: Source, audio: str) -> Iterator[SourceRow]:
@@ -144,7 +203,7 @@ def _saved(source: Source, audio: str) -> Iterator[SourceRow]:
     path = _path(source, folder=True)
     try:
         loaded = load_from_disk(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"not a dataset saved by `datasets`: {error}", where=str(path)) from None
     yield from _of_datasets(loaded, source, audio, path)
 
@@ -166,7 +225,9 @@ def _hub(source: Source, audio: str) -> Iterator[SourceRow]:
 
 
 def _of_datasets(loaded, source: Source, audio: str, path: Path) -> Iterator[SourceRow]:
+    import pyarrow
     from datasets import Audio
+    from datasets.exceptions import DatasetsError
 
     parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
     wanted = list(source.splits) if source.splits and None not in parts else list(parts)
@@ -175,11 +236,15 @@ def _of_datasets(loaded, source: Source, audio: str, path: Path) -> Iterator[Sou
         raise UsageError(f"has no split {absent[0]!r}", where=str(path), fix=f"its splits: {', '.join(parts)}: set source.splits")
     for name in wanted:
         part = parts[name]
+        file = f"{path}[{name}]" if name else str(path)
         # The bytes as they are: decoding is this project's own, and needs no further package.
         if part.features is None or isinstance(part.features.get(audio), Audio):
             part = part.cast_column(audio, Audio(decode=False))
-        for number, columns in enumerate(part, start=1):
-            yield SourceRow(f"{path}[{name}]" if name else str(path), number, columns, path, name)
+        try:
+            for number, columns in enumerate(part, start=1):
+                yield SourceRow(file, number, columns, path, name or path.stem, name)
+        except (OSError, ValueError, pyarrow.ArrowException, DatasetsError) as error:
+            raise UsageError(f"cannot be read: {' '.join(str(error).split())[:200]}", where=file) from None
 
 
 def place_audio(value: Any, row: SourceRow, output: Path, identity: str) -> Path:
@@ -188,38 +253,49 @@ def place_audio(value: Any, row: SourceRow, output: Path, identity: str) -> Path
     `value`: a path, bytes, {bytes, path} or {array, sampling_rate}. Raises RowError when there is no audio in it.
     """
     if isinstance(value, dict) and value.get("array") is not None:
-        import numpy as np
-
-        samples = np.asarray(value["array"], np.float32)
-        samples = samples.mean(axis=0) if samples.ndim == 2 else samples
+        samples = _samples_of(value["array"], value.get("sampling_rate"))
         path = output / "audio" / f"{file_name(identity)}.flac"
-        write_atomic(path, encode_flac(to_model_rate(samples, int(value["sampling_rate"]))))
+        write_atomic(path, encode_flac(samples))
         return path
     content, name = value, None
     if isinstance(value, dict):
         content, name = value.get("bytes"), value.get("path")
     if isinstance(content, bytes):
-        suffix = Path(name).suffix if name and Path(name).suffix.lower() in AUDIO_SUFFIXES else _suffix_of(content)
-        path = output / "audio" / f"{file_name(identity)}{suffix.lower()}"
+        suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
+        suffix = suffix if suffix in AUDIO_SUFFIXES else _suffix_of(content)
+        path = output / "audio" / f"{file_name(identity)}{suffix}"
         write_atomic(path, content)
         return path
     name = name or content
     if not isinstance(name, str) or not name.strip():
         raise RowError("there is no audio in this row", fix="set columns.audio")
     path = row.folder / name
-    if not path.is_file():
+    reason = why_not_a_file(path)
+    if reason in ("does not exist", "is a folder, not a file"):
         raise RowError(f"no such audio file: {path}", fix=f"paths are relative to {row.folder}")
+    if reason:
+        raise RowError(f"the audio file {reason}: {path}")
     return path
 
 
-def file_name(identity: str) -> str:
-    """An id as the name of a file: "book 1/p. 3" -> "book-1-p.-3"."""
-    return re.sub(r"[^\w.-]+", "-", identity).strip("-.") or "clip"
+def _samples_of(array: Any, rate_hz: Any) -> np.ndarray:
+    """An array of samples, as JSON or Parquet holds it, to mono float32 at 16 kHz: of two axes the shorter is the channels'."""
+    fix = "write one list of samples, or one for each channel"
+    if not isinstance(rate_hz, int | float) or isinstance(rate_hz, bool) or not math.isfinite(rate_hz):
+        raise RowError(f"`sampling_rate` of the audio is {shown(rate_hz)}", fix="write it beside `array`, in Hz")
+    try:
+        samples = np.asarray(array, np.float32)
+    except (TypeError, ValueError, OverflowError):  # lists of several lengths, or no numbers
+        raise RowError("`array` of the audio is no array of numbers", fix=fix) from None
+    if samples.ndim not in (1, 2) or samples.size == 0:
+        raise RowError(f"`array` of the audio has the shape {samples.shape}", fix=fix)
+    check_samples(samples)
+    return to_model_rate(samples if samples.ndim == 1 else samples.mean(axis=int(np.argmin(samples.shape))), int(rate_hz))
 
 
 def _suffix_of(content: bytes) -> str:
     try:
         kind = soundfile.info(io.BytesIO(content)).format
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except soundfile.SoundFileError as error:
         raise RowError(f"audio cannot be read: {error}", fix="is it a whole WAV, FLAC, OGG or MP3 file?") from None
     return f".{kind.lower()}" if f".{kind.lower()}" in AUDIO_SUFFIXES else ".wav"

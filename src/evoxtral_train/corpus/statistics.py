@@ -1,5 +1,6 @@
 """What a corpus holds, in numbers, and what practice would say of them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -137,7 +138,8 @@ def advise(found: Statistics) -> list[str]:
 def histogram(durations_s: list[float], most_bins: int = 30) -> list[tuple[float, int]]:
     """(lower edge in s, clips), in bins of a whole or half number of seconds."""
     longest = max(durations_s)
-    width = next(each for each in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600) if longest / each <= most_bins or each == 3600)
+    width = next((each for each in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600) if longest / each <= most_bins), None)
+    width = width or 3600 * math.ceil(longest / most_bins / 3600)
     counts = Counter(int(duration / width) for duration in durations_s)
     return [(index * width, counts[index]) for index in range(max(counts) + 1)]
 

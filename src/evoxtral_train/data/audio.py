@@ -1,6 +1,12 @@
-"""Audio files to mono float32 at 16 kHz: any format libsndfile reads, any rate, any channels."""
+"""Audio files to mono float32 at 16 kHz: any format libsndfile reads, any rate, any channels.
+
+What a header says is not believed: a length sizes nothing, the samples are counted as they are decoded, and a file that holds
+less than it promises is refused, not packed at half its length.
+"""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,56 +15,100 @@ import soundfile
 import soxr
 
 from ..errors import RowError
-from ..units import SAMPLE_RATE_HZ
+from ..reading import why_not_a_file
+from ..units import SAMPLE_RATE_HZ, TOKEN_S
+from .containers import is_cut_off, promised_share
+
+LOUDEST = 16.0
+"""Times full scale (+24 dB): no recording reaches it. What does was never scaled to ±1 (floats of 16-bit numbers reach 32,768)
+or is no sound; and far beyond it the power, so the mel, is no finite float32."""
+_RATES_HZ = (1_000, 768_000)  # of recorders, and room beside
+_BLOCK_FRAMES = 8192
+_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's, for a FLAC that was written to a stream
+_BELIEVED_S = 3600.0  # a longer clip is counted, not looked up
+
+
+class _Sound(soundfile.SoundFile):
+    """Read from start to end. soundfile seeks after every block otherwise, which fails where the length is unknown."""
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def promised(self) -> int | None:
+        """The frames that the header says."""
+        return None if self.frames == _UNKNOWN_FRAMES else self.frames
+
+    def all_blocks(self) -> Iterator[np.ndarray]:
+        """float32 [frames, channels]. Raises RowError when the file turns out to be empty, or to hold less than it says."""
+        frames, stopped = 0, False
+        try:
+            while len(block := self.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                frames += len(block)
+                yield block
+        except soundfile.LibsndfileError:
+            stopped = True
+        if stopped and self.promised is None:
+            raise _cut_short("it cannot be decoded further", frames, self.samplerate)
+        if self.promised is not None and self.promised - frames > TOKEN_S * self.samplerate:
+            raise _cut_short(f"its header says {self.promised / self.samplerate:.1f} s", frames, self.samplerate)
+        if not frames:
+            raise RowError("audio is empty")
 
 
 def read_audio(path: Path, max_seconds: float) -> np.ndarray:
     """float32 [samples] at 16 kHz; channels are averaged, other rates resampled with soxr (HQ).
 
-    Raises RowError when the file is missing, unreadable, empty, longer than `max_seconds` or
-    holds a sample that is not finite.
+    Raises RowError when the file is missing, unreadable, cut short, empty, longer than `max_seconds`, or holds a sample that
+    is not finite or beyond `LOUDEST`.
     """
-    if not path.is_file():
-        raise RowError(f"no such audio file: {path}", fix="paths are relative to the manifest")
+    _require_file(path)
     return decode_audio(path, max_seconds)
 
 
 def decode_audio(source: Path | BinaryIO, max_seconds: float = float("inf")) -> np.ndarray:
     """As `read_audio`, also from a file's bytes."""
-    try:
-        with soundfile.SoundFile(source) as file:
-            seconds = file.frames / file.samplerate
-            if file.frames == 0:
-                raise RowError(f"audio is empty: {source}")
-            if seconds > max_seconds:
-                raise RowError(
-                    f"audio lasts {seconds:.1f} s, the limit is {max_seconds:g} s", fix="cut it, or raise audio.max_seconds"
-                )
-            samples, rate_hz = file.read(dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise RowError(f"audio cannot be read: {error}", fix="is it a whole WAV, FLAC, OGG or MP3 file?") from None
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise RowError(f"audio holds {int((~np.isfinite(mono)).sum())} samples that are not finite", fix="export it again")
-    mono = to_model_rate(mono, rate_hz)
+    with _opened(source) as file:
+        parts, frames, rate_hz = [], 0, file.samplerate
+        for block in file.all_blocks():
+            frames += len(block)
+            if frames > max_seconds * rate_hz:
+                lasts = f"{max(file.promised, frames) / rate_hz:.1f} s" if file.promised else f"more than {max_seconds:g} s"
+                raise RowError(f"audio lasts {lasts}, the limit is {max_seconds:g} s", fix="cut it, or raise audio.max_seconds")
+            parts.append(check_samples(block).mean(axis=1))
+    mono = to_model_rate(np.concatenate(parts), rate_hz)
     if len(mono) == 0:
-        raise RowError(f"audio is empty: {source}")
+        raise RowError("audio is empty")
     return mono
 
 
+def check_samples(samples: np.ndarray) -> np.ndarray:
+    """The samples, as they are. Raises RowError for one that is not finite or beyond `LOUDEST`."""
+    if not np.isfinite(samples).all():
+        raise RowError(f"audio holds {int((~np.isfinite(samples)).sum())} samples that are not finite", fix="export it again")
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > LOUDEST:
+        raise RowError(f"audio reaches {peak:.3g} times full scale, the limit is {LOUDEST:g}", fix="scale it to ±1")
+    return samples
+
+
 def to_model_rate(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Mono samples at `rate_hz` -> float32 at 16 kHz."""
+    """Mono samples at `rate_hz` -> float32 at 16 kHz. Raises RowError for a rate that no recorder has."""
+    low, high = _RATES_HZ
+    if not low <= rate_hz <= high:
+        raise RowError(f"audio has a sample rate of {rate_hz} Hz", fix=f"resample it to between {low:,} and {high:,} Hz")
     if rate_hz != SAMPLE_RATE_HZ:
         samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ)
     return np.ascontiguousarray(samples, np.float32)
 
 
 def duration_of(path: Path) -> float:
-    """Seconds, from the file's header alone. Raises RowError when there is none to read."""
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise RowError(f"audio cannot be read: {error}") from None
+    """Seconds, from the file's header; counted where that does not say, or says more than an hour. Raises RowError when there
+    is no audio to read, or less than the header says."""
+    _require_file(path)
+    with _opened(path) as file:
+        frames = file.frames if file.frames <= _BELIEVED_S * file.samplerate else sum(map(len, file.all_blocks()))
+        return frames / file.samplerate
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
@@ -66,3 +116,44 @@ def encode_flac(samples: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def _require_file(path: Path) -> None:
+    reason = why_not_a_file(path)
+    if reason in ("does not exist", "is a folder, not a file"):
+        raise RowError(f"no such audio file: {path}", fix="paths are relative to the manifest")
+    if reason:
+        raise RowError(f"the audio file {reason}: {path}")
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[_Sound]:
+    """Raises RowError where there is no audio in it, or where the file ends before its container does."""
+    try:
+        with source.open("rb") if isinstance(source, Path) else source as content:
+            share, cut_off = promised_share(content), is_cut_off(content)
+            content.seek(0)
+            with _sound(content) as file:
+                rate_hz = file.samplerate
+                if share is not None and file.frames * (share - 1) > TOKEN_S * rate_hz:
+                    raise _cut_short(f"its header says {file.frames * share / rate_hz:.1f} s", file.frames, rate_hz)
+                if cut_off:
+                    raise _cut_short("its last page is missing", file.frames, rate_hz)
+                yield file
+    except soundfile.SoundFileError as error:
+        what = getattr(error, "error_string", str(error)).removeprefix("Error : ")
+        raise RowError(f"audio cannot be read: {what}", fix="is it a whole WAV, FLAC, OGG or MP3 file?") from None
+    except OSError as error:
+        raise RowError(f"audio cannot be read: {error.strerror or error}") from None
+
+
+def _sound(content: BinaryIO) -> _Sound:
+    try:
+        return _Sound(content)
+    except TypeError:  # soundfile goes by the name x.raw
+        raise RowError("audio has no header", fix="raw samples need one: make it a WAV file") from None
+
+
+def _cut_short(promise: str, frames: int, rate_hz: int) -> RowError:
+    what = f"audio is cut short: {promise}, {frames / rate_hz:.1f} s are there"
+    return RowError(what, fix="copy it again, or leave the row out")

@@ -2,18 +2,26 @@
 the good ones go on; nothing is dropped silently."""
 
 import hashlib
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import RowError, UsageError
+from ..reading import is_writable, shown, writable
 from ..records import iter_jsonl, row_place
 from ..text import tags as tag_text
 from ..text.taxonomy import TagRules
 from .splits import SPLITS, split_of_sentence
 
-FIELDS = ("id", "audio", "text", "split", "speaker", "source", "license", "words", "events")
+_LINES = ("id", "audio", "split", "speaker", "source", "license", "language")
+_SPANS = {"words": "word", "events": "tag"}
+FIELDS = (*_LINES, "text", *_SPANS)
+_NO_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # control characters that are not white space
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class ManifestRow:
     speaker: str | None = None
     source: str | None = None
     license: str | None = None
+    language: str | None = None
     words: list[dict] = field(default_factory=list)
     events: list[dict] = field(default_factory=list)
 
@@ -41,6 +50,12 @@ class Rejected:
     line: int
     id: str | None
     reason: str
+
+    @classmethod
+    def of(cls, file: Path | str, line: int, identity: Any, error: RowError) -> "Rejected":
+        """The one place where what is wrong with a row becomes a rejection, which can be written whatever the row holds."""
+        name = writable(identity, 200) if isinstance(identity, str) else None
+        return cls(writable(str(file)), line, name, writable(str(error)))
 
     def __str__(self) -> str:
         return f"{row_place(Path(self.file), self.line)}: {self.reason}"
@@ -69,7 +84,7 @@ def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> 
             first_lines[key] = number
             yield row
         except RowError as error:
-            yield Rejected(str(path), number, identity if isinstance(identity, str) else None, str(error))
+            yield Rejected.of(path, number, identity, error)
     if not rows:
         raise UsageError("the manifest is empty", where=str(path))
 
@@ -96,30 +111,61 @@ def _rows(path: Path) -> Iterator[tuple[int, dict | RowError]]:
 
 
 def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Counter | None) -> ManifestRow:
-    unknown = sorted(set(content) - set(FIELDS))
-    if unknown:
-        raise RowError(f"unknown field {unknown[0]!r}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
     for name in ("id", "audio", "text"):
-        value = content.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if content.get(name) in (None, "", []) or str(content[name]).isspace():
             raise RowError(f"`{name}` is missing or empty", fix="every row needs id, audio and text")
+    check_fields(content)
     text = rules.apply(content["text"], tally)
     split = content.get("split") or split_of_sentence(tag_text.strip_tags(text))
-    if split not in SPLITS:
-        raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
-    for name in ("words", "events"):
-        entries = content.get(name) or []
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            what = "word" if name == "words" else "tag"
-            raise RowError(f"`{name}` is not a list of objects", fix=f"{{{what}, start_s, end_s}} each")
     return ManifestRow(
         id=content["id"], audio=folder / content["audio"], text=text, split=split, line=line,
-        speaker=content.get("speaker"), source=content.get("source"), license=content.get("license"),
+        **{name: content.get(name) for name in ("speaker", "source", "license", "language")},
         words=content.get("words") or [], events=rename_events(content.get("events") or [], rules),
     )  # fmt: skip
 
 
+def check_fields(content: dict[str, Any]) -> None:
+    """Raises RowError for the first field that a manifest does not have, or whose value is not of its kind. None and an
+    empty list or text are a field that is not there."""
+    for name, value in content.items():
+        if name not in FIELDS:
+            raise RowError(f"unknown field {shown(name)}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
+        if value in (None, "", []):
+            continue
+        (_check_spans if name in _SPANS else _check_text)(name, value)
+        if name == "split" and value not in SPLITS:
+            raise RowError(f"unknown split {shown(value)}", fix=f"use one of {', '.join(SPLITS)}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise RowError(f"`{name}` is {shown(value)}, not text", fix="put it in quotes, or leave it out")
+    if not is_writable(value):
+        raise RowError(f"`{name}` holds half of a character: {shown(value)}", fix="save the file as UTF-8")
+    if found := (_NO_LINE if name in _LINES else _NO_TEXT).search(value):
+        raise RowError(f"`{name}` holds the control character {shown(found.group())}", fix="take it out")
+
+
+def _check_spans(name: str, value: Any) -> None:
+    what = _SPANS[name]
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise RowError(f"`{name}` is not a list of objects", fix=f"{{{what}, start_s, end_s}} each")
+    for entry in value:
+        _check_text(what, entry.get(what))
+        span_of(entry)
+
+
+def span_of(entry: dict) -> tuple[float, float]:
+    """(start_s, end_s) of a word or event. Raises RowError for times that are none."""
+    span = entry.get("start_s"), entry.get("end_s")
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in span):
+        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="start_s and end_s are seconds")
+    if not 0 <= span[0] <= span[1]:
+        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="it must be 0 ≤ start_s ≤ end_s")
+    return float(span[0]), float(span[1])
+
+
 def rename_events(events: list[dict], rules: TagRules) -> list[dict]:
     """Events under the names that their tags have in the text; those of tags that are left out go too."""
-    renamed = [{**event, "tag": rules.tag_of(str(event.get("tag", "")))} for event in events]
+    renamed = [{**event, "tag": rules.tag_of(event["tag"])} for event in events]
     return [event for event in renamed if event["tag"] is not None]

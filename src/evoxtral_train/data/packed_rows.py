@@ -20,7 +20,7 @@ from .audio import read_audio
 from .clock import Clock
 from .features import log_mel, trim_silence
 from .manifest import ManifestRow
-from .timing import events_of, timed_target
+from .timing import check_ends, events_of, timed_target
 
 
 def target_text(text: str, target: str) -> str:
@@ -64,6 +64,7 @@ def prepare_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -
 
 def columns_of(row: ManifestRow, samples: int, config: PackConfig, processor, clock: Clock) -> dict:
     """The columns of a row but the mel, for a clip of so many `samples`. Raises RowError when the target does not fit."""
+    check_ends(row, samples / SAMPLE_RATE_HZ)
     target = target_text(row.text, config.target)
     if config.target == "text" and not target:
         raise RowError("no words to learn: the text holds tags alone", fix="use target: tags, or leave the row out")
@@ -90,6 +91,8 @@ def pack_row(row: ManifestRow, config: PackConfig, folder: Path, processor, cloc
     """All columns of a row packed into `folder`, keys as in the schema. Raises RowError."""
     prepared = prepare_row(row, config, processor, clock)
     mel = log_mel(prepared.samples, prepared.columns["row_tokens"], processor.feature_extractor, clock)
+    if not np.isfinite(mel).all():  # cannot be, as `read_audio` bounds the samples; and must never be trained on
+        raise RowError("the mel of this audio is not finite", fix="export it again")
     kept, start = trim_silence(mel)
     audio = os.path.relpath(row.audio.resolve(), folder)
     packed_mel = np.ascontiguousarray(kept, np.float32).tobytes()

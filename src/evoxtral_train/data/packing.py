@@ -163,7 +163,7 @@ class _Worker:
                 try:
                     packed = pack_row(entry, self._config, self._folder, self._processor, self._clock)
                 except RowError as error:
-                    rejected.append(Rejected(str(self._config.manifest), entry.line, entry.id, str(error)))
+                    rejected.append(Rejected.of(self._config.manifest, entry.line, entry.id, error))
                     continue
                 counts[entry.split] += 1
                 described = {key: value for key, value in packed.items() if key not in ("mel", "audio")}

@@ -13,8 +13,10 @@ written with the first of them, and a sound at its own end:
 from itertools import accumulate
 
 from ..errors import RowError
+from ..reading import shown
 from ..text.tags import canonical, parse
-from .manifest import ManifestRow
+from ..units import TOKEN_S
+from .manifest import ManifestRow, span_of
 
 Timed = tuple[str, float]
 """What is written, and the second at which it has been heard."""
@@ -55,8 +57,19 @@ def timed_target(row: ManifestRow, target: str) -> list[Timed]:
 
 
 def events_of(row: ManifestRow) -> list[tuple[str, float, float]]:
-    """(tag, start_s, end_s) of the row's events. Raises RowError for one without a name or with bad times."""
-    return [(canonical(str(event.get("tag", ""))), *_span(event)) for event in row.events]
+    """(tag, start_s, end_s) of the row's events."""
+    return [(canonical(event["tag"]), *span_of(event)) for event in row.events]
+
+
+def check_ends(row: ManifestRow, duration_s: float) -> None:
+    """Raises RowError for a word or event that ends after the clip, by more than one audio token (80 ms)."""
+    for entry in (*row.words, *row.events):
+        if span_of(entry)[1] > duration_s + TOKEN_S:
+            what = entry.get("word") or f"[{entry['tag']}]"
+            raise RowError(
+                f"{shown(what)} ends at {entry['end_s']:.6g} s, but the clip at {duration_s:.2f} s",
+                fix="is this the right audio, and all of it?",
+            )
 
 
 def words_of(text: str) -> list[str]:
@@ -76,7 +89,7 @@ def _word_ends(row: ManifestRow, words: list[str]) -> list[float]:
             f"layout aligned needs the time of every word: the text has {len(words)}, `words` has {len(row.words)}",
             fix="give each word of the text its start_s and end_s, or use layout deferred",
         )
-    return [_span(each)[1] for each in row.words]
+    return [span_of(each)[1] for each in row.words]
 
 
 def _spans_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
@@ -93,10 +106,3 @@ def _spans_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
             )
     ordered = {name: iter(sorted(found)) for name, found in spans.items()}
     return [next(ordered[tag]) for tag in tags]
-
-
-def _span(entry: dict) -> tuple[float, float]:
-    start, end = entry.get("start_s"), entry.get("end_s")
-    if not all(isinstance(each, int | float) for each in (start, end)) or not 0 <= start <= end:
-        raise RowError(f"bad times of a word or event: {entry}", fix="start_s and end_s are seconds, 0 ≤ start_s ≤ end_s")
-    return float(start), float(end)

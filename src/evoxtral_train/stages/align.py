@@ -123,7 +123,7 @@ def _align_all(
         try:
             samples = len(clips.samples(index))
         except RowError as error:
-            rejected.append(Rejected(str(config.manifest), row.line, row.id, str(error)))
+            rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
             continue
         heard = samples_to_tokens(samples)
         row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
@@ -142,8 +142,9 @@ def _align_all(
                 alignment = align(row.text, words, durations[row.id], taxonomy)
                 share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
                 if share < config.min_heard_share:
-                    reason = f"the base wrote only {share:.0%} of the words: {' '.join(word for word, _ in words)[:80]!r}"
-                    rejected.append(Rejected(str(config.manifest), row.line, row.id, reason))
+                    written = " ".join(word for word, _ in words)
+                    error = RowError(f"the base wrote only {share:.0%} of the words: {written[:80]!r}")
+                    rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
                 else:
                     found[row.id] = alignment
             bar.advance(len(completions))
@@ -153,7 +154,7 @@ def _align_all(
 def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
     """A manifest row whose audio is found from `folder`."""
     content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
-    content |= {name: value for name in ("speaker", "source", "license") if (value := getattr(row, name))}
+    content |= {name: value for name in ("speaker", "source", "license", "language") if (value := getattr(row, name))}
     return content | {"words": words, "events": events}
 
 

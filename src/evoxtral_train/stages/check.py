@@ -37,7 +37,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
             try:
                 prepared = prepare_row(row, config, processor, clock)
             except RowError as error:
-                found.append(Finding(row.line, row.id, "rejected", str(error)))
+                found.append(Finding(row.line, row.id, "rejected", Rejected.of(config.manifest, row.line, row.id, error).reason))
                 continue
             sound = Sound.of(prepared.samples)
             found += check_sound(row, sound, config.check)

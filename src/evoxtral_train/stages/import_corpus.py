@@ -1,6 +1,6 @@
 """`evoxtral data import`: a corpus of any shape to a manifest."""
 
-import json
+import math
 import os
 import time
 from collections import Counter
@@ -12,13 +12,14 @@ from typing import Any
 
 from .. import shipped
 from ..config.schema import ImportConfig
-from ..corpus.sources import SourceRow, place_audio, read_source
+from ..corpus.sources import SourceRow, files_in, place_audio, read_source
 from ..corpus.transcripts import forbids_commercial_use, tagged_transcript
-from ..data.manifest import Rejected, rename_events
+from ..data.manifest import Rejected, check_fields, rename_events
 from ..data.splits import SPLITS, deal
 from ..errors import RowError, UsageError
 from ..files import fingerprint_files, fingerprint_text
 from ..progress import Progress, format_seconds
+from ..reading import parse_json, shown, writable
 from ..records import JsonlAppender, read_jsonl
 from ..runs import Options, Run, check_output
 from ..synthesis.scripts import check_script
@@ -48,8 +49,8 @@ def run(config: ImportConfig, options: Options) -> Report:
     if path.is_file():
         inputs["source"] = fingerprint_files([path])
     elif path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        inputs["source"] = fingerprint_text("".join(f"{each}\0{each.stat().st_size}\n" for each in files))
+        sizes = (f"{writable(str(each))}\0{each.stat().st_size}\n" for each in files_in(path))
+        inputs["source"] = fingerprint_text("".join(sizes))
     check_output(config.output, "data import", asked, inputs, options, [path])
     source = _rows(config)
     first = next(source, None)  # whatever is wrong with the source as a whole shows here, before anything is written
@@ -154,52 +155,66 @@ def _import_row(row: SourceRow, config: ImportConfig, rules: TagRules, output: P
         if row.columns.get("(no header)"):
             raise RowError("more fields than the header names", fix="quote fields that hold the delimiter")
         identity = _identity(row, config)
+        check_fields({"id": identity})
         tally: Counter = Counter()
         content = _manifest_row(row, identity, config, rules, tally)
         if identity in ids:
             raise RowError(f"duplicate id, first seen in row {ids[identity]}", fix="give each clip its own id")
         path = place_audio(_value(row, config.columns.audio), row, output, identity)
-        ids[identity] = row.number
         content["audio"] = os.path.relpath(path, output)
+        check_fields(content)
+        ids[identity] = row.number
         return {"number": row.number, "row": content, "changes": [[*change, count] for change, count in tally.items()]}
     except RowError as error:
-        return {"rejected": vars(Rejected(row.file, row.number, identity, str(error)))}
+        return {"rejected": vars(Rejected.of(row.file, row.number, identity, error))}
 
 
 def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: TagRules, tally: Counter) -> dict:
+    """All of it but the audio. Raises RowError for what a manifest would not take."""
     columns = config.columns
     text = _value(row, columns.text)
-    if not isinstance(text, str) or not text.strip():
+    if text is None or text == "" or str(text).isspace():
         raise RowError(f"`{columns.text}` is empty", fix="every clip needs its transcript")
+    check_fields({"text": text})
     tagged = tagged_transcript(text, row.columns, config.transcript)
     named = rules.apply(tagged, tally)
     if columns.plain_text or columns.tags_used:
         check_script(tagged, *(_value(row, name) if name else None for name in (columns.plain_text, columns.tags_used)))
     content = {"id": identity, "audio": "", "text": named, "split": _given_split(row, config)}
     content["source"] = config.source.path
-    license_name = _value(row, columns.license) if columns.license else config.license
+    license_name = _name(row, columns.license) if columns.license else config.license
     if license_name:
-        _check_license(str(license_name), config, RowError)
-        content["license"] = str(license_name)
-    if columns.speaker and _value(row, columns.speaker) not in (None, ""):
-        content["speaker"] = str(_value(row, columns.speaker))
+        _check_license(license_name, config, RowError)
+        content["license"] = license_name
+    if columns.speaker and (speaker := _name(row, columns.speaker)):
+        content["speaker"] = speaker
     if columns.words:
         content["words"] = _listed(row, columns.words)
     if columns.events:
-        content["events"] = rename_events(_listed(row, columns.events), rules)
+        content["events"] = _listed(row, columns.events)
+    check_fields(content)
+    if columns.events:
+        content["events"] = rename_events(content["events"], rules)
     return content
 
 
 def _identity(row: SourceRow, config: ImportConfig) -> str:
     if config.columns.id:
-        value = _value(row, config.columns.id)
-        if value in (None, ""):
+        identity = _name(row, config.columns.id)
+        if not identity:
             raise RowError(f"`{config.columns.id}` is empty", fix="give each clip its own id, or set columns.id to null")
-        return str(value)
-    if config.source.kind == "folder":
-        return Path(row.columns["file"]).with_suffix("").as_posix()
-    prefix = row.split or Path(row.file).stem
-    return f"{prefix}-{row.number:06d}"
+        return identity
+    return row.part if config.source.kind == "folder" else f"{row.part}-{row.number:06d}"
+
+
+def _name(row: SourceRow, column: str) -> str:
+    """An id, a speaker, a license, a split: text, or a number that stands for it; "" where there is none."""
+    value = _value(row, column)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (math.inf, -math.inf):
+        raise RowError(f"`{column}` is {shown(value)}, not a name", fix="write text or a number")
+    return str(value)
 
 
 def _value(row: SourceRow, column: str) -> Any:
@@ -208,28 +223,28 @@ def _value(row: SourceRow, column: str) -> Any:
     return row.columns[column]
 
 
-def _listed(row: SourceRow, column: str) -> list[dict]:
+def _listed(row: SourceRow, column: str) -> Any:
+    """The words or events, also as JSON in a table's cell; not checked yet."""
     value = _value(row, column)
-    if isinstance(value, str):  # a table's cell
+    if isinstance(value, str):
         try:
-            value = json.loads(value or "[]")
-        except json.JSONDecodeError as error:
-            raise RowError(f"`{column}` is not JSON: {error}") from None
-    value = value or []
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise RowError(f"`{column}` is not a list of objects", fix="{word or tag, start_s, end_s} each")
-    return value
+            value = parse_json(value or "[]")
+        except RowError as error:
+            raise RowError(f"`{column}` is {error}") from None
+    return value or []
 
 
 def _given_split(row: SourceRow, config: ImportConfig) -> str | None:
     """Our name for the split that the source gives, or None: it will be dealt."""
-    given = _value(row, config.columns.split) if config.columns.split else row.split
-    if not config.deal.keep_given or given in (None, ""):
+    if not config.deal.keep_given:
+        return None
+    given = _name(row, config.columns.split) if config.columns.split else row.split
+    if not given:
         return None
     split = config.source.splits.get(given) if config.source.splits else given
     if split not in SPLITS:
         known = ", ".join(config.source.splits or SPLITS)
-        raise RowError(f"unknown split {given!r}", fix=f"known: {known}; set source.splits, or deal.keep_given to false")
+        raise RowError(f"unknown split {shown(given)}", fix=f"known: {known}; set source.splits, or deal.keep_given to false")
     return split
 
 

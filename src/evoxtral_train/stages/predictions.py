@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ..config.schema import Bootstrap
-from ..errors import UsageError
-from ..records import Prediction, read_jsonl, row_place
+from ..errors import RowError, UsageError
+from ..reading import shown
+from ..records import Prediction, read_jsonl_or_stream, row_place, typed_row
 from ..scoring.metrics import evaluate
 from ..text.tags import strip_tags
 
@@ -15,18 +16,25 @@ def run(path: Path, bootstrap: Bootstrap) -> dict:
     WER and CER are measured when any prediction holds words. Raises UsageError with file and line.
     """
     rows, lines = [], {}
-    for number, content in read_jsonl(path):
-        where = row_place(path, number)
-        for name in ("id", "reference", "prediction"):
-            if not isinstance(content.get(name), str):
-                raise UsageError(f"`{name}` is missing or not text", where=where, fix="each row needs id, reference, prediction")
-        if content["id"] in lines:
-            raise UsageError(f"duplicate id {content['id']!r}, first seen in row {lines[content['id']]}", where=where)
-        lines[content["id"]] = number
-        rows.append(Prediction(content["id"], content["reference"], content["prediction"], speaker=content.get("speaker")))
+    for number, content in read_jsonl_or_stream(path):
+        try:
+            rows.append(_prediction(content))
+            if rows[-1].id in lines:
+                raise RowError(f"duplicate id {shown(rows[-1].id)}, first seen in row {lines[rows[-1].id]}")
+        except RowError as error:
+            raise UsageError(str(error), where=row_place(path, number)) from None
+        lines[rows[-1].id] = number
     if not rows:
         raise UsageError("no predictions in this file", where=str(path))
     try:
         return evaluate(rows, any(strip_tags(row.prediction) for row in rows), bootstrap)
     except ValueError as error:
         raise UsageError(str(error), where=str(path), fix="add `speaker` to each row, or use --unit clip") from None
+
+
+def _prediction(content: dict) -> Prediction:
+    for name in ("id", "reference", "prediction"):
+        if not isinstance(content.get(name), str):
+            raise RowError(f"`{name}` is missing or not text", fix="each row needs id, reference, prediction")
+    known = ("id", "reference", "prediction", "speaker")
+    return typed_row(Prediction, {name: content[name] for name in known if name in content})

@@ -70,7 +70,7 @@ def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progres
         try:
             yield Clip(row.split, duration_of(row.audio), row.text, row.speaker, row.license)
         except RowError as error:
-            rejected[str(error)] += 1
+            rejected[Rejected.of(config.manifest, row.line, row.id, error).reason] += 1
 
 
 def _pictures(found: Statistics) -> dict[str, bytes]:

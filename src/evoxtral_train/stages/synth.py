@@ -9,10 +9,12 @@ from pathlib import Path
 from .. import shipped
 from ..config.schema import SynthConfig
 from ..data.audio import encode_flac
+from ..data.manifest import Rejected
 from ..errors import RowError, UsageError
 from ..files import disk_errors, fingerprint_files, fingerprint_text, write_atomic
 from ..progress import progress
-from ..records import JsonlAppender, dump_row, read_jsonl, row_place
+from ..reading import file_name
+from ..records import JsonlAppender, dump_row, read_jsonl
 from ..runs import Options, Run, check_output
 from ..synthesis import elevenlabs
 from ..synthesis.scripts import Grammar, Script, draw_scripts, read_scripts
@@ -44,7 +46,7 @@ def run(config: SynthConfig, options: Options) -> Report:
         "splits": ", ".join(f"{split} {count}" for split, count in Counter(script.split for script in scripts).items()),
         "without tags": f"{sum(not find_tags(script.text) for script in scripts) / max(len(scripts), 1):.0%}",
         **{f"tags {change}": count for change, count in describe_changes(tally).items()},
-        **({"first rejected": _first_reason(source, rejected)} if rejected else {}),
+        **({"first rejected": rejected[0]} if rejected else {}),
         **engine.plan(),
         "output": config.output,
     }
@@ -62,7 +64,7 @@ def run(config: SynthConfig, options: Options) -> Report:
     started = time.monotonic()
     with Tracker(config.tracking, "data synth", run.path, config) as tracker:
         engine.fetch()
-        rejected += _speak_all(run, scripts, engine)
+        rejected += _speak_all(run, scripts, source, engine)
         run.write_rows("rejected.jsonl", rejected)
         rows = [row for _, row in read_jsonl(run.path / _PART)]
         if not rows:
@@ -78,19 +80,13 @@ def run(config: SynthConfig, options: Options) -> Report:
     run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
     facts |= {"clips written": len(rows), "rejected": len(rejected), "hours of audio": f"{hours:.2f}"}
     if rejected:
-        facts |= {"first rejected": _first_reason(source, rejected), "all rejected": config.output / "rejected.jsonl"}
+        facts |= {"first rejected": rejected[0], "all rejected": config.output / "rejected.jsonl"}
     facts["manifest"] = config.output / "manifest.jsonl"
     return Report("data synth", facts)
 
 
-def _nothing_spoken(source: Path, rejected: list[dict], written: Path | None = None) -> UsageError:
-    return all_rejected("no script can be spoken", len(rejected), source, _first_reason(source, rejected), written)
-
-
-def _first_reason(source: Path, rejected: list[dict]) -> str:
-    first = rejected[0]
-    place = row_place(source, first["line"]) if "line" in first else first["id"]
-    return f"{place}: {first['reason']}"
+def _nothing_spoken(source: Path, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no script can be spoken", len(rejected), source, str(rejected[0]), written)
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ class _Paid:
         return _Spoken(samples, {"speaker": request.voice, "source": f"elevenlabs {request.model}"})
 
 
-def _speak_all(run: Run, scripts: list[Script], engine: _Espeak | _Paid) -> list[dict]:
+def _speak_all(run: Run, scripts: list[Script], source: Path, engine: _Espeak | _Paid) -> list[Rejected]:
     """Speak every script that an earlier, unfinished run has not. Returns those that cannot be spoken."""
     rejected = []
     with JsonlAppender(run.path / _PART) as appender, progress("speaking", len(scripts), "clips") as bar:
@@ -190,9 +186,9 @@ def _speak_all(run: Run, scripts: list[Script], engine: _Espeak | _Paid) -> list
             try:
                 clip = engine.speak(script, index)
             except RowError as error:
-                rejected.append({"id": script.id, "text": script.text, "reason": str(error)})
+                rejected.append(Rejected.of(source, script.line, script.id, error))
                 continue
-            audio = f"audio/{script.id}.flac"
+            audio = f"audio/{file_name(script.id)}.flac"
             write_atomic(run.path / audio, encode_flac(clip.samples))
             row = {
                 "id": script.id, "audio": audio, "text": script.text, "split": script.split, **clip.columns,

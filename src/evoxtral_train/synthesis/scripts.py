@@ -5,12 +5,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 
 from .. import shipped
-from ..data.splits import SPLITS, split_of_sentence
+from ..config.loader import read_document
+from ..data.manifest import Rejected, check_fields
+from ..data.splits import split_of_sentence
 from ..errors import RowError, UsageError
 from ..records import iter_jsonl
 from ..text import tags as tag_text
@@ -18,15 +20,17 @@ from ..text.normalize import normalize_words
 from ..text.taxonomy import TagRules
 
 _SLOT = re.compile(r"\{(\w+)\}")
-_FILE_NAME = re.compile(r"[\w-][\w.-]*")
 _TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
 
 
 @dataclass(frozen=True)
 class Script:
+    """`line`: its row in the file of scripts, or its number among those drawn."""
+
     id: str
     text: str
     split: str
+    line: int
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,23 @@ class Grammar:
     @classmethod
     def load(cls, path: Path) -> "Grammar":
         try:
-            content = yaml.safe_load(shipped.find(path).read_text("utf-8"))
+            content = read_document(shipped.find(path))
             grammar = cls(slots=content["slots"], sentences=content["sentences"])
+            if not all(isinstance(phrases, list) and phrases for phrases in (*grammar.slots.values(), grammar.sentences)):
+                raise TypeError("a slot, or `sentences`, is no list or an empty one")
         except FileNotFoundError:
             raise UsageError("no such grammar", where=str(path), fix="set `grammar` to an existing YAML file") from None
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UsageError(f"not a grammar: {error}", where=str(path), fix="it needs `slots` and `sentences`") from None
         for sentence in grammar.sentences:
-            for slot in _SLOT.findall(sentence):
+            for slot in _SLOT.findall(str(sentence)):
                 if slot not in grammar.slots:
                     raise UsageError(f"sentence {sentence!r} uses the unknown slot {slot!r}", where=str(path))
         return grammar
 
     def sentence(self, rng: np.random.Generator) -> str:
         template = self.sentences[rng.integers(len(self.sentences))]
-        return _SLOT.sub(lambda slot: self._phrase(slot.group(1), rng), template)
+        return _SLOT.sub(lambda slot: self._phrase(slot.group(1), rng), str(template))
 
     def _phrase(self, slot: str, rng: np.random.Generator) -> str:
         phrases = self.slots[slot]
@@ -77,7 +83,7 @@ def draw_scripts(grammar: Grammar, clips: dict[str, int], untagged_share: float,
         for index in range(count):
             sentences = [grammar.sentence_of_split(split, rng) for _ in range(1 + int(rng.random() < 0.45))]
             text = " ".join(sentences) if index in untagged else add_tags(sentences, rng)
-            scripts.append(Script(f"{split}-{index:05d}", text, split))
+            scripts.append(Script(f"{split}-{index:05d}", text, split, len(scripts) + 1))
     return scripts
 
 
@@ -125,40 +131,50 @@ def _write(slot: dict, sentence: str) -> str:
     return " ".join(part for part in (tag_text.format_tags(leading), sentence, tag_text.format_tags(slot["after"])) if part)
 
 
-def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Script], list[dict]]:
+def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Script], list[Rejected]]:
     """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`, or rows with `tagged_text`,
     `plain_text` and `tags_used`, the last two of which must then agree with the first.
 
-    Returns (scripts, rejected rows with file, row number, id and reason); `tally` counts what `rules` did to tags. Rows
+    Returns (scripts, rejected rows); `tally` counts what `rules` did to tags. Rows
     without a split are dealt out by the hash of their words, so repeated sentences stay in one split.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UsageError("no such file of scripts", where=str(path), fix="set `scripts` to a JSONL of {text} rows")
     scripts, rejected, seen = [], [], set()
     for number, row in iter_jsonl(path):
+        identity = None
         try:
             if isinstance(row, RowError):
                 raise row
-            _check_row(row)
-            text = rules.apply(row["text"], tally)
-            identity = str(row.get("id") or f"script-{number:05d}")
-            if not _FILE_NAME.fullmatch(identity):
-                raise RowError(f"id {identity!r} cannot be a file name", fix="use letters, digits, '.', '_' and '-'")
-            if identity in seen:
-                raise RowError(f"duplicate id {identity!r}", fix="give each script its own id")
-            seen.add(identity)
-            split = row.get("split") or split_of_sentence(tag_text.strip_tags(text))
-            if split not in SPLITS:
-                raise RowError(f"unknown split {split!r}", fix=f"use one of {', '.join(SPLITS)}")
-            scripts.append(Script(identity, text, split))
+            identity = row.get("id")
+            script = _script(row, number, rules, tally)
+            if script.id in seen:
+                raise RowError(f"duplicate id {script.id!r}", fix="give each script its own id")
+            seen.add(script.id)
+            scripts.append(script)
         except RowError as error:
-            identity = row.get("id") if isinstance(row, dict) else None
-            rejected.append({"file": str(path), "line": number, "id": identity, "reason": str(error)})
+            rejected.append(Rejected.of(path, number, identity, error))
     return scripts, rejected
 
 
-def check_script(tagged_text: str, plain_text: str | None, tags_used: list[str] | None) -> None:
+def _script(row: dict, number: int, rules: TagRules, tally: Counter) -> Script:
+    """Raises RowError for what a script would not take; columns that it does not know are ignored."""
+    if "tagged_text" in row and "text" not in row:
+        row["text"] = row["tagged_text"]
+    if not isinstance(row.get("text"), str) or not row["text"].strip():
+        raise RowError("`text` is missing or empty", fix="write the tagged transcript there")
+    check_fields({name: row.get(name) for name in ("id", "text", "split")})
+    if "tagged_text" in row:
+        check_script(row["text"], row.get("plain_text"), row.get("tags_used"))
+    text = rules.apply(row["text"], tally)
+    split = row.get("split") or split_of_sentence(tag_text.strip_tags(text))
+    return Script(row.get("id") or f"script-{number:05d}", text, split, number)
+
+
+def check_script(tagged_text: str, plain_text: Any, tags_used: Any) -> None:
     """Raises RowError when the words or the tags that a script claims to have are not those of its tagged text."""
+    if not isinstance(plain_text, str | None) or not isinstance(tags_used, list | None):
+        raise RowError("`plain_text` is not text, or `tags_used` is not a list", fix="correct them, or leave them out")
     if plain_text is not None and normalize_words(plain_text) != normalize_words(tag_text.strip_tags(tagged_text)):
         raise RowError(f"`plain_text` has other words than `tagged_text`: {plain_text[:60]!r}", fix="correct one of the two")
     if tags_used is not None:
@@ -167,16 +183,6 @@ def check_script(tagged_text: str, plain_text: str | None, tags_used: list[str] 
         if claimed != found:
             other = ", ".join(sorted(claimed ^ found))
             raise RowError(f"`tags_used` and the tags in `tagged_text` differ: {other}", fix="correct one of the two")
-
-
-def _check_row(row: dict) -> None:
-    """`text` is there, under that name, and the columns that repeat it agree with it."""
-    if "tagged_text" in row and "text" not in row:
-        row["text"] = row["tagged_text"]
-    if not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise RowError("`text` is missing or empty", fix="write the tagged transcript there")
-    if "tagged_text" in row:
-        check_script(row["text"], row.get("plain_text"), row.get("tags_used"))
 
 
 def _seed_of(name: str) -> int:

@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from .. import shipped
+from ..config.loader import read_document
 from ..config.schema import Tags
 from ..errors import RowError, UsageError
 from .tags import TAG, canonical, parse
@@ -27,11 +26,9 @@ class Taxonomy:
     def load(cls, path: Path) -> "Taxonomy":
         """A YAML of group -> tag -> other names. Raises UsageError with what is wrong in it."""
         try:
-            content = yaml.safe_load(shipped.find(path).read_text("utf-8"))
+            content = read_document(shipped.find(path))
         except FileNotFoundError:
             raise UsageError("no such table of tags", where=str(path), fix="the shipped one is called data/tags.yaml") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot be read: {' '.join(str(error).split())}", where=str(path)) from None
         form = "write group: {tag: [other names]}"
         if not isinstance(content, dict) or not content:
             raise UsageError("not a table of tags", where=str(path), fix=form)
@@ -93,7 +90,7 @@ class TagRules:
             return self.taxonomy.aliases[name]
         if self.unknown == "error":
             known = (*self.taxonomy.groups, *self.taxonomy.aliases)
-            nearest = difflib.get_close_matches(name, known, n=1)
+            nearest = difflib.get_close_matches(name[:100], known, n=1)
             hint = f"did you mean [{self.taxonomy.aliases.get(nearest[0], nearest[0])}]? " if nearest else ""
             raise RowError(
                 f"unknown tag [{name}]", fix=f"{hint}known tags: {', '.join(self.taxonomy.tags)}; or set tags.map or tags.unknown"

@@ -1,0 +1,74 @@
+"""Whether an audio file is all there, from its container alone: libsndfile reads what is there and says nothing.
+
+WAV, AIFF and AU write how many bytes of samples follow; in an Ogg file (Vorbis, Opus) the last page is marked as the last. A
+FLAC, and an MP3 with a Xing header, say how many samples they hold, which shows when they are decoded; an MP3 without one, cut
+between two frames, is a whole MP3.
+"""
+
+import os
+import struct
+from typing import BinaryIO
+
+_UNKNOWN_BYTES = 0x7FFFF000  # what is written to a pipe gets a size from here on, or 0
+_LONGEST_PAGE = 65_307  # of Ogg: RFC 3533
+
+
+def promised_share(file: BinaryIO) -> float | None:
+    """The bytes of samples that a WAV, AIFF or AU promises, over those that follow: 1.0 or less in a whole file, 2.0 in one
+    that was cut in half. None: it says nothing, or is of another kind."""
+    data = _data(file)
+    if data is None:
+        return None
+    start, promised = data
+    following = file.seek(0, os.SEEK_END) - start
+    return promised / following if following > 0 else None
+
+
+def is_cut_off(file: BinaryIO) -> bool:
+    """Whether an Ogg file ends within a page, or after one that is not marked as the stream's last (RFC 3533)."""
+    file.seek(0)
+    if file.read(4) != b"OggS":
+        return False
+    file.seek(max(file.seek(0, os.SEEK_END) - 2 * _LONGEST_PAGE, 0))
+    tail = file.read()
+    if (start := tail.rfind(b"OggS\0")) < 0:  # something else follows
+        return False
+    page = tail[start:]
+    if len(page) < 27:
+        return True
+    segments = page[27 : 27 + page[26]]
+    return len(page) < 27 + page[26] + sum(segments) or not page[5] & 4
+
+
+def _data(file: BinaryIO) -> tuple[int, int] | None:
+    """(where the samples begin, how many bytes of them are promised), from the container's header."""
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b".snd" and len(head) == 12:
+        return _known(*struct.unpack(">II", head[4:]))
+    form, kind = head[:4], head[8:]
+    if form in (b"RIFF", b"RF64", b"BW64") and kind == b"WAVE":
+        return _chunk(file, "<", b"data")
+    if form == b"RIFX" and kind == b"WAVE":
+        return _chunk(file, ">", b"data")
+    if form == b"FORM" and kind in (b"AIFF", b"AIFC"):
+        return _chunk(file, ">", b"SSND")
+    return None
+
+
+def _chunk(file: BinaryIO, order: str, name: bytes) -> tuple[int, int] | None:
+    """The chunk of samples, among the others; the size of a WAV beyond 4 GB stands in its chunk `ds64` (EBU Tech 3306)."""
+    long_size = None
+    while len(head := file.read(8)) == 8:
+        size = struct.unpack(f"{order}I", head[4:])[0]
+        if head[:4] == name:
+            return (file.tell(), long_size) if long_size else _known(file.tell(), size)
+        start = file.tell()
+        if head[:4] == b"ds64" and len(sizes := file.read(16)) == 16:
+            long_size = struct.unpack("<Q", sizes[8:])[0]
+        file.seek(start + size + size % 2)
+    return None
+
+
+def _known(start: int, size: int) -> tuple[int, int] | None:
+    return (start, size) if 0 < size < _UNKNOWN_BYTES else None

@@ -1,0 +1,84 @@
+"""Reading what a user names or wrote: files that are none, JSON that is out of bounds, and text that cannot be written again."""
+
+import hashlib
+import json
+import re
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any
+
+from .errors import RowError
+
+_STREAMS = ("/dev/fd", "/proc/self/fd")
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_LONGEST_INTEGER = 300  # digits; a float holds up to 308, and Python converts no more than 4,300
+_LONGEST_SLUG = 80
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def why_not_a_file(path: Path) -> str | None:
+    """Why a path cannot be read as a file, to follow its name: "does not exist", "is a pipe, not a file"; None: it can.
+
+    Opening a pipe would wait for a writer, and a device may never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "does not exist"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file"
+
+
+def is_open_stream(path: Path) -> bool:
+    """Standard input, or what a shell puts in the place of <(…): this process holds its end, so reading it ends."""
+    return str(path) == "/dev/stdin" or str(path.parent) in _STREAMS
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`; a number beyond a float's range is infinite. Raises RowError when it is not JSON or too deep."""
+    try:
+        return json.loads(text, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise RowError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise RowError("not JSON that can be read: it is nested too deeply") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+def is_writable(text: str) -> bool:
+    r"""Whether it is whole characters: JSON and file names may hold half of one ("\ud83d"), which UTF-8 cannot write."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def writable(text: str, most: int = 1000) -> str:
+    """One line that can be written and shown: half characters and control characters escaped, at most so many characters."""
+    line = " ".join(text[: most + 1].split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return line if len(line) <= most else line[:most] + "…"
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: as Python writes it, but short."""
+    return _short.repr(value)
+
+
+def file_name(identity: str) -> str:
+    """An id as the name of a file, without its suffix: safe, at most 97 characters, and another one for each id.
+
+    An id that is a good name already keeps it; the others get a hash behind a "~", which no such id has:
+    "clip-1" -> "clip-1", "book 1/p. 3" -> "book-1-p.-3~8a4b…".
+    """
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", identity)[:_LONGEST_SLUG].strip("-.")
+    if slug == identity:
+        return slug
+    return f"{slug}~{hashlib.blake2b(identity.encode('utf-8'), digest_size=8).hexdigest()}"

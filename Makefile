@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on synthetic speech, with a table at the end
 # make test   style check and tests, in two processes: about 4 minutes on 2 cores
+# make hostile  bad inputs and bad events: kills, full disks, rows from hell, two machines; the slow ones too
 # make test-wheel  the wheel alone, in an environment with everything installed anew (some minutes, mostly downloads)
 # make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
@@ -16,7 +17,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos demo test test-wheel bench scaling study install tiny-base clean-demo
+.PHONY: chaos demo test hostile test-wheel bench scaling study install tiny-base clean-demo
 
 install: .venv/installed
 
@@ -28,7 +29,10 @@ install: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal
+
+hostile: .venv/installed
+	$(BIN)/pytest tests/hostile --numprocesses 2 --dist worksteal --durations 10
 
 test-wheel: .venv/installed
 	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py

@@ -12,7 +12,6 @@ from evoxtral_train.data.packed import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
 from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
-from evoxtral_train.training.checkpoints import last_whole_checkpoint
 from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
@@ -124,19 +123,6 @@ def test_727_rows_make_46_steps():
     train = Train(epochs=1, batch_size=2, gradient_accumulation=8, learning_rate=5e-5)
     assert optimizer_steps(727, train) == 46
     assert optimizer_steps(808, Train(epochs=3, learning_rate=1e-4)) == 153
-
-
-def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path):
-    for step, names in (
-        (5, ["trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors"]),
-        (10, ["optimizer.pt"]),
-    ):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in names:
-            (folder / name).touch()
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
-    assert last_whole_checkpoint(tmp_path / "none") is None
 
 
 def sft(call, packed, output, *more, epochs=2):

@@ -40,7 +40,7 @@ def code(text: object) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """"a, b", and of many names the first ones: "a, b and 1,985 more"."""
+    """ "a, b", and of many names the first ones: "a, b and 1,985 more"."""
     shown, rest = names[:_MOST_NAMES], len(names) - _MOST_NAMES
     return ", ".join(shown) + (f" and {rest:,} more" if rest > 0 else "")
 

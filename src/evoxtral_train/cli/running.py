@@ -1,6 +1,7 @@
 """From a command's arguments to a stage and back to the terminal."""
 
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -28,13 +29,23 @@ debug = False
 _SHARED_OUT = {"sft", "generate", "raft_train", "raft_run", "evaluate"}  # what several processes do together
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 def guarded(work: Callable[[], ResultT]) -> ResultT:
     """Run a stage; an error is one line and an exit code, a traceback only under --debug."""
     try:
-        return work()
-    except KeyboardInterrupt:
-        print("stopped; go on with --resume", file=sys.stderr)
-        raise typer.Exit(130) from None
+        with _stoppable():
+            return work()
+    except KeyboardInterrupt as stop:
+        if processes.is_first():
+            print("stopped; resume with --resume", file=sys.stderr)
+        raise typer.Exit(getattr(stop, "exit_code", 128 + signal.SIGINT)) from None
     except Exception as error:
         if _is_for_typer(error):
             raise
@@ -91,6 +102,29 @@ def _reader_has_left() -> bool:
         except (OSError, ValueError):
             pass
     return False
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped, once: what ends the stage's children and closes its files is not cut short. A signal
+    that is ignored (nohup) stays so."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+
+    def stop(number: int, _) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _process() -> str:

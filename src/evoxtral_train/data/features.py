@@ -7,6 +7,7 @@ the right, after the pre-padding to 240,480 samples. That is 1,895 mel frames, n
 
 import numpy as np
 
+from ..errors import RowError
 from ..units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL
 from .clock import Clock
 
@@ -18,12 +19,15 @@ def log_mel(samples: np.ndarray, row_tokens: int, feature_extractor, clock: Cloc
 
     Equal to `processor(pre-padded clip).input_features` at the stock row length (a test); longer
     rows continue in silence. Only the frames that can hear the clip are computed: the log-mel of
-    digital silence is a constant. Raises ValueError when the clip is longer than the row.
+    digital silence is a constant. Raises ValueError when the clip is longer than the row, RowError when a
+    frame is not finite, as of samples near the largest float.
     """
     margin = np.zeros(_MARGIN_FRAMES * HOP_SAMPLES, np.float32)
     tail = np.zeros(-len(samples) % HOP_SAMPLES, np.float32)
     heard = np.concatenate([margin, samples.astype(np.float32), tail, margin])
     mel = feature_extractor(heard, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np").input_features[0]
+    if not np.isfinite(mel).all():
+        raise RowError("its features are not finite: its samples are far too large", fix="export it between -1 and 1")
     left = clock.left_pad_tokens * FRAMES_PER_TOKEN - _MARGIN_FRAMES
     silence = np.full((MEL_BINS, left), SILENCE_LOG_MEL, np.float32)
     return pad_mel(np.concatenate([silence, mel], axis=1), row_tokens * FRAMES_PER_TOKEN)

@@ -97,10 +97,20 @@ class PackedSplit:
         return {identity: index for index, identity in enumerate(self._index["id"].to_pylist())}
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]."""
+        """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]. Raises EvoxtralError when one is not finite."""
         table, row = self._shards.find(index)
         kept = np.frombuffer(table["mel"][row].as_buffer(), np.float32).reshape(MEL_BINS, -1)
+        if not np.isfinite(kept).all():
+            raise self.not_finite(index)
         return restore_silence(kept, table["mel_start"][row].as_py(), tokens * FRAMES_PER_TOKEN)
+
+    def not_finite(self, index: int) -> EvoxtralError:
+        """What to raise when the features of a clip are NaN or infinite."""
+        return EvoxtralError(
+            f"the audio of clip {self.examples[index].id!r} gives features that are not finite (NaN or infinite)",
+            where=str(self.folder),
+            fix="listen to it, correct it or leave it out of the manifest, and pack again with --overwrite",
+        )
 
     def audio_of(self, index: int) -> Path:
         """The clip's audio file."""

@@ -10,24 +10,22 @@ does not depend on either. Memory does not grow with the number of clips.
 
 import hashlib
 import json
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow
 
 from ..config.schema import PackConfig
-from ..errors import EvoxtralError, RowError
+from ..errors import RowError
 from ..files import disk_errors, write_atomic
 from .clock import Clock
 from .manifest import ManifestRow, Rejected
 from .packed_rows import pack_row
 from .processor import load_processor
 from .splits import SPLITS
+from .workers import worker_pool
 
 FORMAT = 4  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
@@ -73,7 +71,6 @@ def pack_chunks(
 ) -> None:
     """Pack every chunk that is not whole yet into `folder`. `on_chunk(rows, fresh)` is told of each that is.
 
-    With more than one process this one stays light: only they import what reads audio and text, which takes seconds.
     Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` goes on.
     """
     (folder / "shards").mkdir(exist_ok=True)
@@ -84,11 +81,7 @@ def pack_chunks(
             worker.pack(chunk)
             on_chunk(len(chunk.entries), True)
         return
-    # A server process imports everything once; each worker is forked from it, before any thread runs in it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "transformers"])
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(config, folder, base))
-    try:
+    with worker_pool(processes, folder, _start, config, folder, base) as pool:
         running: dict = {}
         for chunk in missing:
             running[pool.submit(_pack, chunk)] = len(chunk.entries)
@@ -96,13 +89,6 @@ def pack_chunks(
                 _finish_some(running, on_chunk)
         while running:
             _finish_some(running, on_chunk)
-    except BrokenProcessPool:
-        raise EvoxtralError(
-            "a packing process was killed, maybe for memory", where=str(folder),
-            fix="go on with --resume, and with a smaller `processes`",
-        ) from None  # fmt: skip
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _missing(parts: Iterable[Chunk], folder: Path, on_chunk: Callable[[int, bool], None]) -> Iterator[Chunk]:
@@ -124,13 +110,9 @@ _worker: "_Worker | Exception | None" = None
 
 
 def _start(config: PackConfig, folder: Path, base: Path) -> None:
-    """What a process does once. Ctrl-C is the parent's to handle. An error waits for `_pack`, which hands it to the parent:
-    here it would end as a traceback and a broken pool."""
-    import torch
-
+    """What a process does once. An error waits for `_pack`, which hands it to the parent: here it would end as a traceback and a
+    broken pool."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)  # one process for each core: threads would only be in each other's way
     try:
         _worker = _Worker(config, folder, base)
     except Exception as error:  # noqa: BLE001 - raised by _pack

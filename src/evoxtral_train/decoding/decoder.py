@@ -9,6 +9,7 @@ No row sees another's padding, length or order: what it writes depends on its cl
 number and the seed alone, but for rounding, which in bfloat16 may change a token now and then.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..data import layouts
 from ..data.batching import leading_batch
 from ..data.clock import Clock
 from ..data.packed import PackedSplit
+from ..errors import EvoxtralError
 from ..modeling.audio_cache import AudioSource
 from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device, language_model_hidden, stock
@@ -206,6 +208,11 @@ class _Decoder:
                 self._collect(*seated, written[here], log_probs[here], log_prob)
 
     def _collect(self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float) -> None:
+        if not math.isfinite(log_prob):
+            raise EvoxtralError(
+                f"what the model computes for clip {request.utterance_id!r} is not finite (NaN or infinite)",
+                fix="check its audio, and the weights of the adapter and the base",
+            )
         ended = tokens[-1] == self._clock.eos_id
         ids, reason = (tokens[:-1], "eos") if ended else (tokens, "length")
         mean = log_prob / len(tokens)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 
 from ..config.schema import Lora, Model
 from ..errors import UsageError
 from ..files import fingerprint_files
 from ..runs import read_run, require_complete
+from .finite import non_finite
 from .realtime import stock
 
 # peft asks transformers for a property by its old name; nothing a user could act on.
@@ -32,7 +34,7 @@ class Adapter:
 def find_adapter(path: Path) -> Adapter:
     """An adapter of ours (a run of `sft`, `raft train` or `raft run`) or any PEFT folder.
 
-    Raises UsageError when it does not exist, or when its run is not finished.
+    Raises UsageError when it does not exist, when its run is not finished, or when its weights are damaged or not finite.
     """
     if (path / "run.json").is_file():
         stage = read_run(path)["stage"]
@@ -53,6 +55,7 @@ def find_adapter(path: Path) -> Adapter:
             "make one with: evoxtral sft configs/sft.yaml",
         )
     _require_lora(folder / "adapter_config.json")
+    _check_weights(folder / "adapter_model.safetensors")
     return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
 
 
@@ -65,6 +68,18 @@ def _require_lora(path: Path) -> None:
         raise UsageError(what, where=str(path), fix="use an adapter that PEFT saved") from None
     if kind != "LORA":
         raise UsageError(f"is an adapter of the kind {kind!r}, not LoRA", where=str(path), fix="use a LoRA adapter")
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            found = non_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        fix = "copy it again, or train it again with --overwrite"
+        raise UsageError(f"these weights cannot be read: {error}", where=str(path), fix=fix) from None
+    if found:
+        fix = "train it again with a lower train.learning_rate and --overwrite"
+        raise UsageError(f"an adapter whose weights are not finite: {found}", where=str(path), fix=fix)
 
 
 def adapter_lora(adapter: Adapter) -> Lora:

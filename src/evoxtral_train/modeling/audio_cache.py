@@ -211,6 +211,8 @@ def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: 
         for batch, embeddings in batches:
             for index, row in zip(batch, embeddings, strict=True):
                 kept = row[: tokens[index]].contiguous()
+                if not kept.isfinite().all():
+                    raise split.not_finite(index)
                 file.seek(int(starts[index]))
                 file.write((kept if kept.dtype == torch.float32 else kept.view(torch.uint16)).numpy().tobytes())
             _sync(file)

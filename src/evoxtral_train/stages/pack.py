@@ -1,6 +1,5 @@
 """`evoxtral data pack`: manifest to packed dataset."""
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from ..config.schema import PackConfig
 from ..data.manifest import Rejected, count_rows, iter_manifest
 from ..data.packing import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ..data.processor import processor_fingerprint, resolve_base
+from ..data.workers import usable_cores
 from ..errors import UsageError
 from ..files import fingerprint_files
 from ..progress import format_seconds, progress
@@ -81,8 +81,3 @@ def run(config: PackConfig, options: Options) -> Report:
 
 def _nothing_packed(config: PackConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:
     return all_rejected("no row can be packed", len(rejected), config.manifest, str(rejected[0]), written)
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

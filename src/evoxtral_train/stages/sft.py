@@ -10,7 +10,9 @@ from ..config.schema import SftConfig
 from ..data.augmentation import Augmenter
 from ..data.packed import PackedSplit, has_split
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
+from ..modeling.finite import require_finite_weights
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
+from ..modeling.saving import save_errors
 from ..progress import format_seconds
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
@@ -60,8 +62,10 @@ def run(config: SftConfig, options: Options) -> Report:
 
 
 def save_adapter(run: Run, model, measures: dict, started: float, tracker: Tracker) -> dict:
-    """Save the adapter; returns the metrics. Used by `sft` and `raft train`."""
-    model.save_pretrained(run.path / "adapter")
+    """Save the adapter; returns the metrics. Used by `sft` and `raft train`. Raises EvoxtralError when a weight is not finite."""
+    require_finite_weights(model, measures["steps"], "lower train.learning_rate, and start again with --overwrite")
+    with save_errors(run.path / "adapter"):
+        model.save_pretrained(run.path / "adapter")
     metrics = measures | {"seconds": time.monotonic() - started}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()

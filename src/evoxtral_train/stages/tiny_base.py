@@ -16,6 +16,7 @@ from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
 from ..files import fingerprint_files
 from ..modeling.audio_cache import LiveAudio
+from ..modeling.saving import save_errors
 from ..modeling.tiny_base import tiny_model, write_processor
 from ..progress import Progress, format_seconds
 from ..records import Prediction
@@ -53,7 +54,8 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
             tracker.log({f"train/{name}": value for name, value in measures.items()}, step=measures["step"])
 
         metrics = pretrain(config, model, processor, report)
-        model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
+        with save_errors(run.path):
+            model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
         metrics |= transcribe_held_out(config, model.float().eval(), processor)
         metrics["parameters"] = sum(each.numel() for each in model.parameters())
         tracker.summary(metrics)

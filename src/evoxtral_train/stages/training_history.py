@@ -27,7 +27,7 @@ def training_of(adapters: dict[str, Path]) -> Training:
 
 
 def _losses(name: str, folder: Path) -> dict[str, list[tuple[float, float]]]:
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
+    checkpoint, _ = last_whole_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         return {}
     log = log_of(checkpoint)

@@ -1,15 +1,57 @@
-"""The Trainer's checkpoints on disk; readable without torch."""
+"""The Trainer's checkpoints on disk; readable without torch.
+
+The Trainer writes `trainer_state.json` last. A checkpoint is whole when that and every other file can be read to its end: a kill
+or a full disk in the middle leaves a file out, or cuts one short.
+"""
 
 import json
+import zipfile
 from pathlib import Path
 
-_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors")
+from safetensors import SafetensorError, safe_open
+
+_FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 
 
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint with all its files; one that a kill cut short is passed over."""
-    found = [path for path in folder.glob("checkpoint-*") if all((path / name).is_file() for name in _FILES)]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def last_whole_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """(the latest checkpoint that is whole, {a later one: what is wrong with it})."""
+    faults: dict[Path, str] = {}
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        fault = fault_of(path)
+        if fault is None:
+            return path, faults
+        faults[path] = fault
+    return None, faults
+
+
+def step_of(checkpoint: Path) -> int:
+    """checkpoint-50 -> 50"""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Which file is missing or cannot be read; None when the checkpoint is whole."""
+    for name in _FILES:
+        paths = sorted(checkpoint.glob(name))
+        if not paths:
+            return f"{name} is missing"
+        for path in paths:
+            if not _is_whole(path):
+                return f"{path.name} is cut short or damaged"
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if path.suffix == ".json":
+            return "log_history" in json.loads(path.read_text("utf-8"))
+        if path.suffix == ".safetensors":
+            with safe_open(path, "np"):  # refuses a file that is shorter than its header says
+                return True
+        with zipfile.ZipFile(path) as file:  # what torch.save writes, with a checksum of each tensor
+            return file.testzip() is None
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+        return False
 
 
 def log_of(checkpoint: Path) -> list[dict]:

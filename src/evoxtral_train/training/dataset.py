@@ -39,7 +39,8 @@ class Target:
 
 
 class TrainingSet(Dataset):
-    """Rows of a packed split, with its own targets or with others (RAFT); read when they are asked for.
+    """Rows of a packed split, with its own targets or with others (RAFT); read when they are asked for. Raises EvoxtralError
+    for a row whose features are not finite.
 
     `pad_weight`: what a `[STREAMING_PAD]` that is learned counts in the loss; only `aligned` learns any.
     `augmenter`: changes the audio, in every epoch otherwise; it needs the split's own targets and no cache.
@@ -106,10 +107,12 @@ class TrainingSet(Dataset):
             is_pad = item["labels"] == self._clock.streaming_pad_id
             item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
         if self._cache:
-            return item | {"audio_embeds": self._cache.row(clip, tokens)}
-        if mel is None:
-            mel = self._split.mel_of(clip, tokens)
-        return item | {"input_features": torch.from_numpy(mel)}
+            name, features = "audio_embeds", self._cache.row(clip, tokens)
+        else:
+            name, features = "input_features", torch.from_numpy(self._split.mel_of(clip, tokens) if mel is None else mel)
+        if not features.isfinite().all():
+            raise self._split.not_finite(clip)
+        return item | {name: features}
 
 
 class StepSampler(Sampler[int]):

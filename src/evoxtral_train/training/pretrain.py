@@ -24,6 +24,8 @@ from ..data.clock import Clock
 from ..data.features import log_mel, restore_silence, trim_silence
 from ..data.layouts import IGNORED, Row, lay_out_stream
 from ..data.packed_rows import text_tokenizer
+from ..errors import EvoxtralError
+from ..modeling.finite import require_finite_weights
 from ..modeling.realtime import language_model_hidden
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
@@ -124,7 +126,8 @@ def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config.warmup_steps, steps))
     rng = np.random.default_rng(config.seed + 1)
     model.train()
-    step, started, window = 0, time.monotonic(), []
+    step, started, window, finite = 0, time.monotonic(), [], None
+    remedy = f"lower learning_rate (now {config.learning_rate:g}), and start again with --overwrite"
     for _ in range(config.epochs):
         for chosen in _batches(rows, config.batch_size, rng):
             losses = _losses(model, heads, clock, [rows[i] for i in chosen], mean, spread)
@@ -136,10 +139,15 @@ def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], 
             optimizer.zero_grad(set_to_none=True)
             step += 1
             window.append({name: value.item() for name, value in losses.items()})
+            if not math.isfinite(sum(window[-1].values())):
+                before = f"the last finite loss was {finite:.4g}" if finite is not None else "no loss was finite before"
+                raise EvoxtralError(f"at step {step} the loss is not finite; {before}", fix=remedy)
+            finite = window[-1]["text"]
             if step % 100 == 0 or step in (1, steps):
                 means = {name: sum(each[name] for each in window) / len(window) for name in losses}
                 report({"step": step, "steps": steps, **means})
                 window = []
+    require_finite_weights(model, steps, remedy)
     return {"steps": steps, "rows": len(rows), "words": words, "train_s": time.monotonic() - started, **means}
 
 

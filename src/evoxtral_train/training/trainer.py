@@ -1,21 +1,25 @@
 """The one wiring of `transformers.Trainer`: SFT and SFT-on-curated both use it."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from .. import processes
 from ..config.schema import Train
 from ..data.clock import Clock
 from ..errors import EvoxtralError, UsageError
+from ..modeling.finite import require_finite_weights
 from ..modeling.memory import shrink
 from ..modeling.realtime import language_model_device
+from ..modeling.saving import save_errors
 from ..progress import Progress
 from ..tracking import Tracker
-from .checkpoints import last_whole_checkpoint
+from .checkpoints import last_whole_checkpoint, step_of
 from .dataset import Collator, StepSampler, TrainingSet
 from .sampling import clip_weights
 
@@ -35,7 +39,8 @@ def train_adapter(
     Checkpoints go to `folder`; `resume` goes on from the last whole one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
     runs out of memory the batch is made smaller and the accumulation larger, and training goes on from
-    the last checkpoint. Returns the measures.
+    the last checkpoint. Returns the measures. Raises EvoxtralError as soon as the loss, the gradients or the weights
+    are not finite; the checkpoints before that stay.
     """
     batch, accumulation = micro_batches(config, config.batch_size)
     even = config.sampling == "natural" and config.untagged_share is None
@@ -44,7 +49,7 @@ def train_adapter(
     beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
         arguments = _arguments(model, config, folder, validation is not None, batch, accumulation)
-        watcher = _Watcher(tracker, optimizer_steps(len(train), config))
+        watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
         trainer = _Trainer(
             model=model,
             args=arguments,
@@ -53,9 +58,9 @@ def train_adapter(
             data_collator=Collator(clock),
             callbacks=[watcher],
         )
-        trainer.weights = weights
+        trainer.weights, trainer.keep_checkpoints, trainer.remedy = weights, config.keep_checkpoints, _remedy(config)
         trainer.pop_callback(PrinterCallback)
-        checkpoint = last_whole_checkpoint(folder) if resume else None
+        checkpoint = _checkpoint_to_resume(folder) if resume else None
         try:
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             break
@@ -80,7 +85,7 @@ def train_adapter(
         "train_rows": len(train),
         "train_loss": sum(losses) / len(losses),
         "train_s": output.metrics["train_runtime"],
-        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        "resumed_from_step": step_of(checkpoint) if checkpoint else 0,
         "processes": processes.count(),
         "batch_size": batch,
     }
@@ -106,6 +111,19 @@ def micro_batches(config: Train, largest: int) -> tuple[int, int]:
     return batch, own // batch
 
 
+def _checkpoint_to_resume(folder: Path) -> Path | None:
+    checkpoint, faults = last_whole_checkpoint(folder)
+    for path, fault in faults.items():
+        if processes.is_first():
+            instead = f"resuming from {checkpoint.name}" if checkpoint else "training starts again"
+            print(f"skipped {path}: {fault}; {instead}", file=sys.stderr, flush=True)
+    return checkpoint
+
+
+def _remedy(config: Train) -> str:
+    return f"lower train.learning_rate (now {config.learning_rate:g}), and start again with --overwrite"
+
+
 def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, accumulation: int) -> TrainingArguments:
     device = language_model_device(model)
     arguments = TrainingArguments(
@@ -123,7 +141,7 @@ def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, 
         eval_steps=config.evaluate_every_steps,
         save_strategy="steps",
         save_steps=config.evaluate_every_steps,
-        save_total_limit=config.keep_checkpoints,
+        save_total_limit=None,  # see `_Trainer._save_checkpoint`
         load_best_model_at_end=validates,
         metric_for_best_model="eval_loss" if validates else None,
         greater_is_better=False if validates else None,
@@ -131,6 +149,7 @@ def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, 
         remove_unused_columns=False,  # or the mel is dropped
         label_names=["labels"],
         logging_steps=1,
+        logging_nan_inf_filter=False,  # or a loss of NaN is logged as that of the steps before
         bf16=stock_dtype(model) == torch.bfloat16,
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,  # every LoRA weight takes part in every step
@@ -160,6 +179,19 @@ class _Trainer(Trainer):
     learned tokens (theirs is a mean over batches, which changes with the batch size)."""
 
     weights: np.ndarray | None = None  # of the training rows
+    keep_checkpoints: int
+    remedy: str  # for weights that are not finite
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Weights that are not finite are not saved, and an older checkpoint goes only when the new one is whole: theirs is
+        removed before."""
+        require_finite_weights(model, self.state.global_step, self.remedy)
+        folder = Path(self.args.output_dir)
+        with save_errors(folder / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+        processes.wait()
+        if self.args.should_save:
+            rotate_checkpoints(str(folder), self.keep_checkpoints, self.state.best_model_checkpoint, use_mtime=True)
 
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
         rows, arguments = self.train_dataset, self.args
@@ -183,10 +215,10 @@ class _Trainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Progress, tracking, and an evaluation and a checkpoint at the very end."""
+    """Progress, tracking, an evaluation and a checkpoint at the very end, and the end as soon as a number is not finite."""
 
-    def __init__(self, tracker: Tracker, steps: int):
-        self._tracker, self._bar = tracker, Progress("training", steps, "steps")
+    def __init__(self, tracker: Tracker, steps: int, remedy: str):
+        self._tracker, self._bar, self._remedy = tracker, Progress("training", steps, "steps"), remedy
         self._note = ""
 
     def on_train_begin(self, args, state, control, **_):
@@ -201,11 +233,21 @@ class _Watcher(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **_):
         logs = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        self._require_finite(logs, state)
         if "loss" in logs:
             self._note = f"loss {logs['loss']:.3f}"
         if "eval_loss" in logs:
             self._note = f"validation loss {logs['eval_loss']:.3f}"
         self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
+
+    def _require_finite(self, logs: dict, state) -> None:
+        """The Trainer logs each step's loss and gradient norm, the same in all processes, before it saves anything."""
+        names = {"loss": "the loss", "grad_norm": "the gradient", "eval_loss": "the validation loss"}
+        for name in names.keys() & logs.keys():
+            if not math.isfinite(logs[name]):
+                finite = [entry["loss"] for entry in state.log_history if math.isfinite(entry.get("loss", math.nan))]
+                before = f"the last finite loss was {finite[-1]:.4g}" if finite else "no loss was finite before"
+                raise EvoxtralError(f"at step {state.global_step} {names[name]} is {logs[name]}; {before}", fix=self._remedy)
 
     def close(self) -> None:
         self._bar.close()

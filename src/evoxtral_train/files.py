@@ -24,7 +24,7 @@ _FIXES = {
     errno.ENOENT: "check the path; a folder of it may have been moved or removed",
     errno.ENOTDIR: "check the path: a part of it is a file, not a folder",
     errno.EISDIR: "check the path: it is a folder, not a file",
-    errno.EEXIST: "check the path: something else has this name",
+    errno.EEXIST: "check the path: a file or a broken link has a name that a folder should have",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "check the path: its links go in a circle",
     errno.EMFILE: "allow more open files (`ulimit -n 4096`), then resume with --resume",

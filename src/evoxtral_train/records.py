@@ -198,6 +198,8 @@ def typed_row(row_type: type[RowT], content: dict[str, Any]) -> RowT:
     """A row of `row_type`, each field of the type that the class declares. Raises RowError for the first that is not."""
     kinds = _kinds_of(row_type)
     for name, value in content.items():
+        if isinstance(value, str) and not is_writable(value):
+            raise RowError(f"`{name}` is {shown(value)}, which holds half a character (a lone surrogate): remove it")
         if name in kinds and not _fits(value, kinds[name]):
             raise RowError(f"`{name}` is {shown(value)}, not of the type {getattr(kinds[name], '__name__', kinds[name])}")
     try:

@@ -62,6 +62,7 @@ class Tracker:
             self._guard(self._run.finish, exit_code=0 if error_type is None else 1)
 
     def _start(self, settings: Tracking, stage: str, folder: Path, config: BaseModel) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own faults, to its makers; read when it is imported
         import wandb
 
         mode = settings.mode

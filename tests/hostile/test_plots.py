@@ -86,7 +86,7 @@ def evaluate(packed, call, tmp_path):
     def evaluate(tags: list[str]):
         path = predictions(packed, tmp_path / "mine.jsonl", tags)
         sets = [f"dataset={packed['deferred']}", f"output={tmp_path / 'eval'}", "tracking.mode=disabled", "bootstrap.samples=20"]
-        sets += ["bootstrap.permutations=20", f"systems=[{{name: mine, predictions: {path}}}]"]
+        sets += ["bootstrap.permutations=199", f"systems=[{{name: mine, predictions: {path}}}]"]
         return call("eval", REPO / "configs/demo/eval-sft.yaml", *(part for each in sets for part in ("--set", each)))
 
     return evaluate

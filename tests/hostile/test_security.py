@@ -424,3 +424,10 @@ def test_paid_audio_that_went_bad_says_which_file(tmp_path):
     (tmp_path / request.file_name).write_bytes(b"garbage")
     with pytest.raises(elevenlabs.RowError, match=f"{request.file_name}: .* — remove this file to pay for it again"):
         elevenlabs.read_paid(request, tmp_path)
+
+
+def test_every_promise_names_a_test_that_exists():
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (REPO / "SECURITY.md").read_text("utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []

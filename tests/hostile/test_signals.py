@@ -50,16 +50,25 @@ def wait_for(what, seconds: float) -> None:
         time.sleep(0.05)
 
 
+def as_from_a_terminal() -> None:
+    """`nohup` and background jobs ignore these signals, and what they start does too."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(command, folder):
     """The command in a session of its own, once its workers are at work."""
     errors = (folder / "stderr.txt").open("w")
-    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True, preexec_fn=as_from_a_terminal
+    )
     shards = partial(folder / "packed") / "shards"
     wait_for(lambda: process.poll() is not None or list(shards.glob("*.arrow")), 60)
     assert process.poll() is None, (folder / "stderr.txt").read_text()
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_pack_leaves_no_process_behind_and_its_lock_free(pack, tmp_path, number):
@@ -84,6 +93,7 @@ def test_pack_leaves_no_process_behind_and_its_lock_free(pack, tmp_path, number)
     assert "an unfinished run is here — use --resume" in refused.stderr, "not: another process is making this run"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
 def test_a_closed_terminal_ends_all_of_it(pack, tmp_path):
     """SIGHUP goes to the command and to its workers at once."""
@@ -97,6 +107,7 @@ def test_a_closed_terminal_ends_all_of_it(pack, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_training_ends_it_as_ctrl_c_does(packed, tmp_path, number):
     command = [
@@ -104,7 +115,9 @@ def test_a_signal_in_training_ends_it_as_ctrl_c_does(packed, tmp_path, number):
         "--set", f"output={tmp_path / 'sft'}", "--set", "train.epochs=300", "--set", "train.batch_size=4", "--set",
         "train.evaluate_every_steps=2", "--set", "tracking.mode=disabled", "--set", "model.device=cpu",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal
+    )
     checkpoints = tmp_path / "sft.partial/checkpoints"
     wait_for(lambda: process.poll() is not None or list(checkpoints.glob("*/trainer_state.json")), 50)
     process.send_signal(number)

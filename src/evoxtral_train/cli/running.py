@@ -80,7 +80,7 @@ def _report(error: BaseException | None) -> int:
     if debug:
         traceback.print_exception(error)
     message, exit_code = explained(error)
-    print(f"error{_process()}: {one_line(message)}", file=sys.stderr)
+    sys.stderr.write(f"error{_process()}: {one_line(message)}\n")  # one call: threads may report at once
     return exit_code
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from .errors import RowError, UsageError
 
 RowT = TypeVar("RowT")
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,18 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_rows(path: Path, row_type: type[RowT]) -> list[RowT]:
-    """Every row as `row_type`. Raises UsageError with file, row and the field that is off."""
-    rows = []
+    """All of `iter_rows` at once."""
+    return list(iter_rows(path, row_type))
+
+
+def iter_rows(path: Path, row_type: type[RowT]) -> Iterator[RowT]:
+    """Every row as `row_type`, one at a time. Raises UsageError with file, row and the field that is off."""
     for number, content in read_jsonl(path):
         try:
-            rows.append(row_type(**content))
+            yield row_type(**content)
         except TypeError as error:
             message = str(error).replace(f"{row_type.__name__}.__init__() ", "")
             raise UsageError(f"not a {row_type.__name__} row: {message}", where=row_place(path, number)) from None
-    return rows
 
 
 def dump_row(row: Any) -> str:
@@ -204,8 +208,15 @@ def drop_partial_line(path: Path) -> None:
     """Cut off a last line that has no line end."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        size = whole = file.seek(0, os.SEEK_END)
+        while whole:  # block by block from the end: the file may be larger than memory
+            start = max(whole - _BLOCK_BYTES, 0)
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            if found >= 0:
+                whole = start + found + 1
+                break
+            whole = start
+        if whole != size:
             file.truncate(whole)

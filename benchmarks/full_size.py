@@ -114,7 +114,7 @@ class Bench:
 
     def generation(self, folder: Path) -> None:
         split = RandomSplit(self.asked.layout, self.asked.clips, folder / "generation")
-        requests = requests_of(split, CLOCK)
+        requests = list(requests_of(split, CLOCK))
         self._our_generation(split, requests)
         by_length = sorted(requests, key=lambda each: each.row_tokens)
         few = by_length[:: max(1, len(requests) // self.asked.plain_clips)][: self.asked.plain_clips]

@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, dataset: Path, adapter: Path, base: str, dtype: str):
         self.split = PackedSplit(dataset, "train")
         self.clock = Clock.of(load_processor(Path(base)))
-        self.requests = requests_of(self.split, self.clock)
+        self.requests = list(requests_of(self.split, self.clock))
         self.ours = load_adapter(load_model(Model(base=base, dtype=dtype, device="cpu")), find_adapter(adapter))
         self.audio = open_cache(stock(self.ours), torch.device("cpu"), base_fingerprint(Path(base)), self.split, self.clock)
         plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=getattr(torch, dtype))

@@ -171,7 +171,7 @@ def test_decoding_from_the_cache_writes_the_same_tokens_without_a_tower(split, c
     system = adapted()
     sampling = Sampling(0.9, 0.95, 0, seed=4)
     settings = Decoding(candidates=3, sampling=sampling, max_new_tokens=12, batch_tokens=2000)
-    requests = requests_of(split, clock)
+    requests = list(requests_of(split, clock))
     live = [each for batch in decode(system, clock, LiveAudio(system, split), requests, settings) for each in batch]
     cache = open_cache(model, CPU, "base", split, clock)
     drop_audio_path(system.get_base_model())

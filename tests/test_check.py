@@ -181,3 +181,16 @@ def test_a_long_pause_needs_its_tag(tmp_path):
 
     assert kinds("yes, i know.") == ["too_much_speech"]
     assert kinds("yes, [pause] i know.") == []
+
+
+def test_any_number_of_processes_finds_the_same(findings, speak, tmp_path, monkeypatch):
+    found = findings(*dirty(findings.sounds, speak, tmp_path).values())
+    monkeypatch.setattr(check, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(check, "usable_cores", lambda: 2)
+    pools = []
+    real = check.worker_pool
+    monkeypatch.setattr(check, "worker_pool", lambda *arguments: pools.append(arguments[0]) or real(*arguments))
+    lines = findings.report.table, (tmp_path / "findings.jsonl").read_bytes()
+    assert findings(*dirty(findings.sounds, speak, tmp_path).values()) == found
+    assert pools == [2]
+    assert (findings.report.table, (tmp_path / "findings.jsonl").read_bytes()) == lines

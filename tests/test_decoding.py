@@ -56,7 +56,7 @@ def with_random_adapter(model):
 
 def run(model, clock, split, requests=None, **named):
     named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_tokens": 800, **named}
-    requests = requests if requests is not None else requests_of(split, clock)
+    requests = requests if requests is not None else list(requests_of(split, clock))
     audio = named.pop("audio", None) or LiveAudio(model, split)
     completions = [each for batch in decode(model, clock, audio, requests, Decoding(**named)) for each in batch]
     return {(each.utterance_id, each.candidate_id): each for each in completions}
@@ -101,7 +101,7 @@ def expected(adapted, clock, split):
 
 
 def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, clock, split, expected):
-    requests = requests_of(split, clock)
+    requests = list(requests_of(split, clock))
     assert len({tuple(each.token_ids) for each in expected.values()}) > len(requests), "candidates differ"
     for tokens in (1, 5000):
         found = run(adapted, clock, split, **SAMPLED, batch_tokens=tokens)
@@ -130,7 +130,7 @@ def steps(monkeypatch):
 
 
 def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, clock, split, steps):
-    requests = requests_of(split, clock)
+    requests = list(requests_of(split, clock))
     found = run(adapted, clock, split, **SAMPLED, batch_tokens=100_000)
     prompts = [rows for rows, tokens in steps if tokens > 1]
     assert sum(prompts) == len(requests), "one row for each clip, not for each candidate"
@@ -142,7 +142,7 @@ def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, clock, spli
 
 
 def test_a_free_row_is_given_to_the_next_clip(adapted, clock, split, steps):
-    requests = requests_of(split, clock)
+    requests = list(requests_of(split, clock))
     budget = 4 * 3 * max(min(each.row_tokens, len(each.prompt) + 12) for each in requests)
     run(adapted, clock, split, **SAMPLED, batch_tokens=budget)
     assert max(rows for rows, tokens in steps if tokens == 1) <= 4 * 3 + 3
@@ -154,7 +154,7 @@ def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
     ours = load_model(CONFIG)
     for each in (ours, stock[False]):
         monkeypatch.setattr(each.config.text_config, "sliding_window", 45)
-    requests = requests_of(split, clock)[:4]
+    requests = list(requests_of(split, clock))[:4]
     found = run(ours, clock, split, requests)
     for request in requests:
         length = min(len(request.prompt) + 24, request.row_tokens)
@@ -173,7 +173,7 @@ def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
 def test_the_compiled_step_writes_the_same_tokens(adapted, clock, packed):
     """The step knows no layout. Two rows that end together: one shape to compile, which takes 25 s where nothing is cached."""
     split = PackedSplit(packed["packed"], "train")
-    settings = {**SAMPLED, "candidates": 2, "requests": requests_of(split, clock)[:1]}
+    settings = {**SAMPLED, "candidates": 2, "requests": list(requests_of(split, clock))[:1]}
     expected = run(adapted, clock, split, **settings)
     assert [len(each.token_ids) for each in expected.values()] == [12, 12]
     found = run(adapted, clock, split, **settings, compiled=True)
@@ -182,7 +182,7 @@ def test_the_compiled_step_writes_the_same_tokens(adapted, clock, packed):
 
 @pytest.mark.parametrize("place", ["table", "prompt", "step"])
 def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, clock, split, expected, monkeypatch, capsys, place):
-    requests = requests_of(split, clock)
+    requests = list(requests_of(split, clock))
     real_empty, real_forward, limit = decoder.RowTable.empty, decoder.language_model_hidden, 1500
     held, steps = [], []
 
@@ -230,7 +230,7 @@ def test_a_row_ends_at_its_own_clock(adapted, clock, split):
 
 
 def test_mean_logprob_is_the_models_own(model, clock, split):
-    request = requests_of(split, clock)[0]
+    request = next(requests_of(split, clock))
     found = run(model, clock, split, [request], max_new_tokens=6)[request.utterance_id, 0]
     written = found.token_ids + ([clock.eos_id] if found.finish_reason == "eos" else [])
     ids = torch.tensor([request.prompt + written])

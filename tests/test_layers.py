@@ -55,7 +55,7 @@ def test_config_errors_scoring_and_curation_need_no_torch():
     modules = [
         "cli.main", "config.loader", "config.schema", "runs", "records", "tracking", "text.tags", "text.normalize",
         "scoring.metrics", "scoring.reward", "scoring.curation", "stages.score", "stages.curate", "stages.predictions",
-        "stages.compare", "stages.import_corpus", "stages.stats", "stages.pack", "stages.check", "text.taxonomy",
+        "stages.compare", "stages.cache", "stages.import_corpus", "stages.stats", "stages.pack", "stages.check", "text.taxonomy",
     ]  # fmt: skip
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('evoxtral_train.{name}')\n" for name in modules)
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"

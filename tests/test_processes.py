@@ -90,5 +90,5 @@ def test_shares_are_disjoint_and_whole(monkeypatch):
     parts = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        parts.append(processes.share([10, 11, 12, 13, 14, 15, 16]))
+        parts.append(list(processes.share([10, 11, 12, 13, 14, 15, 16])))
     assert parts == [[10, 13, 16], [11, 14], [12, 15]]

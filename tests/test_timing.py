@@ -150,7 +150,7 @@ def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, proce
 
 
 def test_decoding_may_write_until_the_clip_has_been_heard_and_the_room_after_it(aligned, clock, model):
-    requests = requests_of(aligned, clock)
+    requests = list(requests_of(aligned, clock))
     wanted = Decoding(1, Sampling(), max_new_tokens=8, batch_tokens=4000)
     found = {
         each.utterance_id: each for batch in decode(model, clock, LiveAudio(model, aligned), requests, wanted) for each in batch

@@ -6,8 +6,9 @@ tracking, the terminal) is the first process's; work is shared out by `share`.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from itertools import islice
 from typing import TypeVar
 
 ResultT = TypeVar("ResultT")
@@ -45,9 +46,9 @@ def leave() -> None:
             torch.distributed.destroy_process_group()
 
 
-def share(items: Sequence[ResultT]) -> list[ResultT]:
-    """This process's part: every `count()`-th, so that similar neighbours are spread evenly."""
-    return list(items[rank() :: count()])
+def share(items: Iterable[ResultT]) -> Iterator[ResultT]:
+    """This process's part of a stream: every `count()`-th, so that similar neighbours are spread evenly."""
+    return islice(items, rank(), None, count())
 
 
 def wait() -> None:

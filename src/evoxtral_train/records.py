@@ -16,6 +16,7 @@ from .reading import is_open_stream, is_writable, parse_json, shown, why_not_a_f
 
 RowT = TypeVar("RowT")
 _kinds_of = cache(get_type_hints)
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _all_good(rows: Iterator[tuple[int, dict[str, Any] | RowError]], path: Path)
 
 
 def read_rows(path: Path, row_type: type[RowT]) -> list[RowT]:
-    """Every row as `row_type`. Raises UsageError with file, row and the field that is off."""
+    """All of `iter_rows` at once."""
     return list(iter_rows(path, row_type))
 
 
@@ -254,8 +255,15 @@ def drop_partial_line(path: Path) -> None:
     """Cut off a last line that has no line end."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        with path.open("r+b") as file:
+    with path.open("r+b") as file:
+        size = whole = file.seek(0, os.SEEK_END)
+        while whole:  # block by block from the end: the file may be larger than memory
+            start = max(whole - _BLOCK_BYTES, 0)
+            file.seek(start)
+            found = file.read(whole - start).rfind(b"\n")
+            if found >= 0:
+                whole = start + found + 1
+                break
+            whole = start
+        if whole != size:
             file.truncate(whole)

@@ -21,7 +21,7 @@ from .running import (
 )
 
 _IN_ORDER_OF_USE = (
-    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "export", "doctor", "tiny-base",
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "export", "cache", "doctor", "tiny-base",
 )  # fmt: skip
 
 
@@ -43,6 +43,8 @@ data = typer.Typer(no_args_is_help=True, help="Make, check and pack a dataset.")
 raft = typer.Typer(no_args_is_help=True, help="Generate, score, curate, train: RAFT from an adapter.")
 app.add_typer(data, name="data")
 app.add_typer(raft, name="raft")
+cache = typer.Typer(no_args_is_help=True, help="List and remove audio caches.")
+app.add_typer(cache, name="cache")
 
 
 def _print_version(wanted: bool) -> None:
@@ -177,6 +179,35 @@ def compare(
     from ..stages import compare as stage
 
     show(guarded(lambda: stage.run(runs, output)))
+
+
+_Folders = Annotated[list[Path], typer.Argument(help="packed datasets, or folders with some below them", show_default=False)]
+
+
+@cache.command("list")
+def cache_list(folders: _Folders) -> None:
+    """What each cache takes, what it was made for, and whether it is still valid."""
+    from ..stages import cache as stage
+
+    show(guarded(lambda: stage.listing(folders)))
+
+
+@cache.command("remove")
+def cache_remove(
+    folders: _Folders,
+    all_: Annotated[bool, typer.Option("--all", help="valid ones too: they are made again where they are needed")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Remove the caches that are no longer valid, and nothing else."""
+    from ..stages import cache as stage
+
+    def confirmed(question: str) -> bool:
+        try:
+            return yes or typer.confirm(question)
+        except typer.Abort:  # nobody is there to answer
+            return False
+
+    show(guarded(lambda: stage.remove(folders, all_, confirmed)))
 
 
 @app.command("doctor")

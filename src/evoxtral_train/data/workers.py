@@ -45,7 +45,7 @@ def worker_pool(processes: int, where: Path, start: Callable[..., None], *argume
         if isinstance(error, BrokenProcessPool):
             raise EvoxtralError(
                 "a worker process was killed, maybe for memory", where=str(where),
-                fix="resume with --resume, and with a smaller `processes`",
+                fix="start again with a smaller `processes` (`data pack` with --resume)",
             ) from None  # fmt: skip
         raise
     finally:

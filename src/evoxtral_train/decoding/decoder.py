@@ -5,13 +5,17 @@ step together in a table (`rows.py`), each at its own position; a row leaves whe
 it has `max_new_tokens`, or at the end of its own clip, and its place goes to the next clip. How many
 rows there are is a matter of memory: a budget of tokens, rows × width.
 
+Requests come as a stream: `WINDOW` of them are held at a time, sorted by length and decoded to their end, so memory does not grow
+with their number. While the last rows of a window end the table is partly idle: little, since a table has hundreds of rows and a
+window thousands.
+
 No row sees another's padding, length or order: what it writes depends on its clip, its candidate
 number and the seed alone, but for rounding, which in bfloat16 may change a token now and then.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -30,6 +34,7 @@ from ..modeling.realtime import language_model_device, language_model_hidden, st
 from .rows import RowTable
 from .sampling import Sampling, choose, row_key
 
+WINDOW = 8192  # requests
 _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
 
@@ -77,23 +82,20 @@ class Decoding:
     compiled: bool = False
 
 
-def requests_of(split: PackedSplit, clock: Clock) -> list[Request]:
+def requests_of(split: PackedSplit, clock: Clock) -> Iterator[Request]:
     """Every clip of a packed split."""
-    return [
-        Request.of(identity, split.layout, clock, int(split.utterance_tokens[index]), int(split.row_tokens[index]), index)
-        for identity, index in split.index_of.items()
-    ]
+    for identity, index in split.index_of.items():
+        yield Request.of(identity, split.layout, clock, int(split.utterance_tokens[index]), int(split.row_tokens[index]), index)
 
 
-def decode(model, clock: Clock, audio: AudioSource, requests: Sequence[Request], wanted: Decoding) -> Iterator[list[Completion]]:
-    """All candidates of every clip, handed over as whole clips end, the longest clips first.
+def decode(model, clock: Clock, audio: AudioSource, requests: Iterable[Request], wanted: Decoding) -> Iterator[list[Completion]]:
+    """All candidates of every clip, handed over as whole clips end, the longest clips of each window first.
 
     When CUDA runs out of memory the budget is halved, and the clips that were not handed over start
-    again, to the same tokens. Raises EvoxtralError when not even one clip fits.
+    again, to the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
     """
-    remaining = {request.utterance_id: request for request in requests}
-    budget = wanted.batch_tokens
-    while remaining:
+    stream, remaining, budget = iter(requests), {}, wanted.batch_tokens
+    while remaining := remaining or {request.utterance_id: request for request in islice(stream, WINDOW)}:
         decoder = _Decoder(model, clock, audio, list(remaining.values()), wanted)
         try:
             for completions in decoder.run(budget):
@@ -115,7 +117,7 @@ class _Decoder:
         self._device = language_model_device(model)
         self._step = _compiled(_step) if wanted.compiled else _step
         # Longest first: the rows that follow fit into the table that is there.
-        self._waiting = deque(sorted(requests, key=self._reach, reverse=True))
+        self._waiting = deque(sorted(requests, key=lambda request: (-self._reach(request), len(request.prompt))))
         self._seated: dict[int, tuple[Request, int]] = {}  # row -> clip, candidate
         self._table: RowTable | None = None
         self._written: dict[str, list[Completion]] = {}

@@ -2,37 +2,31 @@
 
 With the audio tower and projector frozen their output never changes, so training, RAFT and
 evaluation read it back and run the language model alone. The file is one flat array of
-[tokens, hidden] rows, memory-mapped, beside the dataset that it was made from:
-
-    <dataset>/audio-cache/<base>-<dtype>-<device type>/<split>.bin, <split>.json
+[tokens, hidden] rows, memory-mapped, inside the dataset that it was made from (see `cache_files`).
 
 A row is cached up to the last position that its target or `room_tokens` of decoding can reach,
 not to the end of its padding. Written batch by batch: a cut run goes on where it stopped, with
 any number of processes.
 """
 
-import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from .. import processes
 from ..data import layouts
 from ..data.batching import leading_batch
 from ..data.clock import Clock
 from ..data.packed import PackedSplit
-from ..errors import EvoxtralError
-from ..files import disk_errors, write_atomic
+from ..files import disk_errors
 from ..progress import progress
-from ..records import drop_partial_line
+from .cache_files import CacheFiles, cache_folder
 from .memory import shrink
 from .realtime import audio_embeddings, place_audio_path
 
@@ -97,8 +91,8 @@ def open_cache(model, device: torch.device, base_fingerprint: str, split: Packed
     """
     tokens = [_needed_tokens(split, clock, index) for index in range(len(split))]
     hidden, dtype = model.config.text_config.hidden_size, model.dtype
-    folder = split.folder / "audio-cache" / f"{base_fingerprint}-{str(dtype).removeprefix('torch.')}-{device.type}"
-    files = _Files(folder, split.split)
+    folder = cache_folder(split.folder, base_fingerprint, str(dtype).removeprefix("torch."), device.type)
+    files = CacheFiles(folder, split.split)
     made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": str(dtype), "tokens": sum(tokens)}
     size = sum(tokens) * hidden * _STORED[dtype].itemsize
     if not processes.first(lambda: files.whole(made_from, size)):
@@ -121,83 +115,7 @@ def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
     return min(int(split.row_tokens[index]), max(target_end, room_end))
 
 
-@dataclass(frozen=True)
-class _Files:
-    """`<split>.bin`: the rows, of full size from the start. `<split>.json`: what they were made from, and
-    whether they are whole. Until then `<split>.<process>.done` lists the clips that are on disk."""
-
-    folder: Path
-    split: str
-
-    @property
-    def rows(self) -> Path:
-        return self.folder / f"{self.split}.bin"
-
-    @property
-    def record(self) -> Path:
-        return self.folder / f"{self.split}.json"
-
-    def done(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{self.split}.*.done"))
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Of several calls of the command line that need one cache, the first fills it and the others wait."""
-        if not processes.is_first():
-            yield
-            return
-        with disk_errors(self.rows):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / f"{self.split}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                print(f"waiting: {self.rows} is being filled by another process", file=sys.stderr, flush=True)
-                lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def whole(self, made_from: dict, size_bytes: int) -> bool:
-        """Whether every clip is there. Raises EvoxtralError when the cache was made from something else."""
-        record = json.loads(self.record.read_text("utf-8")) if self.record.is_file() else {}
-        stale = sorted(name for name, value in made_from.items() if record and record.get(name) != value)
-        if stale:
-            raise EvoxtralError(
-                f"this audio cache was made from another {', '.join(stale)}",
-                where=str(self.folder),
-                fix="delete the folder; it is made again",
-            )
-        return bool(record.get("whole")) and self._of_full_size(size_bytes)
-
-    def _of_full_size(self, size_bytes: int) -> bool:
-        return self.rows.is_file() and self.rows.stat().st_size == size_bytes
-
-    def missing_clips(self, made_from: dict, clips: int, size_bytes: int) -> list[int]:
-        """The clips that are still to be encoded; makes room for them."""
-        if self.whole(made_from, size_bytes):
-            return []
-        if not self._of_full_size(size_bytes):  # the record outlived the rows that it speaks of
-            for path in self.done():
-                path.unlink()
-        with disk_errors(self.rows):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.rows.open("ab") as file:
-                file.truncate(size_bytes)
-            write_atomic(self.record, json.dumps(made_from | {"whole": False}) + "\n")
-        for path in self.done():
-            drop_partial_line(path)
-        done = {int(index) for path in self.done() for index in path.read_text("ascii").split()}
-        return sorted(set(range(clips)) - done)
-
-    def finish(self, made_from: dict) -> None:
-        write_atomic(self.record, json.dumps(made_from | {"whole": True}) + "\n")
-        for path in self.done():
-            path.unlink()
-
-
-def _fill(files: _Files, model, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
+def _fill(files: CacheFiles, model, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
     """Encode this process's part of `missing`, batch by batch; each is on disk before it is listed as done."""
     width_bytes = model.config.text_config.hidden_size * _STORED[model.dtype].itemsize
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes

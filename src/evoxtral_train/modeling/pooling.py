@@ -15,7 +15,7 @@ def pooled_audio(audio: AudioSource, split: PackedSplit, clock: Clock) -> np.nda
     share; all get the whole array."""
     start = clock.left_pad_tokens
     ends = [start + int(tokens) for tokens in split.utterance_tokens]
-    mine, pooled = processes.share(range(len(split))), []
+    mine, pooled = list(processes.share(range(len(split)))), []
     with progress("pooling", len(mine), "clips") as bar:
         for batch, embeddings in encoded_batches(audio, mine, ends):
             for index, row in zip(batch, embeddings.float().numpy(), strict=True):

@@ -1,14 +1,17 @@
 """`evoxtral data check`: everything that packing would reject, and what would train badly, before any time is spent."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.schema import PackConfig
 from ..corpus.checks import Corpus, Finding, Sound, check_sound
 from ..data.clock import Clock
-from ..data.manifest import Rejected, count_rows, iter_manifest
+from ..data.manifest import ManifestRow, Rejected, count_rows, iter_manifest
 from ..data.packed_rows import prepare_row
+from ..data.packing import Chunk, chunks
 from ..data.processor import load_processor, resolve_base
+from ..data.workers import in_order, usable_cores, worker_pool
 from ..errors import RowError
 from ..files import write_atomic
 from ..progress import progress
@@ -18,28 +21,23 @@ from ..text.taxonomy import TagRules, describe_changes
 from .report import Report
 
 _SHOWN = 50
+_CHUNK_ROWS = 64
 
 
 def run(config: PackConfig, findings: Path | None = None) -> Report:
-    """Reads every row and every clip as packing does. Writes nothing but `findings`, a JSONL of {line, id, kind, reason}."""
+    """Reads every row and every clip as packing does, in several processes; the findings do not depend on how many. Writes
+    nothing but `findings`, a JSONL of {line, id, kind, reason}."""
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
     rows = count_rows(config.manifest)
-    processor = load_processor(resolve_base(config.base, config.revision, weights=False))
-    clock = Clock.of(processor)
+    folder = resolve_base(config.base, config.revision, weights=False)
     found: list[Finding] = []
     seconds, tags, untagged, good = 0.0, 0, 0, 0
     with progress("checking", rows, "clips") as bar:
-        for row in iter_manifest(config.manifest, rules, tally):
+        for row, sound in _sounds(config, folder, chunks(iter_manifest(config.manifest, rules, tally), _CHUNK_ROWS), rows):
             bar.advance()
-            if isinstance(row, Rejected):
-                found.append(Finding(row.line, row.id, "rejected", row.reason))
+            if isinstance(sound, str):
+                found.append(Finding(row.line, row.id, "rejected", sound))
                 continue
-            try:
-                prepared = prepare_row(row, config, processor, clock)
-            except RowError as error:
-                found.append(Finding(row.line, row.id, "rejected", Rejected.of(config.manifest, row.line, row.id, error).reason))
-                continue
-            sound = Sound.of(prepared.samples)
             found += check_sound(row, sound, config.check)
             corpus.add(row, sound)
             count = len(find_tags(row.text))
@@ -68,3 +66,37 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     if not good:
         lines.append("no row is good: packing would have nothing to do")
     return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(telling)))
+
+
+def _sounds(
+    config: PackConfig, folder: Path, parts: Iterator[Chunk], rows: int
+) -> Iterator[tuple[ManifestRow | Rejected, Sound | str]]:
+    """Every row in order, with its sound or the reason why packing would reject it."""
+    processes = min(config.processes or usable_cores(), -(-rows // _CHUNK_ROWS))
+    if processes <= 1:
+        _start(config, folder)
+        for part in parts:
+            yield from _listen(part)
+        return
+    with worker_pool(processes, config.manifest, _start, config, folder) as pool:
+        for heard in in_order(pool, _listen, parts, ahead=2 * processes):
+            yield from heard
+
+
+_reader: tuple | None = None  # of this process: the config, the processor, its clock
+
+
+def _start(config: PackConfig, folder: Path) -> None:
+    global _reader
+    processor = load_processor(folder)
+    _reader = config, processor, Clock.of(processor)
+
+
+def _listen(part: Chunk) -> list[tuple[ManifestRow | Rejected, Sound | str]]:
+    heard = []
+    for row in part.entries:
+        try:
+            heard.append((row, row.reason if isinstance(row, Rejected) else Sound.of(prepare_row(row, *_reader).samples)))
+        except RowError as error:
+            heard.append((row, Rejected.of(_reader[0].manifest, row.line, row.id, error).reason))
+    return heard

@@ -1,17 +1,23 @@
 """`evoxtral raft curate`: the best candidate per clip, less the lowest share. Needs no torch."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from itertools import chain, islice
 from statistics import fmean
 
 from ..config.schema import RaftConfig
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
-from ..records import Candidate, ScoredCandidate, read_rows
+from ..records import CuratedRow, DroppedRow, iter_rows
 from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
-from ..scoring.curation import curate, replay
+from ..scoring.curation import Selection, replay
 from ..tracking import Tracker
 from . import raft_folders
 from .report import Report
+
+_TABLE_ROWS = 2000
 
 
 def run(config: RaftConfig, options: Options) -> Report:
@@ -23,27 +29,25 @@ def run(config: RaftConfig, options: Options) -> Report:
     require_same_input(source, "candidates", fingerprint, str(candidates_folder))
     require_same_config(source, raft_folders.asked(config, "score"), ("score",))
     asked, inputs = raft_folders.asked(config, "curate"), {"candidates": fingerprint, "scores": scores_fingerprint}
-    candidates = read_rows(candidates_folder / "candidates.jsonl", Candidate)
-    scores = read_rows(source / "scores.jsonl", ScoredCandidate)
     wanted = config.curate
+    clips = partial(raft_folders.scored_clips, config)
     try:
-        curated, dropped = curate(candidates, scores, wanted)
+        selection = Selection.of(clips(), wanted)
     except ValueError as error:
         raise EvoxtralError(str(error), where=str(source), fix="score again with --overwrite") from None
-    if not curated:
-        clips = len({each.utterance_id for each in candidates})
-        fix = f"drop a smaller share, or do not skip the clips without spread; first reason: {dropped[0].reason}"
-        raise UsageError(f"of {clips:,} clips none is left", where="curate", fix=fix)
-    reward = fmean(each.reward for each in curated)
-    best = len(curated)
+    best = len(selection.clips)
+    if not best:
+        reason = next(selection.sort(next(clips()), wanted)).reason
+        fix = f"drop a smaller share, or do not skip the clips without spread; first reason: {reason}"
+        raise UsageError(f"of {sum(1 for _ in clips()):,} clips none is left", where="curate", fix=fix)
+    replayed = []
     if wanted.reference_replay:
-        split = PackedSplit(config.dataset, config.split)
-        references = {example.id: example.target_text for example in split.examples}
-        curated = replay(curated, references, wanted.reference_replay, wanted.seed)
+        references = _References(PackedSplit(config.dataset, config.split))
+        replayed = list(replay(selection.clips, references, wanted.reference_replay, wanted.seed))
     facts = {
-        "candidates": f"{len(candidates)} = {best} curated + {len(dropped)} dropped",
-        "replayed references": len(curated) - best,
-        "mean reward of the curated": f"{reward:.4f}",
+        "candidates": f"{selection.candidates} = {best} curated + {selection.candidates - best} dropped",
+        "replayed references": len(replayed),
+        "mean reward of the curated": f"{fmean(selection.rewards):.4f}",
         "output": raft_folders.curated(config),
     }
     if options.dry_run:
@@ -51,21 +55,41 @@ def run(config: RaftConfig, options: Options) -> Report:
         return Report("plan: raft curate", facts)
     run = Run.open(raft_folders.curated(config), "raft curate", asked, inputs, options, [source, candidates_folder])
     with Tracker(config.tracking, "raft curate", run.path, config) as tracker:
-        run.write_rows("curated.jsonl", curated)
-        run.write_rows("dropped.jsonl", dropped)
+
+        def rows(kind: type) -> Iterator[CuratedRow | DroppedRow]:
+            return (row for clip in clips() for row in selection.sort(clip, wanted) if isinstance(row, kind))
+
+        run.write_rows("curated.jsonl", chain(rows(CuratedRow), replayed))
+        run.write_rows("dropped.jsonl", rows(DroppedRow))
         metrics = {
-            "candidates": len(candidates),
+            "candidates": selection.candidates,
             "curated": best,
-            "replayed": len(curated) - best,
-            "dropped": len(dropped),
-            "mean_reward": reward,
-            "lowest_reward": min(each.reward for each in curated[:best]),
+            "replayed": len(replayed),
+            "dropped": selection.candidates - best,
+            "mean_reward": fmean(selection.rewards),
+            "lowest_reward": min(selection.rewards),
         }
         tracker.summary(metrics)
         tracker.media_table(
             "raft/curated",
             ["utterance_id", "candidate_id", "target_text", "reward"],
-            [[each.utterance_id, each.candidate_id, each.target_text, each.reward] for each in curated],
+            [list(asdict(row).values()) for row in islice(iter_rows(run.path / "curated.jsonl", CuratedRow), _TABLE_ROWS)],
         )
     run.finish(metrics, fingerprint_files([run.path / "curated.jsonl"]))
     return Report("raft curate", facts)
+
+
+class _References(Mapping):
+    """clip -> its target text, read when it is asked for."""
+
+    def __init__(self, split: PackedSplit):
+        self._split = split
+
+    def __getitem__(self, clip: str) -> str:
+        return self._split.examples[self._split.index_of[clip]].target_text
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._split.index_of)
+
+    def __len__(self) -> int:
+        return len(self._split)

@@ -1,7 +1,7 @@
 """`evoxtral eval`: any number of systems on one split, decoded greedily, scored side by side."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,9 +237,8 @@ def _decode_all(
         for path in paths:
             system = load_adapter(model, adapters[path]) if path else model
             audio = _audio(config, path, system, base, split)
-            requests = sorted(_requests(path, base, split), key=lambda request: len(request.prompt))
-            texts = []
-            for completions in decode(system, base.clock, audio, processes.share(requests), decoding):
+            requests, texts = processes.share(_requests(path, base, split)), []
+            for completions in decode(system, base.clock, audio, requests, decoding):
                 texts += [(each.utterance_id, _read(each, base, split)) for each in completions]
                 bar.advance(processes.count() * len(completions), note=str(path or BASE))
             written[path] = dict(processes.gather(texts))
@@ -256,14 +255,13 @@ def _audio(config: EvalConfig, path: Path | None, model, base: Base, split: Pack
     return open_for_decoding(config, model, base, split, config.decode.max_new_tokens)
 
 
-def _requests(path: Path | None, base: Base, split: PackedSplit) -> list[Request]:
+def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
     """As the split is laid out; but the base alone, where words are wanted, writes in the form in which it was trained to:
     each word once it has been heard."""
     if path is not None or split.target == "tags":
         return requests_of(split, base.clock)
-    lengths = zip(split.utterance_tokens.tolist(), split.row_tokens.tolist(), strict=True)
-    ids = list(split.index_of)
-    return [Request.of(ids[index], "aligned", base.clock, *each, index) for index, each in enumerate(lengths)]
+    clips = zip(split.index_of, split.utterance_tokens, split.row_tokens, strict=True)
+    return (Request.of(clip, "aligned", base.clock, int(heard), int(row), at) for at, (clip, heard, row) in enumerate(clips))
 
 
 def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:

@@ -1,8 +1,13 @@
 """`evoxtral raft generate`: N sampled candidates for every clip of a split."""
 
+import json
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from .. import processes
 from ..config.schema import RaftConfig
@@ -10,12 +15,12 @@ from ..data.packed import PackedSplit
 from ..decoding.decoder import Completion, Decoding, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import EvoxtralError
-from ..files import disk_errors, fingerprint_files
+from ..files import disk_errors, fingerprint_files, open_atomic
 from ..modeling.adapters import load_adapter
 from ..modeling.audio_cache import AudioSource
 from ..modeling.realtime import load_model
 from ..progress import format_seconds, progress
-from ..records import GREEDY, Candidate, JsonlAppender, drop_partial_line, read_rows
+from ..records import GREEDY, Candidate, JsonlAppender, drop_partial_line
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
 from . import raft_folders
@@ -23,7 +28,7 @@ from .inputs import Base, open_adapter, open_base, open_for_decoding, times_of_t
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 
-_PART = "candidates.part-{}.jsonl"  # one for each process
+_SAMPLED, _GREEDY = "candidates", "greedy"  # <name>.jsonl; until it is whole, <name>.part-<process>.jsonl
 
 
 def run(config: RaftConfig, options: Options) -> Report:
@@ -43,11 +48,14 @@ def run(config: RaftConfig, options: Options) -> Report:
     with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
         model = load_adapter(load_model(config.model), adapter)
         audio = open_for_decoding(config, model, base, split, config.generate.max_new_tokens)
-        _generate(run, config, base, split, model, audio)
-        if config.generate.greedy:
-            greedy = _greedy(config, base, split, model, audio)
-            processes.first(lambda: run.write_rows("greedy.jsonl", greedy))
-        metrics = processes.first(lambda: _join(run, split, config.generate.candidates, started, tracker))
+        wanted = config.generate
+        sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
+        decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
+        _generate(run, _SAMPLED, decoding, base, split, model, audio, wanted.seed)
+        if wanted.greedy:  # the score that curation has to beat
+            decoding = replace(decoding, candidates=1, sampling=Sampling())
+            _generate(run, _GREEDY, decoding, base, split, model, audio, wanted.seed)
+        metrics = processes.first(lambda: _finish(run, config, split, started, tracker))
     processes.first(lambda: run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"])))
     facts |= {
         "ended by EOS": f"{metrics['ended_by_eos_share']:.0%}",
@@ -75,79 +83,97 @@ def _asked(config: RaftConfig, clips: int | str) -> dict:
     }
 
 
-def _generate(run: Run, config: RaftConfig, base: Base, split: PackedSplit, model, audio: AudioSource) -> None:
+def _generate(
+    run: Run, name: str, decoding: Decoding, base: Base, split: PackedSplit, model, audio: AudioSource, seed: int
+) -> None:
     """Decode the clips that an earlier, unfinished run has not, shared out over the processes; what is
     handed over is on disk before more is asked for."""
-    wanted = config.generate
-    sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-    decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-    done = processes.first(lambda: _finished_clips(run, wanted.candidates))
-    requests = [request for request in requests_of(split, base.clock) if request.utterance_id not in done]
-    mine = processes.share(sorted(requests, key=lambda request: len(request.prompt)))
-    with JsonlAppender(run.path / _PART.format(processes.rank())) as appender, progress("generating", len(split), "clips") as bar:
-        bar.skip(len(done))
-        for completions in decode(model, base.clock, audio, mine, decoding):
+    done = processes.first(lambda: _Written.find(run, name, split, decoding.candidates).clips())
+    requests = processes.share(request for request in requests_of(split, base.clock) if not done[request.index])
+    path = run.path / f"{name}.part-{processes.rank()}.jsonl"
+    with JsonlAppender(path) as appender, progress(f"decoding {name}", len(split), "clips") as bar:
+        bar.skip(int(done.sum()))
+        for completions in decode(model, base.clock, audio, requests, decoding):
             with disk_errors(appender.path):
-                appender.append([_candidate(each, base, split, wanted.seed) for each in completions])
-            bar.advance(processes.count() * len(completions) // wanted.candidates)
+                appender.append([_candidate(each, base, split, seed, name) for each in completions])
+            bar.advance(processes.count() * len(completions) // decoding.candidates)
     processes.wait()
 
 
-def _greedy(config: RaftConfig, base: Base, split: PackedSplit, model, audio: AudioSource) -> list[Candidate]:
-    """What the adapter writes without sampling, one row per clip, in the order of the split: the score that
-    curation has to beat."""
-    wanted = config.generate
-    decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-    mine = processes.share(sorted(requests_of(split, base.clock), key=lambda request: len(request.prompt)))
-    rows = []
-    with progress("greedy", len(split), "clips") as bar:
-        for completions in decode(model, base.clock, audio, mine, decoding):
-            rows += [replace(_candidate(each, base, split, wanted.seed), candidate_id=GREEDY) for each in completions]
-            bar.advance(processes.count() * len(completions))
-    return sorted(processes.gather(rows), key=lambda each: split.index_of[each.utterance_id])
+class _Written:
+    """The candidates in the files of all processes, found by their places: none is held in memory."""
+
+    def __init__(self, paths: list[Path], places: np.ndarray):
+        self._paths, self._places = paths, places  # places [clips, candidates]: byte × files + file; -1: not written yet
+
+    @classmethod
+    def find(cls, run: Run, name: str, split: PackedSplit, candidates: int) -> "_Written":
+        """In what is joined already, and in the parts; a line that a kill cut short is dropped."""
+        paths = sorted(run.path.glob(f"{name}*.jsonl"))
+        places = np.full((len(split), candidates), -1, np.int64)
+        for number, path in enumerate(paths):
+            drop_partial_line(path)
+            byte = 0
+            with path.open("rb") as lines:
+                for line in lines:
+                    row = json.loads(line)
+                    places[split.index_of[row["utterance_id"]], max(row["candidate_id"], 0)] = byte * len(paths) + number
+                    byte += len(line)
+        return cls(paths, places)
+
+    def clips(self) -> np.ndarray:
+        """bool [clips]: which have all their candidates; a killed process may have left a clip with fewer."""
+        return (self._places >= 0).all(axis=1)
+
+    def count(self) -> int:
+        return int((self._places >= 0).sum())
+
+    def lines(self) -> Iterator[bytes]:
+        """The rows in the order of the split and of the candidate ids."""
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in self._paths]
+            for place in self._places[self._places >= 0].tolist():
+                byte, number = divmod(place, len(files))
+                files[number].seek(byte)
+                yield files[number].readline()
 
 
-def _finished_clips(run: Run, candidates: int) -> set[str]:
-    """The clips that have all their candidates; a killed process may have left a clip with fewer."""
-    counts = Counter(each.utterance_id for each in _written(run).values())
-    return {clip for clip, count in counts.items() if count == candidates}
-
-
-def _written(run: Run) -> dict[tuple[str, int], Candidate]:
-    parts = sorted(run.path.glob(_PART.format("*")))
-    for path in parts:
-        drop_partial_line(path)
-    return {(row.utterance_id, row.candidate_id): row for path in parts for row in read_rows(path, Candidate)}
-
-
-def _join(run: Run, split: PackedSplit, candidates_per_clip: int, started: float, tracker: Tracker) -> dict:
-    """Join the parts, count them, and write them in order."""
-    candidates = sorted(_written(run).values(), key=lambda each: (split.index_of[each.utterance_id], each.candidate_id))
-    if len(candidates) != len(split) * candidates_per_clip:
-        raise EvoxtralError(
-            f"{len(candidates)} candidates were written, not {len(split)} × {candidates_per_clip}",
-            where=str(run.path),
-            fix="go on with --resume",
-        )
-    run.write_rows("candidates.jsonl", candidates)
-    for path in run.path.glob(_PART.format("*")):
+def _finish(run: Run, config: RaftConfig, split: PackedSplit, started: float, tracker: Tracker) -> dict:
+    """Join the parts, in order, and count. They are removed last: a kill before that loses nothing."""
+    wanted, ended, tokens = config.generate, 0, 0
+    for name, candidates in ((_SAMPLED, wanted.candidates), *([(_GREEDY, 1)] if wanted.greedy else [])):
+        written = _Written.find(run, name, split, candidates)
+        if written.count() != len(split) * candidates:
+            raise EvoxtralError(
+                f"{written.count()} candidates were written, not {len(split)} × {candidates}",
+                where=str(run.path),
+                fix="resume with --resume",
+            )
+        with open_atomic(run.path / f"{name}.jsonl") as file:
+            for line in written.lines():
+                file.write(line)
+                if name == _SAMPLED:
+                    row = json.loads(line)
+                    ended, tokens = ended + (row["finish_reason"] == "eos"), tokens + len(row["token_ids"])
+    for path in run.path.glob("*.part-*.jsonl"):
         path.unlink()
+    count = len(split) * wanted.candidates
     metrics = {
         "clips": len(split),
-        "candidates": len(candidates),
+        "candidates": count,
         "processes": processes.count(),
-        "ended_by_eos_share": sum(each.finish_reason == "eos" for each in candidates) / len(candidates),
-        "mean_tokens": sum(len(each.token_ids) for each in candidates) / len(candidates),
+        "ended_by_eos_share": ended / count,
+        "mean_tokens": tokens / count,
         "seconds": time.monotonic() - started,
     }
     tracker.summary(metrics)
     return metrics
 
 
-def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int) -> Candidate:
+def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int, name: str) -> Candidate:
     return Candidate(
         utterance_id=completion.utterance_id,
-        candidate_id=completion.candidate_id,
+        candidate_id=completion.candidate_id if name == _SAMPLED else GREEDY,
         text=base.tokenizer.decode(completion.token_ids).strip(),
         token_ids=completion.token_ids,
         seed=seed,

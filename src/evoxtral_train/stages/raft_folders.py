@@ -1,4 +1,4 @@
-"""Where RAFT keeps its runs, and which part of the config each step answers for.
+"""Where RAFT keeps its runs, how what it scored is read back, and which part of the config each step answers for.
 
 output/round-1/candidates  scores  curated  train  pairs
 output/round-2/…            from the adapter of round 1
@@ -6,10 +6,13 @@ output/gate/round-0 …       evaluations on the gate's split: before the first 
 output/result               the adapter of the best round (`raft run`)
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.schema import RaftConfig
 from ..errors import UsageError
+from ..records import Candidate, ScoredCandidate, iter_rows
+from ..scoring.curation import Clip, by_clip
 
 _SECTIONS = {
     "generate": ("dataset", "split", "model", "adapter", "generate"),
@@ -63,6 +66,12 @@ def gate(config: RaftConfig, rounds_done: int) -> Path:
 
 def result(config: RaftConfig) -> Path:
     return config.output / "result"
+
+
+def scored_clips(config: RaftConfig) -> Iterator[Clip]:
+    """Each clip's candidates with their scores, read as streams. Raises ValueError as `by_clip` does."""
+    rows = iter_rows(candidates(config) / "candidates.jsonl", Candidate)
+    return by_clip(rows, iter_rows(scores(config) / "scores.jsonl", ScoredCandidate))
 
 
 def asked(config: RaftConfig, step: str) -> dict:

@@ -13,7 +13,7 @@ from ..data.packed_rows import encode_target
 from ..errors import EvoxtralError, UsageError
 from ..modeling.adapters import checkpoint_language_model, find_adapter, load_adapter
 from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
-from ..records import REFERENCE, Candidate, CuratedRow, read_rows
+from ..records import REFERENCE, Candidate, CuratedRow, iter_rows, read_rows
 from ..runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ..tracking import Tracker
 from ..training.dataset import Target, TrainingSet
@@ -106,8 +106,9 @@ def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, ba
         raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
     written = {}
     if split.layout == "aligned":
-        rows = read_rows(candidates / "candidates.jsonl", Candidate)
-        written = {(each.utterance_id, each.candidate_id): each.token_ids for each in rows}
+        keys = {(row.utterance_id, row.candidate_id) for row in curated}
+        rows = iter_rows(candidates / "candidates.jsonl", Candidate)
+        written = {key: each.token_ids for each in rows if (key := (each.utterance_id, each.candidate_id)) in keys}
     targets = []
     for row in curated:
         index, key = split.index_of[row.utterance_id], (row.utterance_id, row.candidate_id)

@@ -1,13 +1,17 @@
 """`evoxtral raft score`: a reward, with every component, for each candidate. Needs no torch."""
 
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
 from statistics import fmean
 
 from ..config.schema import Placement, RaftConfig
 from ..data.packed import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
-from ..records import Candidate, ScoredCandidate, read_rows
+from ..records import Candidate, ScoredCandidate, iter_rows
 from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ..scoring.curation import in_order
 from ..scoring.reward import Answer, formula, score, weights_of
 from ..tracking import Tracker
 from . import raft_folders
@@ -26,33 +30,39 @@ def run(config: RaftConfig, options: Options) -> Report:
     weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
     facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": raft_folders.scores(config)}
     asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
-    candidates = read_rows(source / "candidates.jsonl", Candidate)
-    if not candidates:
+    path = source / "candidates.jsonl"
+    count = sum(1 for _ in iter_rows(path, Candidate))
+    if not count:
         raise UsageError("there is no candidate to score", where=str(source), fix="generate again with --overwrite")
     if options.dry_run:
         check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
-        return Report("plan: raft score", {"candidates": len(candidates), **facts})
+        return Report("plan: raft score", {"candidates": count, **facts})
     run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options, [source, config.dataset])
     with Tracker(config.tracking, "raft score", run.path, config) as tracker:
-        scored = [_score(each, split, weights, config.score.placement) for each in candidates]
-        run.write_rows("scores.jsonl", scored)
-        metrics = _summary(scored)
+        tally, table = _Tally(), []
+
+        def scored() -> Iterator[ScoredCandidate]:
+            for candidate in in_order(iter_rows(path, Candidate)):
+                row, reference = _score(candidate, split, weights, config.score.placement)
+                tally.add(row)
+                if len(table) < _TABLE_ROWS:
+                    table.append(
+                        [row.utterance_id, row.candidate_id, reference, candidate.text, row.reward, *row.components.values()]
+                    )
+                yield row
+
+        try:
+            run.write_rows("scores.jsonl", scored())
+        except ValueError as error:
+            raise EvoxtralError(str(error), where=str(path), fix="generate again with --overwrite") from None
+        metrics = tally.metrics()
         if (source / "greedy.jsonl").is_file():
-            greedy = [
-                _score(each, split, weights, config.score.placement) for each in read_rows(source / "greedy.jsonl", Candidate)
-            ]
-            metrics["mean_greedy_reward"] = fmean(each.reward for each in greedy)
+            greedy = iter_rows(source / "greedy.jsonl", Candidate)
+            rewards = (_score(each, split, weights, config.score.placement)[0].reward for each in greedy)
+            metrics["mean_greedy_reward"] = fmean(rewards)
         tracker.summary(metrics)
-        names = list(scored[0].components)
-        tracker.media_table(
-            "raft/candidates",
-            ["utterance_id", "candidate_id", "reference", "text", "reward", *names],
-            [
-                [each.utterance_id, each.candidate_id, split.examples[split.index_of[each.utterance_id]].text,
-                 candidate.text, each.reward, *(each.components[name] for name in names)]
-                for each, candidate in list(zip(scored, candidates, strict=True))[:_TABLE_ROWS]
-            ],
-        )  # fmt: skip
+        columns = ["utterance_id", "candidate_id", "reference", "text", "reward", *metrics["components"]]
+        tracker.media_table("raft/candidates", columns, table)
     run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
     facts |= {
         "candidates": metrics["candidates"],
@@ -64,25 +74,42 @@ def run(config: RaftConfig, options: Options) -> Report:
     return Report("raft score", facts)
 
 
-def _score(candidate: Candidate, split: PackedSplit, weights: dict[str, float], placement: Placement) -> ScoredCandidate:
+def _score(
+    candidate: Candidate, split: PackedSplit, weights: dict[str, float], placement: Placement
+) -> tuple[ScoredCandidate, str]:
+    """(its score, the clip's whole tagged transcript)."""
     index = split.index_of.get(candidate.utterance_id)
     if index is None:
         raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
     example = split.examples[index]
     answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
     reward, components = score(weights, answer)
-    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
+    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components), example.text
 
 
-def _summary(scored: list[ScoredCandidate]) -> dict:
-    clips: dict[str, list[float]] = {}
-    for each in scored:
-        clips.setdefault(each.utterance_id, []).append(each.reward)
-    return {
-        "clips": len(clips),
-        "candidates": len(scored),
-        "mean_reward": fmean(each.reward for each in scored),
-        "mean_best_reward": fmean(max(rewards) for rewards in clips.values()),
-        "clips_without_spread_share": fmean(max(rewards) == min(rewards) for rewards in clips.values()),
-        "components": {name: fmean(each.components[name] for each in scored) for name in scored[0].components},
-    }
+class _Tally:
+    """What the metrics are made of: a few numbers for each candidate, whose rows come clip by clip."""
+
+    def __init__(self):
+        self._rewards, self._components = array("d"), defaultdict(lambda: array("d"))
+        self._best, self._worst, self._clip = array("d"), array("d"), None  # of each clip
+
+    def add(self, row: ScoredCandidate) -> None:
+        self._rewards.append(row.reward)
+        for name, value in row.components.items():
+            self._components[name].append(value)
+        if row.utterance_id != self._clip:
+            self._clip = row.utterance_id
+            self._best.append(row.reward)
+            self._worst.append(row.reward)
+        self._best[-1], self._worst[-1] = max(self._best[-1], row.reward), min(self._worst[-1], row.reward)
+
+    def metrics(self) -> dict:
+        return {
+            "clips": len(self._best),
+            "candidates": len(self._rewards),
+            "mean_reward": fmean(self._rewards),
+            "mean_best_reward": fmean(self._best),
+            "clips_without_spread_share": fmean(best == worst for best, worst in zip(self._best, self._worst, strict=True)),
+            "components": {name: fmean(values) for name, values in self._components.items()},
+        }

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..records import ScoredCandidate, read_rows
+from ..records import ScoredCandidate, iter_rows
 from ..reporting.results import Training
 from ..training.checkpoints import last_whole_checkpoint, log_of
 
@@ -22,7 +22,7 @@ def training_of(adapters: dict[str, Path]) -> Training:
         for each in rounds:
             scores = each / "scores" / "scores.jsonl"
             if scores.is_file():
-                rewards[each.name] = [row.reward for row in read_rows(scores, ScoredCandidate)]
+                rewards[each.name] = [row.reward for row in iter_rows(scores, ScoredCandidate)]
     return Training(losses, rewards)
 
 

@@ -27,8 +27,10 @@ def why_not_a_file(path: Path) -> str | None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return "does not exist"
-    except (OSError, ValueError) as error:
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except ValueError:  # half a character, or NUL
+        return "cannot be read: its name is no text"
     return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 

@@ -119,7 +119,7 @@ def _csv(source: Source, audio: str) -> Iterator[SourceRow]:
                 columns = _error(f"not CSV: {error}")
             if columns is None:
                 return
-            yield SourceRow(str(path), rows.line_num, columns, path.parent, path.stem)
+            yield SourceRow(str(path), rows.reader.line_num, columns, path.parent, path.stem)
 
 
 def _folder(source: Source, audio: str) -> Iterator[SourceRow]:

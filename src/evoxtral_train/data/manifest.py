@@ -119,18 +119,18 @@ def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Count
     split = content.get("split") or split_of_sentence(tag_text.strip_tags(text))
     return ManifestRow(
         id=content["id"], audio=folder / content["audio"], text=text, split=split, line=line,
-        **{name: content.get(name) for name in ("speaker", "source", "license", "language")},
+        **{name: content.get(name) or None for name in ("speaker", "source", "license", "language")},
         words=content.get("words") or [], events=rename_events(content.get("events") or [], rules),
     )  # fmt: skip
 
 
 def check_fields(content: dict[str, Any]) -> None:
-    """Raises RowError for the first field that a manifest does not have, or whose value is not of its kind. None and an
-    empty list or text are a field that is not there."""
+    """Raises RowError for the first field that a manifest does not have, or whose value is not of its kind. None and ""
+    are a field that is not there, and so are no words and no events."""
     for name, value in content.items():
         if name not in FIELDS:
             raise RowError(f"unknown field {shown(name)}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
-        if value in (None, "", []):
+        if value in (None, "") or (name in _SPANS and value == []):
             continue
         (_check_spans if name in _SPANS else _check_text)(name, value)
         if name == "split" and value not in SPLITS:

@@ -201,7 +201,7 @@ def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: Ta
 def _identity(row: SourceRow, config: ImportConfig) -> str:
     if config.columns.id:
         identity = _name(row, config.columns.id)
-        if not identity:
+        if not identity.strip():
             raise RowError(f"`{config.columns.id}` is empty", fix="give each clip its own id, or set columns.id to null")
         return identity
     return row.part if config.source.kind == "folder" else f"{row.part}-{row.number:06d}"

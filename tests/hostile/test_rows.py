@@ -258,7 +258,8 @@ def test_parquet_values_that_python_cannot_read(call, corpus, tmp_path):
     text = pyarrow.Array.from_buffers(  # written without a check, as other programs do
         pyarrow.string(), 3, [None, pyarrow.py_buffer(np.array([0, 4, 8, 12], np.int32)), pyarrow.py_buffer(b"one.caf\xe9two.")]
     )
-    table = pyarrow.table({"audio": ["tone.wav"] * 3, "text": text, "when": pyarrow.array([1, 2**62, 3], pyarrow.timestamp("us"))})
+    when = pyarrow.array([1, 2**62, 3], pyarrow.timestamp("us"))
+    table = pyarrow.table({"audio": ["tone.wav"] * 3, "text": text, "when": when})
     shutil.copy(corpus / "tone.wav", tmp_path)
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     where = (f"source.path={tmp_path / 'rows.parquet'}", f"output={tmp_path / 'imported'}", "source.kind=parquet")

@@ -33,6 +33,7 @@ test: .venv/installed
 
 hostile: .venv/installed
 	$(BIN)/pytest tests/hostile --numprocesses 2 --dist worksteal --durations 10
+	$(BIN)/pytest tests --ignore tests/hostile -m slow --numprocesses 2 --dist worksteal
 
 test-wheel: .venv/installed
 	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py

@@ -25,6 +25,7 @@ def bench(monkeypatch):
     return bench
 
 
+@pytest.mark.slow
 def test_full_size_measures_both_ways(bench, tmp_path):
     small = ("--model", TINY_BASE, "--device", "cpu", "--clips", "3", "--plain-clips", "1", "--steps", "1", "--plain-steps", "1")
     bench("full_size.py", *small, "--batches", "2x8", "--layout", "deferred", "--json", tmp_path / "out.json")
@@ -48,6 +49,7 @@ def test_without_a_gpu_it_says_that_nothing_was_measured(bench):
         bench("full_size.py")
 
 
+@pytest.mark.slow
 def test_packing_measures_time_memory_and_disk(bench, tmp_path):
     small = ("--rows", 60, "--small", 30, "--clips", 30, "--rounds", 1, "--processes", 1)
     bench("packing.py", *small, "--json", tmp_path / "out.json")

@@ -51,6 +51,7 @@ def test_the_documents_tables_are_those_of_their_results(name):
         assert (path.parent / figure).is_file()
 
 
+@pytest.mark.slow
 def test_a_small_study_runs_and_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
     """At first its commands run in this process, which has imported already what each of them would import for seconds;
     then one that was not finished, as the study itself runs it."""

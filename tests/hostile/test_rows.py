@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from limits import REPO, assert_plain, sets
 
 from evoxtral_train.data.manifest import FIELDS, ManifestRow, Rejected, iter_manifest
 from evoxtral_train.errors import RowError
 from evoxtral_train.reading import file_name, parse_json, writable
 from evoxtral_train.records import Candidate, Prediction, read_rows, typed_row
+from hostile.limits import REPO, assert_plain, sets
 
 HALF = "\ud83d"  # of an emoji: JSON may say so, UTF-8 cannot
 DEEP = "[" * 100_000 + "]" * 100_000

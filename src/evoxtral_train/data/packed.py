@@ -143,6 +143,10 @@ class _Shards:
         self._open.move_to_end(name)
         return self._open[name]
 
+    def tables(self) -> Iterator[pyarrow.Table]:
+        """All shards in order; none stays mapped."""
+        return (_read_stream(self._folder / name) for name in self.names)
+
     def find(self, index: int) -> tuple[pyarrow.Table, int]:
         """The shard that holds row `index` of the split, and the row's place in it."""
         if not 0 <= index < len(self):
@@ -165,8 +169,8 @@ class _Examples(Sequence):
         return Example(**{name: table[name][row].as_py() for name in _COLUMNS})
 
     def __iter__(self) -> Iterator[Example]:
-        for number in range(len(self._shards.names)):
-            for row in self._shards.table(number).select(_COLUMNS).to_pylist():
+        for table in self._shards.tables():
+            for row in table.select(_COLUMNS).to_pylist():
                 yield Example(**row)
 
 

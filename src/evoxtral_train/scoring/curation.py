@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import nsmallest
 from itertools import groupby, zip_longest
 from typing import TypeVar
 
@@ -142,5 +143,5 @@ def replay(curated: Collection[str], references: Mapping[str, str], share: float
     """Drawn by `seed`, reference targets of `share` times as many clips as were `curated`: first of those that were not.
     `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
     count = min(round(share * len(curated)), len(references))
-    drawn = sorted(references, key=lambda clip: (clip in curated, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
-    return (CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn[:count])
+    drawn = nsmallest(count, references, key=lambda clip: (clip in curated, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
+    return (CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn)

@@ -3,15 +3,15 @@
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
 
 from ..config.schema import Placement, RaftConfig
-from ..data.packed import PackedSplit
+from ..data.packed import Example, PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
 from ..records import Candidate, ScoredCandidate, iter_rows
 from ..runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
-from ..scoring.curation import in_order
 from ..scoring.reward import Answer, formula, score, weights_of
 from ..tracking import Tracker
 from . import raft_folders
@@ -42,24 +42,21 @@ def run(config: RaftConfig, options: Options) -> Report:
         tally, table = _Tally(), []
 
         def scored() -> Iterator[ScoredCandidate]:
-            for candidate in in_order(iter_rows(path, Candidate)):
-                row, reference = _score(candidate, split, weights, config.score.placement)
+            for candidate, example in _with_clips(path, split):
+                row = _score(candidate, example, split, weights, config.score.placement)
                 tally.add(row)
                 if len(table) < _TABLE_ROWS:
-                    table.append(
-                        [row.utterance_id, row.candidate_id, reference, candidate.text, row.reward, *row.components.values()]
-                    )
+                    components = row.components.values()
+                    table.append([row.utterance_id, row.candidate_id, example.text, candidate.text, row.reward, *components])
                 yield row
 
-        try:
-            run.write_rows("scores.jsonl", scored())
-        except ValueError as error:
-            raise EvoxtralError(str(error), where=str(path), fix="generate again with --overwrite") from None
+        run.write_rows("scores.jsonl", scored())
         metrics = tally.metrics()
         if (source / "greedy.jsonl").is_file():
-            greedy = iter_rows(source / "greedy.jsonl", Candidate)
-            rewards = (_score(each, split, weights, config.score.placement)[0].reward for each in greedy)
-            metrics["mean_greedy_reward"] = fmean(rewards)
+            greedy = _with_clips(source / "greedy.jsonl", split)
+            metrics["mean_greedy_reward"] = fmean(
+                _score(candidate, example, split, weights, config.score.placement).reward for candidate, example in greedy
+            )
         tracker.summary(metrics)
         columns = ["utterance_id", "candidate_id", "reference", "text", "reward", *metrics["components"]]
         tracker.media_table("raft/candidates", columns, table)
@@ -74,17 +71,29 @@ def run(config: RaftConfig, options: Options) -> Report:
     return Report("raft score", facts)
 
 
+def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Example]]:
+    """Each candidate of a file with its clip; both come in the order of the split, and are read as streams. Raises EvoxtralError
+    for a candidate that stands elsewhere, or whose clip is not in the split."""
+    examples, before, example = iter(split.examples), None, None
+    for candidate in iter_rows(path, Candidate):
+        while example is None or example.id != candidate.utterance_id:
+            example, before = next(examples, None), None
+            if example is None:
+                what = f"clip {candidate.utterance_id!r} is not in split {split.split}, or its candidates are not in its order"
+                raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
+        if before is not None and candidate.candidate_id <= before:
+            what = f"the candidates of clip {candidate.utterance_id!r} do not come by rising candidate_id, each once"
+            raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
+        before = candidate.candidate_id
+        yield candidate, example
+
+
 def _score(
-    candidate: Candidate, split: PackedSplit, weights: dict[str, float], placement: Placement
-) -> tuple[ScoredCandidate, str]:
-    """(its score, the clip's whole tagged transcript)."""
-    index = split.index_of.get(candidate.utterance_id)
-    if index is None:
-        raise EvoxtralError(f"candidate of an unknown clip {candidate.utterance_id!r}", fix="generate again")
-    example = split.examples[index]
+    candidate: Candidate, example: Example, split: PackedSplit, weights: dict[str, float], placement: Placement
+) -> ScoredCandidate:
     answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
     reward, components = score(weights, answer)
-    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components), example.text
+    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
 
 
 class _Tally:

@@ -17,21 +17,16 @@ def peak_kilobytes(what: str, folder, rows: int) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def candidates(tmp_path_factory):
-    """{rows: folder} with a packed dataset and that many candidates."""
-    folders = {rows: tmp_path_factory.mktemp(f"rows-{rows}") for rows in (FEW, MANY)}
-    for rows, folder in folders.items():
-        peak_kilobytes("make", folder, rows)
-    return folders
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["score", "curate", "pairs"])  # in this order: each reads what the one before wrote
-def test_memory_for_ten_times_the_candidates(candidates, stage):
-    few, many = (peak_kilobytes(stage, candidates[rows], rows) for rows in (FEW, MANY))
-    print(f"\n{stage}: {few / 1000:.0f} MB for {FEW:,} candidates, {many / 1000:.0f} MB for {MANY:,}")
-    assert many <= 1.2 * few
+def test_memory_for_ten_times_the_candidates(tmp_path):
+    """One stage after the other: each reads what the one before wrote."""
+    for rows in (FEW, MANY):
+        (tmp_path / str(rows)).mkdir()
+        peak_kilobytes("make", tmp_path / str(rows), rows)
+    for stage in ("score", "curate", "pairs"):
+        few, many = (peak_kilobytes(stage, tmp_path / str(rows), rows) for rows in (FEW, MANY))
+        print(f"\n{stage}: {few / 1000:.0f} MB for {FEW:,} candidates, {many / 1000:.0f} MB for {MANY:,}")
+        assert many <= 1.2 * few
 
 
 @pytest.mark.slow

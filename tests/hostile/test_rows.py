@@ -327,7 +327,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(FIELDS), VALUES), there=st.sets(st.sampled_from(["id", "audio", "text"])))
 def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, processor, clock):
     """Whatever JSON can say: never another error; a good row can be written and packed, and so can a rejection."""

@@ -43,7 +43,8 @@ class _Sound(soundfile.SoundFile):
         """float32 [frames, channels]. Raises RowError when the file turns out to be empty, or to hold less than it says."""
         frames, stopped = 0, False
         try:
-            while len(block := self.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            # Never beyond the promised end: tags may follow, on which the decoder of FLAC fails.
+            while len(block := self.read(min(_BLOCK_FRAMES, self.frames - frames), dtype="float32", always_2d=True)):
                 frames += len(block)
                 yield block
         except soundfile.LibsndfileError:
@@ -73,7 +74,7 @@ def decode_audio(source: Path | BinaryIO, max_seconds: float = float("inf")) -> 
         for block in file.all_blocks():
             frames += len(block)
             if frames > max_seconds * rate_hz:
-                lasts = f"{max(file.promised, frames) / rate_hz:.1f} s" if file.promised else f"more than {max_seconds:g} s"
+                lasts = f"{file.promised / rate_hz:.1f} s" if file.promised else f"more than {max_seconds:g} s"
                 raise RowError(f"audio lasts {lasts}, the limit is {max_seconds:g} s", fix="cut it, or raise audio.max_seconds")
             parts.append(check_samples(block).mean(axis=1))
     mono = to_model_rate(np.concatenate(parts), rate_hz)

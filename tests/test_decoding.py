@@ -169,6 +169,7 @@ def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
         assert found[request.utterance_id, 0].token_ids == [each for each in ids[len(request.prompt) :] if each != clock.eos_id]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiled_step_writes_the_same_tokens(adapted, clock, packed):
     """The step knows no layout. Two rows that end together: one shape to compile, which takes 25 s where nothing is cached."""

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from measuring import in_turn, machine, ratio
 
-from evoxtral_train.config.schema import Lora, Model
-from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packed import PackedSplit
-from evoxtral_train.data.processor import load_processor
+from evoxtral_train.config.sections import Model
+from evoxtral_train.config.training import Lora
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.families.checkpoint import load_processor
+from evoxtral_train.families.realtime.clock import Clock
+from evoxtral_train.families.realtime.model import base_fingerprint, load_model, stock
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import open_cache
-from evoxtral_train.modeling.realtime import base_fingerprint, load_model, stock
 from evoxtral_train.training.dataset import Collator, TrainingSet
 
 

@@ -29,8 +29,8 @@ from pathlib import Path
 from measuring import machine
 from studies import publish
 
+from evoxtral_train.reporting.tables import markdown_table
 from evoxtral_train.run_folders import partial
-from evoxtral_train.scoring.tables import markdown_table
 
 WORK = Path("runs/chaos")
 TINY = ["model.base=data/tiny-base", "model.dtype=float32", "model.device=cpu", "tracking.mode=disabled"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from measuring import machine, seconds_of
 
-from evoxtral_train.config.schema import Bootstrap, Placement
+from evoxtral_train.config.evaluation import Bootstrap
+from evoxtral_train.config.sections import Placement
 from evoxtral_train.records import Prediction
 from evoxtral_train.reporting.evaluation import page
 from evoxtral_train.reporting.results import Evaluation, Training

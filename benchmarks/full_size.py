@@ -25,19 +25,20 @@ import torch
 from measuring import machine, peak_gb_of
 from transformers import AutoConfig, Trainer, TrainingArguments, VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
-from evoxtral_train.config.schema import Lora, Model, Tracking, Train
-from evoxtral_train.data import layouts
-from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packed import Example
+from evoxtral_train.config.sections import Model, Tracking
+from evoxtral_train.config.training import Lora, Train
+from evoxtral_train.dataset.reader import Example
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
-from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
-from evoxtral_train.modeling.audio_cache import open_cache
-from evoxtral_train.modeling.realtime import (
+from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.realtime.clock import Clock
+from evoxtral_train.families.realtime.model import (
     CachedAudioVoxtralRealtimeForConditionalGeneration,
     drop_audio_path,
     place_language_model,
 )
+from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
+from evoxtral_train.modeling.audio_cache import open_cache
 from evoxtral_train.tracking import Tracker
 from evoxtral_train.training.dataset import Collator, TrainingSet
 from evoxtral_train.training.trainer import train_adapter

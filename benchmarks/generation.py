@@ -16,15 +16,15 @@ from measuring import in_turn, machine, ratio, seconds_of
 from peft import PeftModel
 from transformers import VoxtralRealtimeForConditionalGeneration
 
-from evoxtral_train.config.schema import Model
-from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.packed import PackedSplit
-from evoxtral_train.data.processor import load_processor
+from evoxtral_train.config.sections import Model
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
+from evoxtral_train.families.checkpoint import load_processor
+from evoxtral_train.families.realtime.clock import Clock
+from evoxtral_train.families.realtime.model import base_fingerprint, load_model, stock
 from evoxtral_train.modeling.adapters import find_adapter, load_adapter
 from evoxtral_train.modeling.audio_cache import open_cache
-from evoxtral_train.modeling.realtime import base_fingerprint, load_model, stock
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=0)
 NEW_TOKENS = 64

@@ -112,7 +112,7 @@ def read(output: Path) -> dict[str, float]:
     code = f"""
 import json, time, numpy as np, psutil
 from pathlib import Path
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 def own():
     memory = psutil.Process().memory_info()
     return (memory.rss - memory.shared) / 1e6

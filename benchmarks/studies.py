@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evoxtral_train.config.schema import Bootstrap
+from evoxtral_train.config.evaluation import Bootstrap
 from evoxtral_train.files import write_atomic
 from evoxtral_train.progress import Progress, format_seconds
 from evoxtral_train.records import Prediction, read_jsonl, read_rows

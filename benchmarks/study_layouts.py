@@ -36,8 +36,8 @@ from studies import (
 )
 
 from evoxtral_train.records import Prediction
+from evoxtral_train.reporting.tables import interval, markdown_table
 from evoxtral_train.scoring import event_times
-from evoxtral_train.scoring.tables import interval, markdown_table
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from studies import (
 )
 
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import RaftConfig
+from evoxtral_train.config.training import RaftConfig
 from evoxtral_train.files import write_atomic
 from evoxtral_train.records import Prediction, dump_row, read_jsonl
-from evoxtral_train.scoring.tables import interval, markdown_table
+from evoxtral_train.reporting.tables import interval, markdown_table
 
 ROUNDS = 3
 TOLD = (1, ROUNDS)

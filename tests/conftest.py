@@ -72,7 +72,7 @@ def call():
 @pytest.fixture(scope="session")
 def tag_rules():
     """The shipped table of tags, unknown ones refused."""
-    from evoxtral_train.config.schema import Tags
+    from evoxtral_train.config.sections import Tags
     from evoxtral_train.text.taxonomy import TagRules
 
     return TagRules.of(Tags(table=REPO / "data/tags.yaml"))
@@ -80,14 +80,14 @@ def tag_rules():
 
 @pytest.fixture(scope="session")
 def processor():
-    from evoxtral_train.data.processor import load_processor
+    from evoxtral_train.families.checkpoint import load_processor
 
     return load_processor(TINY_BASE)
 
 
 @pytest.fixture(scope="session")
 def clock(processor):
-    from evoxtral_train.data.clock import Clock
+    from evoxtral_train.families.realtime.clock import Clock
 
     return Clock.of(processor)
 
@@ -95,8 +95,8 @@ def clock(processor):
 @pytest.fixture(scope="session")
 def model():
     """The tiny base in float32, frozen. Tests must not change it."""
-    from evoxtral_train.config.schema import Model
-    from evoxtral_train.modeling.realtime import load_model
+    from evoxtral_train.config.sections import Model
+    from evoxtral_train.families.realtime.model import load_model
 
     return load_model(Model(base=str(TINY_BASE), dtype="float32", device="cpu"))
 
@@ -104,9 +104,10 @@ def model():
 @pytest.fixture(scope="session")
 def spoken(made_once) -> Path:
     """A folder with a manifest of 36 spoken clips: 12 for SFT and 12 for RAFT, 6 and 6 held out."""
-    from evoxtral_train.config.schema import Clips, SynthConfig, Tracking
+    from evoxtral_train.config.data import Clips, SynthConfig
+    from evoxtral_train.config.sections import Tracking
     from evoxtral_train.runs import Options
-    from evoxtral_train.stages import synth
+    from evoxtral_train.stages.data import synth
 
     def make(folder: Path) -> None:
         config = SynthConfig(
@@ -127,9 +128,10 @@ def rows_of(spoken: Path) -> list[dict]:
 @pytest.fixture(scope="session")
 def packed(spoken, made_once) -> dict[str, Path]:
     """The spoken clips, packed in either layout: {"packed": folder, "deferred": folder}."""
-    from evoxtral_train.config.schema import Layout, PackConfig, Tracking
+    from evoxtral_train.config.data import Layout, PackConfig
+    from evoxtral_train.config.sections import Tracking
     from evoxtral_train.runs import Options
-    from evoxtral_train.stages import pack
+    from evoxtral_train.stages.data import pack
 
     def make(folder: Path) -> None:
         for kind in ("packed", "deferred"):

@@ -12,14 +12,15 @@ import torch
 from transformers import VoxtralRealtimeForConditionalGeneration
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Lora, Model
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.config.sections import Model
+from evoxtral_train.config.training import Lora
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import EvoxtralError
+from evoxtral_train.families.realtime.model import audio_embeddings, drop_audio_path, load_model
 from evoxtral_train.modeling.adapters import add_lora, trains_audio_path
 from evoxtral_train.modeling.audio_cache import LiveAudio, open_cache
-from evoxtral_train.modeling.realtime import audio_embeddings, drop_audio_path, load_model
 from evoxtral_train.records import Candidate, read_rows
 from evoxtral_train.training.dataset import Collator, TrainingSet
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from conftest import REPO, TINY_BASE
+from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import Augmentation, Layout, PackConfig, SftConfig, Tracking
-from evoxtral_train.data import layouts
-from evoxtral_train.data.augmentation import Augmenter, Bounds, augment, bounds_of
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.config.sections import Tracking
+from evoxtral_train.config.training import Augmentation, SftConfig
+from evoxtral_train.dataset.augmentation import Augmenter, Bounds, augment, bounds_of
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.families.realtime import layouts
 from evoxtral_train.runs import Options
-from evoxtral_train.stages import pack
+from evoxtral_train.stages.data import pack
 from evoxtral_train.training.dataset import Collator, TrainingSet
 
 ALWAYS = Augmentation(probability=1.0)

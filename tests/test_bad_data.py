@@ -7,12 +7,13 @@ import pytest
 import soundfile
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Layout, PackConfig, Tracking
+from evoxtral_train.config.data import Layout, PackConfig
+from evoxtral_train.config.sections import Tracking
 from evoxtral_train.data.audio import read_audio
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
-from evoxtral_train.stages import check, pack
+from evoxtral_train.stages.data import check, pack
 
 
 def config(manifest, tmp_path, **named) -> PackConfig:
@@ -93,7 +94,7 @@ def test_stereo_and_8_khz_become_mono_at_16_khz(tmp_path):
 def test_longer_clips_keep_their_length(clip_row, write_manifest, tmp_path):
     samples = np.random.default_rng(0).standard_normal(20 * 16_000) * 0.05
     pack.run(config(write_manifest([clip_row("20s", samples=samples)]), tmp_path, layout=Layout(kind="packed")), Options())
-    from evoxtral_train.data.packed import PackedSplit
+    from evoxtral_train.dataset.reader import PackedSplit
 
     [example] = PackedSplit(tmp_path / "packed", "train").examples
     assert (example.utterance_tokens, example.row_tokens) == (250, 32 + 250 + 17)

@@ -7,10 +7,11 @@ import pytest
 import soundfile
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Check, PackConfig, Tracking
+from evoxtral_train.config.data import Check, PackConfig
+from evoxtral_train.config.sections import Tracking
 from evoxtral_train.corpus.checks import Corpus, Sound, check_sound
 from evoxtral_train.data.manifest import ManifestRow
-from evoxtral_train.stages import check
+from evoxtral_train.stages.data import check
 from evoxtral_train.synthesis.synthesizer import VOICES, Synthesizer
 
 TEXTS = {

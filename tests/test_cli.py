@@ -121,7 +121,7 @@ def test_doctor_says_what_will_not_work(call):
 def test_tracking_cannot_fail_a_run(monkeypatch, tmp_path, capsys):
     import wandb
 
-    from evoxtral_train.config.schema import Section, Tracking
+    from evoxtral_train.config.sections import Section, Tracking
     from evoxtral_train.tracking import Tracker
 
     def broken(**_):

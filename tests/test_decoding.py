@@ -14,15 +14,16 @@ from transformers import (
 )
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Lora, Model
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.config.sections import Model
+from evoxtral_train.config.training import Lora
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding import decoder
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.errors import EvoxtralError
+from evoxtral_train.families.realtime.model import audio_embeddings, language_model_hidden, load_model
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import LiveAudio
-from evoxtral_train.modeling.realtime import audio_embeddings, language_model_hidden, load_model
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from conftest import REPO, TINY_BASE
-from evoxtral_train.config.schema import Bootstrap, Gates, Placement, System
+from evoxtral_train.config.evaluation import Bootstrap, Gates, System
+from evoxtral_train.config.sections import Placement
 from evoxtral_train.data.audio import encode_flac
-from evoxtral_train.decoding.emission import tag_confidences
+from evoxtral_train.families.realtime.emission import tag_confidences
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.reporting.evaluation import page
 from evoxtral_train.reporting.marks import marked
@@ -174,7 +175,7 @@ def test_where_the_target_has_words_the_base_is_measured_too(layout, spoken, cal
 
 
 def test_confidence_is_the_probability_of_a_tags_tokens(processor):
-    from evoxtral_train.data.packed_rows import text_tokenizer
+    from evoxtral_train.dataset.rows import text_tokenizer
 
     tokenizer = text_tokenizer(processor)
     text = "[laughs] [clears throat] oh"

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from conftest import REPO
-from evoxtral_train.config.schema import Bootstrap
+from evoxtral_train.config.evaluation import Bootstrap
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring import published
 from evoxtral_train.scoring.confusion import confusion

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
 
 from conftest import REPO, TINY_BASE
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import Adapter
 from evoxtral_train.modeling.release import write_vllm_names

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evoxtral_train.data.features import log_mel, pad_mel, restore_silence, trim_silence
+from evoxtral_train.families.realtime.features import log_mel, pad_mel, restore_silence, trim_silence
 from evoxtral_train.units import PREPAD_SAMPLES, samples_to_tokens
 
 

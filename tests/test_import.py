@@ -24,7 +24,7 @@ from corpora import (
     scripts,
     write_rows,
 )
-from evoxtral_train.config.schema import Transcript
+from evoxtral_train.config.data import Transcript
 from evoxtral_train.corpus.transcripts import forbids_commercial_use, tagged_transcript
 
 CLIPS = 8
@@ -262,7 +262,7 @@ def test_a_folder_reports_what_has_no_counterpart(clips, data_import, tmp_path):
 
 
 def test_resumed_equals_uninterrupted(clips, data_import, tmp_path, monkeypatch):
-    from evoxtral_train.stages import import_corpus
+    from evoxtral_train.stages.data import import_ as import_corpus
 
     source, _ = parquet(clips, tmp_path / "source")
     (tmp_path / "whole").mkdir()

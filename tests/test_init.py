@@ -5,10 +5,13 @@ import yaml
 
 from conftest import REPO
 from evoxtral_train import shipped
+from evoxtral_train.config.data import SynthConfig
+from evoxtral_train.config.evaluation import EvalConfig
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import EvalConfig, SftConfig, SynthConfig, Tags
-from evoxtral_train.data.processor import resolve_base
+from evoxtral_train.config.sections import Tags
+from evoxtral_train.config.training import SftConfig
 from evoxtral_train.errors import UsageError
+from evoxtral_train.families.checkpoint import resolve_base
 from evoxtral_train.stages.init import with_value
 from evoxtral_train.synthesis.scripts import Grammar
 from evoxtral_train.text.tags import BASE_TAGS

@@ -8,9 +8,9 @@ from conftest import REPO
 
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
-    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"decoding"}, {"training"}, {"modeling"}, {"corpus"}, {"synthesis"},
-    {"data"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"}, {"run_folders"}, {"records"}, {"config"}, {"processes"},
-    {"files", "reading"}, {"units", "errors", "shipped", "plain_text"},
+    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"decoding"}, {"training"}, {"modeling"}, {"dataset"},
+    {"families"}, {"corpus"}, {"synthesis"}, {"data"}, {"raft"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"},
+    {"run_folders"}, {"records"}, {"config"}, {"processes"}, {"files", "reading"}, {"units", "errors", "shipped", "plain_text"},
 ]  # fmt: skip
 # `config` checks tag names and the pre-padding's default, so the text and unit modules lie below it.
 BELOW_CONFIG = {"text.tags", "units", "errors"}
@@ -53,9 +53,12 @@ def test_every_module_has_a_layer():
 
 def test_config_errors_scoring_and_curation_need_no_torch():
     modules = [
-        "cli.main", "config.loader", "config.schema", "runs", "records", "tracking", "text.tags", "text.normalize",
-        "scoring.metrics", "scoring.reward", "scoring.curation", "stages.score", "stages.curate", "stages.predictions",
-        "stages.compare", "stages.cache", "stages.import_corpus", "stages.stats", "stages.pack", "stages.check", "text.taxonomy",
+        "cli.main", "config.loader", "config.data", "config.training", "config.evaluation", "runs",
+        "records", "tracking", "text.tags", "text.normalize",
+        "scoring.metrics", "raft.reward", "raft.curation", "stages.raft.score", "stages.raft.curate",
+        "stages.eval_predictions", "stages.compare", "stages.cache",
+        "stages.data.import_", "stages.data.stats", "stages.data.pack", "stages.data.check",
+        "text.taxonomy",
     ]  # fmt: skip
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('evoxtral_train.{name}')\n" for name in modules)
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoxtral_train.data import layouts
-from evoxtral_train.data.clock import Clock
 from evoxtral_train.errors import RowError
+from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.realtime.clock import Clock
 
 P, W, EOS, PAD, X = 32, 33, 2, 11, -100
 SMALL = Clock(1, EOS, PAD, P, W, left_pad_tokens=2, delay_tokens=1, right_pad_tokens=3)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import Bootstrap
+from evoxtral_train.config.evaluation import Bootstrap
 from evoxtral_train.errors import UsageError
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring.metrics import evaluate, sums
 from evoxtral_train.scoring.word_errors import count_character_errors, count_word_errors
-from evoxtral_train.stages import predictions
+from evoxtral_train.stages import eval_predictions as predictions
 from evoxtral_train.text.normalize import normalize_words
 from evoxtral_train.text.tags import BASE_TAGS, find_tags
 

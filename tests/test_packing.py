@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from conftest import TINY_BASE, rows_of
-from evoxtral_train.config.schema import Layout, PackConfig, Tracking
-from evoxtral_train.data import packed as reading
-from evoxtral_train.data import packing
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.config.data import Layout, PackConfig
+from evoxtral_train.config.sections import Tracking
+from evoxtral_train.dataset import reader as reading
+from evoxtral_train.dataset import writer as packing
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import EvoxtralError, UsageError
 from evoxtral_train.run_folders import partial
 from evoxtral_train.runs import Options
-from evoxtral_train.stages import pack
+from evoxtral_train.stages.data import pack
 
 
 @pytest.fixture(autouse=True)

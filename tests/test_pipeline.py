@@ -44,7 +44,7 @@ def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):
     model = VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, demo / "runs/sft/adapter").eval()
     processor = AutoProcessor.from_pretrained(TINY_BASE)
-    from evoxtral_train.data.packed import PackedSplit
+    from evoxtral_train.dataset.reader import PackedSplit
 
     split = PackedSplit(demo / "runs/packed", "test")
     predictions = {row.id: row for row in read_rows(demo / "runs/eval-sft/predictions/SFT.jsonl", Prediction)}
@@ -115,7 +115,7 @@ def test_a_stage_before_its_input_exists(call, demo, tmp_path):
 
 def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
     """Another base: the same processor, other weights; and one of other shapes, with a bare PEFT folder."""
-    from evoxtral_train.modeling.tiny_base import tiny_model
+    from evoxtral_train.tiny_bases.realtime import tiny_model
 
     other = tmp_path / "other-base"
     other.mkdir()

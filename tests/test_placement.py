@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import Bootstrap, Placement
+from evoxtral_train.config.evaluation import Bootstrap
+from evoxtral_train.config.sections import Placement
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring.metrics import evaluate
 from evoxtral_train.scoring.placement import NOWHERE, Span, distance, pair, placed_counts, word_places

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import REPO
+from evoxtral_train.raft.reward import Answer, score, weights_of
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring import published
 from evoxtral_train.scoring.metrics import evaluate
-from evoxtral_train.scoring.reward import Answer, score, weights_of
 
 CASES = [json.loads(line) for line in (REPO / "tests/golden/published-metrics.jsonl").read_text("utf-8").splitlines()]
 

@@ -6,11 +6,11 @@ import shutil
 
 import yaml
 
-from evoxtral_train.config.schema import RaftConfig
+from evoxtral_train.config.training import RaftConfig
 from evoxtral_train.modeling.adapters import find_adapter
 from evoxtral_train.records import Candidate, CuratedRow, DroppedRow, PreferencePair, ScoredCandidate, read_rows
 from evoxtral_train.runs import read_run
-from evoxtral_train.stages.raft_folders import of_round
+from evoxtral_train.stages.raft.rounds import of_round
 
 
 def test_every_row_is_accounted_for(demo):
@@ -29,7 +29,7 @@ def test_every_row_is_accounted_for(demo):
 
 
 def test_generation_resumed_equals_uninterrupted(demo, raft, monkeypatch):
-    import evoxtral_train.stages.generate as stage
+    import evoxtral_train.stages.raft.generate as stage
 
     shutil.rmtree(raft.folder)
     real, batches = stage.decode, []

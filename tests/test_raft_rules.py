@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import Curate, Placement, RewardWeights, Score
+from evoxtral_train.config.sections import Placement
+from evoxtral_train.config.training import Curate, RewardWeights, Score
+from evoxtral_train.raft.curation import clips_kept, curate, replay
+from evoxtral_train.raft.reward import PROFILES, Answer, formula, score, weights_of
 from evoxtral_train.records import REFERENCE, Candidate, CuratedRow, ScoredCandidate
-from evoxtral_train.scoring.curation import clips_kept, curate, replay
-from evoxtral_train.scoring.reward import PROFILES, Answer, formula, score, weights_of
 
 
 @pytest.mark.parametrize(

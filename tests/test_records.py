@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evoxtral_train.config.schema import Source
+from evoxtral_train.config.data import Source
 from evoxtral_train.corpus.sources import read_source
 from evoxtral_train.data.manifest import Rejected, count_rows, read_manifest
 from evoxtral_train.errors import RowError, UsageError

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoxtral_train.errors import UsageError
+from evoxtral_train.training.clip_weights import clip_weights, draw
 from evoxtral_train.training.dataset import StepSampler
-from evoxtral_train.training.sampling import clip_weights, draw
 
 TAGS = [["laughs"]] * 16 + [["gasps"]] * 4 + [["sighs", "laughs"]] + [[]] * 9
 

@@ -5,12 +5,13 @@ import json
 import pytest
 
 from conftest import REPO, TINY_BASE
-from evoxtral_train.config.schema import Layout, PackConfig, Tracking
-from evoxtral_train.data import self_alignment
-from evoxtral_train.data.packed_rows import encode_piece, text_tokenizer
-from evoxtral_train.decoding.emission import written_words
+from evoxtral_train.config.data import Layout, PackConfig
+from evoxtral_train.config.sections import Tracking
+from evoxtral_train.dataset.rows import encode_piece, text_tokenizer
+from evoxtral_train.families.realtime import self_alignment
+from evoxtral_train.families.realtime.emission import written_words
 from evoxtral_train.runs import Options
-from evoxtral_train.stages import pack
+from evoxtral_train.stages.data import pack
 from evoxtral_train.text.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.load(REPO / "data/tags.yaml")

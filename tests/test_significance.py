@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evoxtral_train.config.schema import Bootstrap, System
+from evoxtral_train.config.evaluation import Bootstrap, System
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring.metrics import Sums
 from evoxtral_train.scoring.significance import compare, compare_pairs, declared, difference, sentence

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from conftest import REPO
-from evoxtral_train.config.schema import Clips, SynthConfig, Tracking
+from evoxtral_train.config.data import Clips, SynthConfig
+from evoxtral_train.config.sections import Tracking
 from evoxtral_train.data.manifest import read_manifest
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
-from evoxtral_train.stages import synth
+from evoxtral_train.stages.data import synth
 from evoxtral_train.synthesis.scripts import Grammar, draw_scripts
 from evoxtral_train.synthesis.synthesizer import VOICES, Synthesizer
 from evoxtral_train.text.tags import BASE_TAGS, find_tags, strip_tags

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from conftest import REPO
-from evoxtral_train.config.schema import Tags
+from evoxtral_train.config.sections import Tags
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.text import tags
 from evoxtral_train.text.taxonomy import TagRules, Taxonomy, describe_changes

@@ -7,23 +7,25 @@ import pytest
 import torch
 
 from conftest import TINY_BASE
-from evoxtral_train.config.schema import Bootstrap, Layout, Model, PackConfig, Placement, Tracking
-from evoxtral_train.data import layouts
+from evoxtral_train.config.data import Layout, PackConfig
+from evoxtral_train.config.evaluation import Bootstrap
+from evoxtral_train.config.sections import Model, Placement, Tracking
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
-from evoxtral_train.data.packed import PackedSplit
-from evoxtral_train.data.packed_rows import encode_piece, text_tokenizer
 from evoxtral_train.data.timing import timed_target
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.dataset.rows import encode_piece, text_tokenizer
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
-from evoxtral_train.decoding.emission import written_tags
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
+from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.realtime.emission import written_tags
+from evoxtral_train.families.realtime.model import audio_embeddings, load_model
 from evoxtral_train.modeling.audio_cache import LiveAudio
-from evoxtral_train.modeling.realtime import audio_embeddings, load_model
+from evoxtral_train.raft.reward import Answer, score, weights_of
 from evoxtral_train.records import GREEDY, Candidate, Prediction, read_rows
 from evoxtral_train.runs import Options
 from evoxtral_train.scoring.metrics import evaluate
-from evoxtral_train.scoring.reward import Answer, score, weights_of
-from evoxtral_train.stages import pack
+from evoxtral_train.stages.data import pack
 from evoxtral_train.training.dataset import Collator, TrainingSet
 from evoxtral_train.units import TOKEN_S
 

@@ -7,11 +7,12 @@ import torch
 
 from conftest import REPO, TINY_BASE
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.schema import Lora, Model, SftConfig, Train
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.config.sections import Model
+from evoxtral_train.config.training import Lora, SftConfig, Train
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import UsageError
+from evoxtral_train.families.realtime.model import audio_embeddings, describe_model, load_model, sizes
 from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
-from evoxtral_train.modeling.realtime import audio_embeddings, describe_model, load_model, sizes
 from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
@@ -170,7 +171,7 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
 def test_out_of_memory_makes_the_batch_smaller_and_the_result_the_same(call, packed, tmp_path, monkeypatch):
     """Twice: at the first step, and once more after a checkpoint. The losses are compared, not the weights:
     where a gradient is nothing but rounding, Adam turns its sign into a whole step."""
-    from evoxtral_train.modeling import realtime
+    from evoxtral_train.families.realtime import model as realtime
 
     assert sft(call, packed, tmp_path / "whole").exit_code == 0
     real, forwards = realtime.language_model_hidden, []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import REPO, TINY_BASE, rows_of
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.pooling import pooled_audio
 from evoxtral_train.modeling.probe import COSTS, LabelledClips, Probe
@@ -97,9 +97,10 @@ def test_a_clip_is_pooled_over_its_own_sound(packed, clock, model):
 def one_tag(spoken, tmp_path_factory) -> dict[str, Path]:
     """The spoken clips, those for RAFT in the split train: 24, enough to tell tagged clips from others. Every tag is
     [sighs] but [laughs] and [gasps]. In either layout."""
-    from evoxtral_train.config.schema import Layout, PackConfig, Tags, Tracking
+    from evoxtral_train.config.data import Layout, PackConfig
+    from evoxtral_train.config.sections import Tags, Tracking
     from evoxtral_train.runs import Options
-    from evoxtral_train.stages import pack
+    from evoxtral_train.stages.data import pack
 
     folder = tmp_path_factory.mktemp("one-tag")
     rows = [row | {"split": row["split"].replace("raft", "train")} for row in rows_of(spoken)]

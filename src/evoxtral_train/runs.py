@@ -30,19 +30,7 @@ from . import shipped
 from .errors import EvoxtralError, UsageError
 from .files import disk_errors, open_atomic, write_atomic
 from .records import dump_row
-from .run_folders import (
-    COMPLETE,
-    FILES,
-    files_in,
-    is_complete,
-    lock,
-    partial,
-    put_in_place,
-    real_path,
-    recover,
-    release,
-    remove,
-)
+from .run_folders import COMPLETE, FILES, files_in, is_complete, lock, partial, put_in_place, real_path, recover, release, remove
 
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 _HARMLESS = {

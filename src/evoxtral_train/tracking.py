@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from . import processes
-from .config.schema import Tracking
+from .config.sections import Tracking
 from .plain_text import one_line, without_places
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pyarrow
 
-from evoxtral_train.config.schema import RaftConfig
-from evoxtral_train.data import packing
-from evoxtral_train.data.clock import Clock
-from evoxtral_train.data.processor import processor_fingerprint
+from evoxtral_train.config.training import RaftConfig
+from evoxtral_train.dataset import writer as packing
+from evoxtral_train.families.checkpoint import processor_fingerprint
+from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.records import Candidate
 from evoxtral_train.runs import Options, Run
-from evoxtral_train.stages import raft_folders
+from evoxtral_train.stages.raft import rounds as raft_folders
 
 TINY_BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 CANDIDATES = 4
@@ -72,10 +72,10 @@ def decode(requests: int) -> None:
     import torch
     from transformers import VoxtralRealtimeConfig
 
-    from evoxtral_train.data.processor import load_processor
     from evoxtral_train.decoding import decoder
     from evoxtral_train.decoding.decoder import Decoding, Request
     from evoxtral_train.decoding.sampling import Sampling
+    from evoxtral_train.families.checkpoint import load_processor
 
     clock = Clock.of(load_processor(TINY_BASE))
     sizes = VoxtralRealtimeConfig.from_pretrained(TINY_BASE).text_config

@@ -8,7 +8,7 @@ import soundfile
 
 from evoxtral_train.corpus.statistics import histogram
 from evoxtral_train.data.audio import LOUDEST, decode_audio, duration_of, read_audio
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import RowError
 from hostile.limits import REPO, assert_plain, evoxtral, sets, within
 
@@ -179,7 +179,7 @@ def test_samples_that_are_no_sound_are_rejected(pack, tmp_path):
 
 def test_the_loudest_sound_of_any_form_has_a_finite_mel(processor, clock):
     """The bound of the samples bounds the mel: what `data check` passes, packing never finds to be NaN."""
-    from evoxtral_train.data.features import log_mel
+    from evoxtral_train.families.realtime.features import log_mel
 
     times = np.arange(2 * RATE_HZ) / RATE_HZ
     for samples in (np.full(32_000, LOUDEST), LOUDEST * np.sign(np.sin(440 * times)), LOUDEST * np.sin(2e4 * times)):
@@ -187,7 +187,7 @@ def test_the_loudest_sound_of_any_form_has_a_finite_mel(processor, clock):
 
 
 def test_a_mel_that_is_not_finite_is_never_written(pack, tmp_path, monkeypatch, call):
-    from evoxtral_train.data import packed_rows
+    from evoxtral_train.dataset import rows as packed_rows
 
     soundfile.write(tmp_path / "good.wav", noise(2), RATE_HZ)
     monkeypatch.setattr(packed_rows, "log_mel", lambda *_: np.full((128, 400), np.nan, np.float32))

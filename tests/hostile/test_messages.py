@@ -200,7 +200,7 @@ def test_threads_and_printing_show_no_traceback():
 def test_tracking_that_fails_in_any_words_is_one_line(monkeypatch, tmp_path, capsys):
     import wandb
 
-    from evoxtral_train.config.schema import Section, Tracking
+    from evoxtral_train.config.sections import Section, Tracking
 
     for message in ("", "two\nlines \ud800\x1b[2J", "x" * 9_000):
         monkeypatch.setattr(wandb, "init", lambda message=message, **_: (_ for _ in ()).throw(RuntimeError(message)))

@@ -331,9 +331,9 @@ VALUES = st.recursive(
 @given(row=st.dictionaries(st.sampled_from(FIELDS), VALUES), there=st.sets(st.sampled_from(["id", "audio", "text"])))
 def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, processor, clock):
     """Whatever JSON can say: never another error; a good row can be written and packed, and so can a rejection."""
-    from evoxtral_train.config.schema import PackConfig
-    from evoxtral_train.data.packed_rows import columns_of
-    from evoxtral_train.data.packing import SCHEMA
+    from evoxtral_train.config.data import PackConfig
+    from evoxtral_train.dataset.rows import columns_of
+    from evoxtral_train.dataset.writer import SCHEMA
 
     row |= {name: good("x")[name] for name in there}
     folder = tmp_path_factory.getbasetemp()

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from evoxtral_train.config.schema import Section, Tracking
+from evoxtral_train.config.sections import Section, Tracking
 from evoxtral_train.files import fingerprint_files
 from evoxtral_train.plain_text import code, markdown, one_line, without_places
-from evoxtral_train.scoring.tables import per_tag_table
+from evoxtral_train.reporting.tables import per_tag_table
 from evoxtral_train.synthesis import elevenlabs
 from evoxtral_train.tracking import Tracker
 

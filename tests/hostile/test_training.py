@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evoxtral_train.data.packed import PackedSplit
+from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.training.checkpoints import last_whole_checkpoint
 from evoxtral_train.training.trainer import _Watcher
 

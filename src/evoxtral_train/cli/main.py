@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import running
+from .commands import COMMANDS
 from .running import (
     ConfigArgument,
     DryRunOption,
@@ -74,10 +75,10 @@ def init(
     show(guarded(lambda: stage.run_tiny(folder) if tiny else stage.run(folder)))
 
 
-def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str) -> None:
+def _add(name: str) -> None:
     """Commands of one shape: a config, --set, --resume, --overwrite, --dry-run."""
 
-    @group.command(name, help=help_text)
+    @_group_of(name).command(name.split()[-1], help=COMMANDS[name].help)
     def command(
         config: ConfigArgument,
         set_: SetOption = None,
@@ -85,13 +86,13 @@ def _add(group: typer.Typer, name: str, stage: str, schema: str, help_text: str)
         overwrite: OverwriteOption = False,
         dry_run: DryRunOption = False,
     ) -> None:
-        run_stage(stage, schema, config, set_, options_of(resume, overwrite, dry_run))
+        run_stage(name, config, set_, options_of(resume, overwrite, dry_run))
 
 
-def _add_raft_step(name: str, stage: str, help_text: str) -> None:
+def _add_raft_step(name: str) -> None:
     """A step of one round: `_add`, and which round."""
 
-    @raft.command(name, help=help_text)
+    @_group_of(name).command(name.split()[-1], help=COMMANDS[name].help)
     def command(
         config: ConfigArgument,
         round_: Annotated[int, typer.Option("--round", min=1, help="which of the config's rounds")] = 1,
@@ -100,13 +101,17 @@ def _add_raft_step(name: str, stage: str, help_text: str) -> None:
         overwrite: OverwriteOption = False,
         dry_run: DryRunOption = False,
     ) -> None:
-        from ..stages.raft_folders import of_round
+        from ..stages.raft.rounds import of_round
 
         options = options_of(resume, overwrite, dry_run)
-        run_stage(stage, "RaftConfig", config, set_, options, lambda whole: of_round(whole, round_))
+        run_stage(name, config, set_, options, lambda whole: of_round(whole, round_))
 
 
-_add(data, "import", "import_corpus", "ImportConfig", "Turn a corpus of any shape into a manifest.")
+def _group_of(name: str) -> typer.Typer:
+    return {"data": data, "raft": raft}[name.split()[0]] if " " in name else app
+
+
+_add("data import")
 
 
 @data.command("synth")
@@ -120,7 +125,7 @@ def synth(
 ) -> None:
     """Speak tagged scripts, with espeak-ng or ElevenLabs, into audio and a manifest."""
     overrides = [*(set_ or []), *([f"engine={engine}"] if engine else [])]
-    run_stage("synth", "SynthConfig", config, overrides, options_of(resume, overwrite, dry_run))
+    run_stage("data synth", config, overrides, options_of(resume, overwrite, dry_run))
 
 
 @data.command("check")
@@ -130,22 +135,17 @@ def check(
     findings: Annotated[Path | None, typer.Option(help="write every finding to this JSONL")] = None,
 ) -> None:
     """Find every row that packing would reject or that would train badly; exit code 1 when there is one."""
-    run_stage("check", "PackConfig", config, set_, findings)
+    run_stage("data check", config, set_, findings)
 
 
-_add(data, "stats", "stats", "StatsConfig", "A report on a manifest: hours, tags, speakers, and what to fix.")
-_add(data, "align", "align", "AlignConfig", "Times for words and tags from what the base model hears.")
-_add(data, "pack", "pack", "PackConfig", "Turn a manifest into a packed dataset.")
-_add(app, "sft", "sft", "SftConfig", "Train a LoRA adapter on a packed dataset.")
-_add_raft_step("generate", "generate", "Sample N candidates for every clip.")
-_add_raft_step("score", "score", "Give every candidate a reward by rule.")
-_add_raft_step("curate", "curate", "Keep the best candidate of each clip, drop the lowest share.")
-_add_raft_step("train", "raft_train", "Train the adapter on the curated candidates.")
-_add(raft, "run", "raft_run", "RaftConfig", "Rounds of all four, as long as they help; --resume skips what is done.")
-_add_raft_step("pairs", "pairs", "Export the best and the worst of each clip, for DPO.")
-_add(app, "eval", "evaluate", "EvalConfig", "Score the base and adapters on one split.")
-_add(app, "export", "export", "ExportConfig", "The adapter with a model card from its runs; merged; pushed.")
-_add(app, "tiny-base", "tiny_base", "TinyBaseConfig", "Train the small base checkpoint in data/tiny-base.")
+for _name in ("data stats", "data align", "data pack", "sft"):
+    _add(_name)
+for _name in ("raft generate", "raft score", "raft curate", "raft train"):
+    _add_raft_step(_name)
+_add("raft run")
+_add_raft_step("raft pairs")
+for _name in ("eval", "export", "tiny-base"):
+    _add(_name)
 
 
 @app.command("eval-predictions")
@@ -159,9 +159,9 @@ def eval_predictions(
     import json
 
     def work() -> dict:
-        from ..config.evaluation_schema import Bootstrap
+        from ..config.evaluation import Bootstrap
         from ..errors import UsageError
-        from ..stages import predictions
+        from ..stages import eval_predictions as predictions
 
         if unit not in ("clip", "speaker"):
             raise UsageError(f"--unit {unit!r} is not known", fix="use clip or speaker")

@@ -13,6 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from .. import processes
+from .commands import COMMANDS
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; `evoxtral init` copies the shipped ones", show_default=False)]
 SetOption = Annotated[
@@ -25,8 +26,6 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan an
 ResultT = TypeVar("ResultT")
 
 debug = False
-
-_SHARED_OUT = {"sft", "generate", "raft_train", "raft_run", "evaluate"}  # what several processes do together
 
 
 class Stopped(KeyboardInterrupt):
@@ -145,24 +144,26 @@ def show(report) -> None:
         raise typer.Exit(report.exit_code)
 
 
-def run_stage(stage: str, schema: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
-    """Load the config, take the part of it that is asked for, import the stage (some take seconds: torch), run
-    it, print its report.
+def run_stage(name: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
+    """The command `name` of `COMMANDS`: load its config, take the part that is meant, import the stage (torch takes
+    seconds), run it, print its report.
 
     Of several processes (`accelerate launch`) the first alone does what is not shared out, and prints.
     """
     import importlib
 
-    if not processes.is_first() and (stage not in _SHARED_OUT or options.dry_run):
+    command = COMMANDS[name]
+    if not processes.is_first() and (not command.shared or options.dry_run):
         return
 
     def work():
-        from ..config import schema as schemas
         from ..config.loader import load_config
         from ..files import full_disk
 
-        config = part_of(load_config(path, getattr(schemas, schema), overrides))
-        module = importlib.import_module(f"..stages.{stage}", __package__)
+        section, class_name = command.config.split(".")
+        schema = getattr(importlib.import_module(f"..config.{section}", __package__), class_name)
+        config = part_of(load_config(path, schema, overrides))
+        module = importlib.import_module(f"..stages.{command.stage}", __package__)
         with full_disk(config.output):
             return module.run(config, options)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config.schema import Check
+from ..config.data import Check
 from ..data.manifest import ManifestRow
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ..config.schema import Source
+from ..config.data import Source
 from ..data.audio import check_samples, encode_flac, to_model_rate
 from ..data.splits import SPLITS
 from ..errors import RowError, UsageError

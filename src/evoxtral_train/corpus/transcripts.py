@@ -10,7 +10,7 @@ The names are still the source's; the taxonomy's come afterwards (`text.taxonomy
 import re
 from typing import Any
 
-from ..config.schema import Transcript
+from ..config.data import Transcript
 from ..errors import RowError
 
 _EMOJI_STYLE = "\ufe0f"  # follows some emoji and changes nothing but their look

@@ -23,14 +23,14 @@ from itertools import islice
 import torch
 from transformers import DynamicCache
 
-from ..data import layouts
-from ..data.batching import leading_batch
-from ..data.clock import Clock
-from ..data.packed import PackedSplit
+from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
+from ..families.realtime import layouts
+from ..families.realtime.clock import Clock
+from ..families.realtime.model import language_model_device, language_model_hidden, stock
 from ..modeling.audio_cache import AudioSource
+from ..modeling.batching import leading_batch
 from ..modeling.memory import shrink
-from ..modeling.realtime import language_model_device, language_model_hidden, stock
 from .rows import RowTable
 from .sampling import Sampling, choose, row_key
 

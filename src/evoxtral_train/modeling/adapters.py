@@ -9,12 +9,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 
-from ..config.schema import Lora, Model
+from ..config.sections import Model
+from ..config.training import Lora
 from ..errors import UsageError
+from ..families.realtime.model import stock
 from ..files import fingerprint_files
 from ..runs import read_run, require_complete
 from .finite import non_finite
-from .realtime import stock
 
 # peft asks transformers for a property by its old name; nothing a user could act on.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

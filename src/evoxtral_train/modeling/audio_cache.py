@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from .. import processes
-from ..data import layouts
-from ..data.batching import leading_batch
-from ..data.clock import Clock
-from ..data.packed import PackedSplit
+from ..dataset.reader import PackedSplit
+from ..families.realtime import layouts
+from ..families.realtime.clock import Clock
+from ..families.realtime.model import audio_embeddings, place_audio_path
 from ..files import disk_errors
 from ..progress import progress
+from .batching import leading_batch
 from .cache_files import CacheFiles, cache_folder
 from .memory import shrink
-from .realtime import audio_embeddings, place_audio_path
 
 _BATCH_TOKENS = 4096
 _STORED = {torch.float32: np.dtype("<f4"), torch.bfloat16: np.dtype("<u2")}

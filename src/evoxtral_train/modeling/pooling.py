@@ -3,8 +3,8 @@
 import numpy as np
 
 from .. import processes
-from ..data.clock import Clock
-from ..data.packed import PackedSplit
+from ..dataset.reader import PackedSplit
+from ..families.realtime.clock import Clock
 from ..progress import progress
 from .audio_cache import AudioSource, encoded_batches
 

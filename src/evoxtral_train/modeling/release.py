@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..config.schema import Model
+from ..config.sections import Model
 from ..errors import UsageError
+from ..families.realtime.model import load_model
 from .adapters import Adapter, load_adapter
-from .realtime import load_model
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")

@@ -8,13 +8,13 @@ from ..scoring import tag_counts
 from ..scoring.confusion import NOTHING
 from ..scoring.event_times import recall_by_time
 from ..scoring.significance import MEASURES, outcome_of, signed
-from ..scoring.tables import per_tag_rows, short_rows, systems_rows
 from ..scoring.tag_counts import TagCounts
 from ..text.tags import find_tags
 from . import plots
 from .marks import marked
 from .page import ClipView, Line, Section, Table, render
 from .results import Evaluation, drawn_clips, how_drawn, sentences, units
+from .tables import per_tag_rows, short_rows, systems_rows
 
 EDGES_S = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 60.0)
 

@@ -14,10 +14,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
-from ..config.schema import ExportConfig
+from ..config.evaluation import ExportConfig
 from ..plain_text import code, listed, markdown, one_line
-from ..scoring.tables import systems_table
 from .results import sentences
+from .tables import systems_table
 
 _METRICS = (
     (("micro", "f1"), "f1", "tag F1, micro"), (("micro", "precision"), "precision", "tag precision, micro"),

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..config.schema import System
+from ..config.evaluation import System
 from ..records import Prediction
 from ..scoring.significance import own_systems, sentence
 from ..text.tags import find_tags

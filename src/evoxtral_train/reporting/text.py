@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from ..scoring.tables import aligned_table, per_tag_table, short_rows, systems_table
 from .results import Evaluation, drawn_clips, how_drawn, sentences, units
+from .tables import aligned_table, per_tag_table, short_rows, systems_table
 
 _WIDTH = 80
 

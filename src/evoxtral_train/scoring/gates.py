@@ -1,6 +1,6 @@
 """Conditions that a system must meet, for CI: each is judged by the measure itself, or by the worse end of its interval."""
 
-from ..config.schema import Gates
+from ..config.evaluation import Gates
 
 _LEAST = {"micro_f1_min": ("micro", "f1"), "macro_f1_min": ("macro", "f1"), "card_f1_min": ("card", "f1"),
           "micro_precision_min": ("micro", "precision"), "micro_recall_min": ("micro", "recall")}  # fmt: skip

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config.schema import Bootstrap, Placement
+from ..config.evaluation import Bootstrap
+from ..config.sections import Placement
 from ..records import Prediction
 from ..text.tags import find_tags
 from . import published

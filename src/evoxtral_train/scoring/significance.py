@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm
 
-from ..config.schema import Bootstrap, System
+from ..config.evaluation import Bootstrap, System
 from ..records import Prediction
 from .intervals import numbered, unseen_share
 from .metrics import Sums, sums, units_of

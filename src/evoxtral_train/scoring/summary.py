@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..config.schema import Bootstrap, Placement
+from ..config.evaluation import Bootstrap
+from ..config.sections import Placement
 from ..records import Prediction
 from ..text.taxonomy import Taxonomy
 from .calibration import filter_curves, reliability

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..modeling.cache_files import CacheFiles, find_caches
-from ..scoring.tables import aligned_table
+from ..reporting.tables import aligned_table
 from .report import Report, gigabytes
 
 

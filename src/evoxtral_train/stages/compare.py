@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ..config.schema import EvalConfig, System
-from ..data.packed import PackedSplit
+from ..config.evaluation import EvalConfig, System
+from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..files import write_atomic
 from ..records import Prediction, read_rows

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from ..config.schema import ExportConfig
-from ..data.processor import resolve_base
+from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
+from ..families.checkpoint import resolve_base
+from ..families.realtime.model import base_fingerprint
 from ..files import fingerprint_files, write_atomic
 from ..modeling.adapters import Adapter, check_base, find_adapter
-from ..modeling.realtime import base_fingerprint
 from ..modeling.release import write_merged, write_vllm_names
 from ..plain_text import without_places
 from ..records import read_jsonl

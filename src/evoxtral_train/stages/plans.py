@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ..config.schema import Curate, Lora, Model, Train
-from ..data.packed import PackedSplit, require_packed
+from ..config.sections import Model
+from ..config.training import Curate, Lora, Train
+from ..dataset.reader import PackedSplit, require_packed
 from ..errors import UsageError
+from ..families.realtime.model import describe_model, sizes
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
-from ..modeling.realtime import describe_model, sizes
-from ..scoring.curation import clips_kept
+from ..raft.curation import clips_kept
 from ..training.trainer import optimizer_steps
 from .report import gigabytes
 

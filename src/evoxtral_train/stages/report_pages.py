@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..data.audio import encode_flac, read_audio
-from ..data.packed import PackedSplit
+from ..dataset.reader import PackedSplit
 from ..errors import RowError
 from ..files import write_atomic
 from ..reporting.evaluation import page

@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 
 from .. import processes
-from ..config.schema import SftConfig
-from ..data.augmentation import Augmenter
-from ..data.packed import PackedSplit, has_split
+from ..config.training import SftConfig
+from ..dataset.augmentation import Augmenter
+from ..dataset.reader import PackedSplit, has_split
+from ..families.realtime.model import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
+from ..modeling.bases import open_audio, open_base
 from ..modeling.finite import require_finite_weights
-from ..modeling.realtime import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..modeling.saving import save_errors
 from ..progress import format_seconds
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
 from ..training.dataset import TrainingSet
 from ..training.trainer import train_adapter
-from .inputs import open_audio, open_base
 from .plans import count_rows, plan_model, plan_steps
 from .report import Report
 

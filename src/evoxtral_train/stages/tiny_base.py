@@ -7,17 +7,16 @@ import numpy as np
 import torch
 
 from .. import shipped
-from ..config.schema import TinyBaseConfig
-from ..data.clock import Clock
-from ..data.features import log_mel
-from ..data.packed_rows import text_tokenizer
-from ..data.processor import load_processor
+from ..config.training import TinyBaseConfig
+from ..dataset.rows import text_tokenizer
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
+from ..families.checkpoint import load_processor
+from ..families.realtime.clock import Clock
+from ..families.realtime.features import log_mel
 from ..files import fingerprint_files
 from ..modeling.audio_cache import LiveAudio
 from ..modeling.saving import save_errors
-from ..modeling.tiny_base import tiny_model, write_processor
 from ..progress import Progress, format_seconds
 from ..records import Prediction
 from ..runs import Options, Run, check_output
@@ -25,8 +24,9 @@ from ..scoring.metrics import evaluate
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
 from ..text.tags import find_tags, strip_tags
+from ..tiny_bases.pretraining import ROOM_TOKENS, pretrain
+from ..tiny_bases.realtime import tiny_model, write_processor
 from ..tracking import Tracker
-from ..training.pretrain import ROOM_TOKENS, pretrain
 from ..units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL, samples_to_tokens
 from .report import Report
 

@@ -6,15 +6,16 @@ Together they say how much of what can be heard a system has learned. docs/evalu
 import torch
 
 from .. import processes
-from ..config.schema import EvalConfig, RaftConfig
-from ..data.packed import PackedSplit, has_split
+from ..config.evaluation import EvalConfig
+from ..config.training import RaftConfig
+from ..dataset.reader import PackedSplit, has_split
 from ..errors import UsageError
+from ..families.realtime.model import place_audio_path
+from ..modeling.bases import Base, open_whole_clips
 from ..modeling.pooling import pooled_audio
 from ..modeling.probe import LabelledClips, Probe
-from ..modeling.realtime import place_audio_path
 from ..scoring.chance import best_constant_answer
 from ..text.tags import find_tags, format_tags
-from .inputs import Base, open_whole_clips
 
 TRAIN, VALIDATION = "train", "validation"
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import soundfile
 
-from ..config.schema import ElevenLabs
+from ..config.data import ElevenLabs
 from ..data.audio import decode_audio, to_model_rate
 from ..errors import EvoxtralError, RowError, UsageError
 from ..files import write_atomic

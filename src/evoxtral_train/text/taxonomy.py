@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import shipped
 from ..config.loader import read_document
-from ..config.schema import Tags
+from ..config.sections import Tags
 from ..errors import RowError, UsageError
 from .tags import TAG, canonical, parse
 

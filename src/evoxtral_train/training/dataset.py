@@ -20,14 +20,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from ..data.augmentation import Augmenter
-from ..data.clock import Clock
-from ..data.layouts import IGNORED, Row, lay_out, prompt_tokens
-from ..data.packed import PackedSplit
+from ..dataset.augmentation import Augmenter
+from ..dataset.reader import PackedSplit
+from ..families.realtime.clock import Clock
+from ..families.realtime.layouts import IGNORED, Row, lay_out, prompt_tokens
 from ..modeling.audio_cache import CachedAudio
 from ..text.tags import find_tags
 from ..units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
-from .sampling import draw
+from .clip_weights import draw
 
 
 @dataclass(frozen=True)

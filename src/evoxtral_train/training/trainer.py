@@ -10,18 +10,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import rotate_checkpoints
 
 from .. import processes
-from ..config.schema import Train
-from ..data.clock import Clock
+from ..config.training import Train
 from ..errors import EvoxtralError, UsageError
+from ..families.realtime.clock import Clock
+from ..families.realtime.model import language_model_device
 from ..modeling.finite import require_finite_weights
 from ..modeling.memory import shrink
-from ..modeling.realtime import language_model_device
 from ..modeling.saving import save_errors
 from ..progress import Progress
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
+from .clip_weights import clip_weights
 from .dataset import Collator, StepSampler, TrainingSet
-from .sampling import clip_weights
 
 
 def optimizer_steps(rows: int, config: Train) -> int:

@@ -1,0 +1,180 @@
+"""Changes to a clip while training: loudness, noise, a room, speed and pitch, by audiomentations.
+
+What is done to a clip depends on the seed, the epoch and its id alone. A tag must stay true: a whisper that is made
+loud is none. `limits` therefore says for each tag what a clip that holds it can bear, and the tightest limit counts.
+
+The clip keeps its clock: it is never stretched past the place where its target still fits into its row, reverberation is cut
+at the clip's end, and what has been heard when moves along with the speed.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config.training import Augmentation
+from ..data.audio import read_audio
+from ..errors import RowError, UsageError
+from ..families.realtime import layouts
+from ..families.realtime.clock import Clock
+from ..families.realtime.features import log_mel
+from ..text.tags import find_tags
+from ..units import FRAMES_PER_TOKEN, SAMPLE_RATE_HZ, samples_to_tokens, tokens_to_samples
+from .reader import Example, PackedSplit
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What may be done to one clip; 0 or None: nothing of the kind. `stretch_to`: the factor on the clip's length."""
+
+    gain_db: float
+    noise_snr_db: tuple[float, float] | None
+    stretch_to: tuple[float, float] | None
+    pitch_semitones: float
+    room: bool
+
+
+def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
+    """The tightest of the limits of a clip's tags; the clip may become at most `longest` times as long."""
+    limits = [config.limits[tag] for tag in tags if tag in config.limits]
+
+    def tightest(name: str, least: float) -> float:
+        return min([least, *(value for each in limits if (value := getattr(each, name)) is not None)])
+
+    stretch = tightest("stretch", config.stretch)
+    low, high = config.noise_snr_db
+    low = max([low, *(each.noise_snr_db for each in limits if each.noise_snr_db is not None)])
+    return Bounds(
+        gain_db=tightest("gain_db", config.gain_db),
+        noise_snr_db=(low, max(low, high)),
+        stretch_to=(1 - stretch, min(1 + stretch, longest)) if stretch else None,
+        pitch_semitones=tightest("pitch_semitones", config.pitch_semitones),
+        room=config.room and all(each.room for each in limits),
+    )
+
+
+def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int) -> tuple[np.ndarray, float]:
+    """Mono float32 at 16 kHz -> (the same, changed; the factor on its length). Never louder than full scale.
+
+    Raises UsageError when the optional package is missing.
+    """
+    transforms = _package()
+    rng = np.random.default_rng(seed)
+    wanted = rng.random(5) < config.probability
+    drawn = rng.uniform(-1, 1, 4)
+    with _seeded(int(rng.integers(2**31))):
+        length = len(samples)
+        if wanted[0] and bounds.stretch_to:
+            low, high = bounds.stretch_to
+            rate = 1 / (low + (high - low) * (drawn[0] + 1) / 2)
+            stretch = transforms.TimeStretch(min_rate=rate, max_rate=rate, leave_length_unchanged=False, p=1.0)
+            samples = stretch(samples, SAMPLE_RATE_HZ)[: int(high * length)]
+        factor = len(samples) / length
+        if wanted[1] and bounds.pitch_semitones:
+            shift = float(drawn[1] * bounds.pitch_semitones)
+            samples = transforms.PitchShift(min_semitones=shift, max_semitones=shift, p=1.0)(samples, SAMPLE_RATE_HZ)
+        if wanted[2] and bounds.room:
+            samples = _at_level_of(samples, _room(transforms, config)(samples, SAMPLE_RATE_HZ))
+        if wanted[3] and bounds.noise_snr_db:
+            samples = _noise(transforms, config, bounds.noise_snr_db)(samples, SAMPLE_RATE_HZ)
+        if wanted[4] and bounds.gain_db:
+            gain = float(drawn[3] * bounds.gain_db)
+            samples = transforms.Gain(min_gain_db=gain, max_gain_db=gain, p=1.0)(samples, SAMPLE_RATE_HZ)
+    peak = float(np.abs(samples).max(initial=0.0))
+    return np.ascontiguousarray(samples / max(peak, 1.0), np.float32), factor
+
+
+def _room(transforms, config: Augmentation):
+    if config.room_folder:
+        return transforms.ApplyImpulseResponse(str(config.room_folder), p=1.0, leave_length_unchanged=True)
+    # Ray tracing would be drawn by a generator of its own, which no seed reaches.
+    return transforms.RoomSimulator(p=1.0, leave_length_unchanged=True, use_ray_tracing=False)
+
+
+def _at_level_of(samples: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """A room makes speech softer by metres of air; how loud a clip is belongs to what it says."""
+    before, after = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (samples, changed))
+    return changed * (before / after) if after else changed
+
+
+def _noise(transforms, config: Augmentation, snr_db: tuple[float, float]):
+    low, high = snr_db
+    if config.noise_folder:
+        return transforms.AddBackgroundNoise(str(config.noise_folder), min_snr_db=low, max_snr_db=high, p=1.0)
+    return transforms.AddColorNoise(min_snr_db=low, max_snr_db=high, min_f_decay=-6.0, max_f_decay=0.0, p=1.0)
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Training rows of a packed split with changed audio."""
+
+    config: Augmentation
+    split: PackedSplit
+    clock: Clock
+    feature_extractor: object
+
+    def row(self, index: int, epoch: int) -> tuple[layouts.Row, np.ndarray]:
+        """The row of clip `index` and its mel [128, 8 × needed tokens]. Raises RowError when the audio is gone."""
+        example = self.split.examples[index]
+        samples = read_audio(self.split.audio_of(index), math.inf)
+        bounds = bounds_of(self.config, find_tags(example.text), self._longest(example) / len(samples))
+        digest = hashlib.sha256(f"{self.config.seed}\0{epoch}\0{example.id}".encode()).digest()
+        changed, factor = augment(samples, bounds, self.config, int.from_bytes(digest[:8], "big"))
+        try:
+            row = self._lay_out(index, example, len(changed), factor)
+        except RowError:  # words that crowd at the clip's end may need a token more than `_longest` reckons with
+            changed, row = samples, self._lay_out(index, example, len(samples), 1.0)
+        tokens = max(row.needed_tokens, self.clock.left_pad_tokens + samples_to_tokens(len(changed)) + 1)
+        mel = log_mel(changed, tokens, self.feature_extractor, self.clock)
+        return row, np.ascontiguousarray(mel[:, : row.needed_tokens * FRAMES_PER_TOKEN])
+
+    def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> layouts.Row:
+        heard, target_ids = samples_to_tokens(samples), example.target_ids
+        if self.split.layout == "aligned":
+            pieces = [(ids, heard_s * factor) for ids, heard_s in self.split.heard_of(index)]
+            target_ids = layouts.stream_ids(self.clock, pieces, heard, example.row_tokens)
+        return layouts.lay_out(self.split.layout, self.clock, heard, example.row_tokens, target_ids)
+
+    def _longest(self, example: Example) -> int:
+        """How many samples the clip may have for its target still to fit into its row.
+
+        `deferred` writes after the clip, so the clip may take what the target leaves. In `aligned` the words move
+        along, and after the last of them stand at most as many tokens as do now. `packed` writes before the clip ends.
+        """
+        if self.split.layout == "packed":
+            free = example.row_tokens - self.clock.right_pad_tokens - self.clock.left_pad_tokens
+        elif self.split.layout == "deferred":
+            free = example.row_tokens - self.clock.written_at(0) - len(example.target_ids) - 1
+        else:
+            start = layouts.prompt_tokens("aligned", self.clock, example.utterance_tokens)
+            free = example.utterance_tokens + example.row_tokens - start - len(example.target_ids) - 1
+        return tokens_to_samples(max(free, example.utterance_tokens))
+
+
+def _package():
+    try:
+        import audiomentations
+    except ImportError:
+        raise UsageError(
+            "audiomentations is not installed",
+            where="augmentation",
+            fix="run: pip install 'evoxtral[augment]', or set probability to 0",
+        ) from None
+    return audiomentations
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """audiomentations draws from the two global generators: seed both, and leave them as they were found."""
+    before, before_numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(before_numpy)

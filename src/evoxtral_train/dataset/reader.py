@@ -1,0 +1,184 @@
+"""The packed dataset, read: nothing is loaded but the lengths of the rows; the rest is memory-mapped.
+
+The shards are plain Arrow streams: `datasets.Dataset.from_file` opens them too.
+"""
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+
+from ..errors import EvoxtralError, UsageError
+from ..families.realtime.features import restore_silence
+from ..runs import require_complete
+from ..text import tags as tag_text
+from ..units import FRAMES_PER_TOKEN, MEL_BINS
+from .writer import FORMAT
+
+_OPEN_SHARDS = 256
+_COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One packed row. `mel` is read with `mel_of`; ids and labels come from `layouts`. `events`: the
+    manifest's, [] where there are none."""
+
+    id: str
+    text: str
+    speaker: str | None
+    target_text: str
+    target_ids: list[int]
+    utterance_tokens: int
+    row_tokens: int
+    events: list[dict]
+
+    @property
+    def timed_events(self) -> list[dict] | None:
+        """The events, where every tag of the text has one."""
+        return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
+
+
+def require_packed(folder: Path) -> str:
+    """The fingerprint of a packed dataset. Raises UsageError when it is not packed yet."""
+    return require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""
+    require_packed(folder)
+    return json.loads((folder / "dataset.json").read_text("utf-8"))["rows"].get(split, 0) > 0
+
+
+class PackedSplit:
+    """A split of a packed dataset, memory-mapped. `fingerprint` is the dataset's.
+
+    `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) hold the lengths of all rows; a row itself is
+    read when `examples` is asked for it.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        self.fingerprint = require_packed(folder)
+        self.folder, self.split = folder, split
+        content = json.loads((folder / "dataset.json").read_text("utf-8"))
+        if content.get("format") != FORMAT:
+            raise UsageError(
+                "was packed by another version of evoxtral",
+                where=str(folder),
+                fix="pack it again: evoxtral data pack … --overwrite",
+            )
+        self.layout: str = content["layout"]
+        self.target: str = content["target"]
+        self.room_tokens: int = content["room_tokens"]
+        self.processor_fingerprint: str = content["processor_fingerprint"]
+        if content["rows"].get(split, 0) == 0:
+            filled = [f"{name} ({count})" for name, count in content["rows"].items() if count]
+            raise UsageError(f"the split {split!r} has no rows", where=str(folder), fix=f"splits with rows: {', '.join(filled)}")
+        self._index = _read_stream(folder / f"{split}-index.arrow")
+        self.utterance_tokens, self.row_tokens, self.target_tokens = (
+            self._index[f"{name}_tokens"].to_numpy() for name in ("utterance", "row", "target")
+        )
+        self._shards = _Shards(folder / "shards", content["shards"][split])
+        self.examples: Sequence[Example] = _Examples(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """id -> place in the split."""
+        return {identity: index for index, identity in enumerate(self._index["id"].to_pylist())}
+
+    def mel_of(self, index: int, tokens: int) -> np.ndarray:
+        """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]. Raises EvoxtralError when one is not finite."""
+        table, row = self._shards.find(index)
+        kept = np.frombuffer(table["mel"][row].as_buffer(), np.float32).reshape(MEL_BINS, -1)
+        if not np.isfinite(kept).all():
+            raise self.not_finite(index)
+        return restore_silence(kept, table["mel_start"][row].as_py(), tokens * FRAMES_PER_TOKEN)
+
+    def not_finite(self, index: int) -> EvoxtralError:
+        """What to raise when the features of a clip are NaN or infinite."""
+        return EvoxtralError(
+            f"the audio of clip {self.examples[index].id!r} gives features that are not finite (NaN or infinite)",
+            where=str(self.folder),
+            fix="listen to it, correct it or leave it out of the manifest, and pack again with --overwrite",
+        )
+
+    def audio_of(self, index: int) -> Path:
+        """The clip's audio file."""
+        table, row = self._shards.find(index)
+        return (self.folder / table["audio"][row].as_py()).resolve()
+
+    def heard_of(self, index: int) -> list[tuple[list[int], float]]:
+        """Layout `aligned`: the pieces of the target as token ids, with the second at which each has been heard."""
+        table, row = self._shards.find(index)
+        return [(piece["ids"], piece["heard_s"]) for piece in table["heard"][row].as_py()]
+
+
+class _Shards:
+    """The shards of a split as one run of rows; the last few hundred that were used stay mapped."""
+
+    def __init__(self, folder: Path, names: list[tuple[str, int]]):
+        self._folder, self.names = folder, [name for name, _ in names]
+        self._ends = list(accumulate(count for _, count in names))
+        self._open: OrderedDict[str, pyarrow.Table] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def table(self, number: int) -> pyarrow.Table:
+        name = self.names[number]
+        if name not in self._open:
+            self._open[name] = _read_stream(self._folder / name)
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def tables(self) -> Iterator[pyarrow.Table]:
+        """All shards in order; none stays mapped."""
+        return (_read_stream(self._folder / name) for name in self.names)
+
+    def find(self, index: int) -> tuple[pyarrow.Table, int]:
+        """The shard that holds row `index` of the split, and the row's place in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self.table(number), index - (self._ends[number - 1] if number else 0)
+
+
+class _Examples(Sequence):
+    """The rows without their mel, read when asked for."""
+
+    def __init__(self, shards: _Shards):
+        self._shards = shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int) -> Example:
+        table, row = self._shards.find(index)
+        return Example(**{name: table[name][row].as_py() for name in _COLUMNS})
+
+    def __iter__(self) -> Iterator[Example]:
+        for table in self._shards.tables():
+            for row in table.select(_COLUMNS).to_pylist():
+                yield Example(**row)
+
+
+def _read_stream(path: Path) -> pyarrow.Table:
+    try:
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+    except (FileNotFoundError, pyarrow.ArrowInvalid) as error:
+        raise EvoxtralError(
+            f"this file of a packed dataset is gone or cut short: {error}", where=str(path),
+            fix="pack it again: evoxtral data pack … --overwrite",
+        ) from None  # fmt: skip

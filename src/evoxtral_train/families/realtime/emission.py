@@ -1,0 +1,56 @@
+"""When words and tags were written: from the positions of its tokens back to seconds of the clip.
+
+Token j is written when j − `left_pad_tokens` audio tokens of the clip have been heard. An `aligned` target
+has a [STREAMING_WORD] first, `delay_tokens` after what it speaks of has been heard.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+
+from ...text.tags import TAG, canonical, find_tags
+from ...units import TOKEN_S
+from .clock import Clock
+
+
+def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[dict]:
+    """[{tag, at_s, written_s}] in order. `at_s`: the place in the clip that the tag speaks of, its [STREAMING_WORD]
+    less the delay. `written_s`: how much of the clip had been heard when its closing bracket was written."""
+    tags, group, begun = [], [], prompt_tokens
+    for position, token in enumerate(token_ids, start=prompt_tokens):
+        if token in (clock.streaming_pad_id, clock.streaming_word_id):
+            group, begun = [], position
+            continue
+        group.append(token)
+        for tag in find_tags(tokenizer.decode(group)):
+            heard_tokens = begun - clock.left_pad_tokens - clock.delay_tokens
+            written_tokens = position - clock.left_pad_tokens
+            times = {"at_s": max(heard_tokens, 0) * TOKEN_S, "written_s": written_tokens * TOKEN_S}
+            tags.append({"tag": tag} | {name: round(time, 3) for name, time in times.items()})
+            group = []
+    return tags
+
+
+def tag_confidences(tokenizer, token_ids: list[int], token_logprobs: list[float]) -> list[float]:
+    """The probability of each tag that the text holds, in order: the product over the tokens of its name and brackets,
+    each given all that was written before it. A token that two tags share ("] [") counts for both."""
+    ends, tokens_of = [], []
+    for count in range(1, len(token_ids) + 1):
+        ends.append(len(tokenizer.decode(token_ids[:count])))
+    text = tokenizer.decode(token_ids)
+    for match in TAG.finditer(text):
+        if canonical(match.group(1)):
+            tokens_of.append((bisect_right(ends, match.start()), bisect_left(ends, match.end())))
+    return [round(math.exp(min(sum(token_logprobs[first : last + 1]), 0.0)), 4) for first, last in tokens_of]
+
+
+def written_words(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[tuple[str, float]]:
+    """(word, the second of the clip at which it had been heard): its [STREAMING_WORD] less the delay."""
+    words, group, begun = [], [], prompt_tokens
+    for position, token in enumerate([*token_ids, clock.streaming_pad_id], start=prompt_tokens):
+        if token not in (clock.streaming_pad_id, clock.streaming_word_id):
+            group.append(token)
+            continue
+        heard_s = max(begun - clock.left_pad_tokens - clock.delay_tokens, 0) * TOKEN_S
+        words += [(word, round(heard_s, 3)) for word in tokenizer.decode(group).split()] if group else []
+        group, begun = [], position
+    return words

@@ -1,0 +1,147 @@
+"""Which candidates to train on: the best of each clip, then all but the lowest share of clips.
+
+Candidates and scores are read as streams, clip by clip and twice: the rewards alone decide which clips stay, then each clip's
+candidates are sorted into those to train on and those dropped. Only a few numbers for each clip are held.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from heapq import nsmallest
+from itertools import groupby, zip_longest
+from typing import TypeVar
+
+from ..config.training import Curate
+from ..records import REFERENCE, Candidate, CuratedRow, DroppedRow, ScoredCandidate
+
+RowT = TypeVar("RowT", Candidate, ScoredCandidate)
+
+
+def clips_kept(clips: int, rule: Curate) -> int:
+    """How many clips stay where no two rewards are equal: 808 clips and a share of 0.1 leave 727 by either rule."""
+    share = Fraction(str(rule.drop_lowest_share))
+    return int(clips * (1 - share)) if rule.drop_by == "share" else clips - int(clips * share) - 1
+
+
+def threshold_of(rewards: Sequence[float], drop_lowest_share: float) -> float:
+    """The reward that a clip must exceed, as in the original RAFT code: sorted(rewards)[n // 10] for a share of 0.1. Clips that
+    share the threshold all go."""
+    return sorted(rewards)[int(len(rewards) * Fraction(str(drop_lowest_share)))]
+
+
+Clip = list[tuple[Candidate, ScoredCandidate]]
+"""A clip's candidates with their scores, by candidate id."""
+
+
+def in_order(rows: Iterable[RowT]) -> Iterator[RowT]:
+    """The same rows. Raises ValueError unless a clip's rows stand together, by rising candidate id."""
+    seen, before = set(), None
+    for row in rows:
+        if before is None or row.utterance_id != before.utterance_id:
+            if row.utterance_id in seen:
+                raise ValueError(f"the candidates of clip {row.utterance_id!r} do not stand together")
+            seen.add(row.utterance_id)
+        elif row.candidate_id <= before.candidate_id:
+            raise ValueError(f"the candidates of clip {row.utterance_id!r} do not come by rising candidate_id, each once")
+        before = row
+        yield row
+
+
+def by_clip(candidates: Iterable[Candidate], scores: Iterable[ScoredCandidate]) -> Iterator[Clip]:
+    """Two streams of one order, joined, a clip at a time. Raises ValueError as `in_order` does, and when a candidate has no score
+    or a score no candidate."""
+
+    def joined() -> Iterator[tuple[Candidate, ScoredCandidate]]:
+        for candidate, score in zip_longest(in_order(candidates), scores):
+            if candidate is None or score is None or _key(candidate) != _key(score):
+                raise ValueError("candidates and scores do not hold the same (utterance_id, candidate_id) keys, each once")
+            yield candidate, score
+
+    return (list(rows) for _, rows in groupby(joined(), key=lambda pair: pair[0].utterance_id))
+
+
+def _key(row: Candidate | ScoredCandidate) -> tuple[str, int]:
+    return row.utterance_id, row.candidate_id
+
+
+def best_and_worst(clip: Clip) -> tuple[tuple[Candidate, ScoredCandidate], tuple[Candidate, ScoredCandidate]]:
+    """Those with the highest and the lowest reward; ties go to the lowest candidate id."""
+    best = min(clip, key=lambda pair: (-pair[1].reward, pair[1].candidate_id))
+    return best, min(clip, key=lambda pair: (pair[1].reward, pair[1].candidate_id))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The clips to train on. `rewards`: of their best candidates. `reason`: why the other clips are dropped. `candidates`: how
+    many there are, of all clips."""
+
+    clips: frozenset[str]
+    rewards: Sequence[float]
+    reason: str
+    candidates: int
+
+    @classmethod
+    def of(cls, clips: Iterable[Clip], rule: Curate) -> "Selection":
+        """All but the clips with the lowest rewards of their best candidates, by share (ties: by utterance id) or by threshold.
+        With `skip_without_spread` a clip whose candidates all have one reward does not count: its best is no better than its
+        worst."""
+        best, count = [], 0
+        for clip in clips:
+            count += len(clip)
+            if not (rule.skip_without_spread and is_flat(clip)):
+                candidate, score = best_and_worst(clip)[0]
+                best.append((-score.reward, candidate.utterance_id))
+        if rule.drop_by == "threshold" and best:
+            threshold = threshold_of([-reward for reward, _ in best], rule.drop_lowest_share)
+            best = [(reward, clip) for reward, clip in best if -reward > threshold]
+            reason = f"not above the threshold of {threshold:g}"
+        else:
+            best = sorted(best)[: clips_kept(len(best), rule)]
+            reason = f"among the lowest {rule.drop_lowest_share:.0%} of clips"
+        return cls(frozenset(clip for _, clip in best), array("d", (-reward for reward, _ in best)), reason, count)
+
+    def sort(self, clip: Clip, rule: Curate) -> Iterator[CuratedRow | DroppedRow]:
+        """What becomes of each candidate of a clip."""
+        best, _ = best_and_worst(clip)
+        flat = rule.skip_without_spread and is_flat(clip)
+        for pair in clip:
+            candidate, score = pair
+            name, number, reward = candidate.utterance_id, candidate.candidate_id, score.reward
+            if flat:
+                yield DroppedRow(name, number, reward, "all candidates of this clip have this reward")
+            elif pair is not best:
+                reason = f"candidate {best[1].candidate_id} of this clip has reward {best[1].reward:g}"
+                yield DroppedRow(name, number, reward, reason)
+            elif name not in self.clips:
+                yield DroppedRow(name, number, reward, self.reason)
+            else:
+                yield CuratedRow(name, number, candidate.text, reward)
+
+
+def is_flat(clip: Clip) -> bool:
+    return len({score.reward for _, score in clip}) == 1
+
+
+def curate(
+    candidates: Sequence[Candidate], scores: Iterable[ScoredCandidate], rule: Curate
+) -> tuple[list[CuratedRow], list[DroppedRow]]:
+    """All of it in memory, with scores of any order: join by (utterance_id, candidate_id), keep the best per clip (ties: the
+    lowest candidate id), then drop the clips that `Selection` leaves out. Rows come in the order of the candidates.
+
+    Raises ValueError as `by_clip` does.
+    """
+    places = {_key(row): place for place, row in enumerate(candidates)}
+    ordered = sorted(scores, key=lambda row: places.get(_key(row), -1))
+    selection = Selection.of(by_clip(candidates, ordered), rule)
+    rows = [row for clip in by_clip(candidates, ordered) for row in selection.sort(clip, rule)]
+    return [row for row in rows if isinstance(row, CuratedRow)], [row for row in rows if isinstance(row, DroppedRow)]
+
+
+def replay(curated: Collection[str], references: Mapping[str, str], share: float, seed: int) -> Iterator[CuratedRow]:
+    """Drawn by `seed`, reference targets of `share` times as many clips as were `curated`: first of those that were not.
+    `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
+    count = min(round(share * len(curated)), len(references))
+    drawn = nsmallest(count, references, key=lambda clip: (clip in curated, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
+    return (CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn)

@@ -1,0 +1,185 @@
+"""`evoxtral data align`: times for the words and tags of a manifest that has none, by the frozen base itself."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ... import shipped
+from ...config.data import AlignConfig
+from ...data.audio import read_audio
+from ...data.manifest import ManifestRow, Rejected, read_manifest
+from ...data.timing import events_of, timed_target
+from ...dataset.rows import text_tokenizer
+from ...decoding.decoder import Decoding, Request, decode
+from ...decoding.sampling import Sampling
+from ...errors import RowError, UsageError
+from ...families.checkpoint import load_processor, resolve_base
+from ...families.realtime import layouts
+from ...families.realtime.clock import Clock
+from ...families.realtime.emission import written_words
+from ...families.realtime.features import log_mel
+from ...families.realtime.model import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
+from ...families.realtime.self_alignment import Alignment, align
+from ...files import fingerprint_files
+from ...modeling.audio_cache import LiveAudio
+from ...progress import format_seconds, progress
+from ...runs import Options, Run, check_output
+from ...text.taxonomy import TagRules, Taxonomy, describe_changes
+from ...tracking import Tracker
+from ...units import SAMPLE_RATE_HZ, samples_to_tokens
+from ..plans import plan_decoding, plan_model
+from ..report import Report, all_rejected
+
+_ROOM_TOKENS = 64  # after the clip's end: hurried speech is written later than it is heard
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """Mels of manifest rows, made when they are asked for."""
+
+    rows: list[ManifestRow]
+    config: AlignConfig
+    processor: object
+    clock: Clock
+
+    def samples(self, index: int) -> np.ndarray:
+        return read_audio(self.rows[index].audio, self.config.max_seconds)
+
+    def mel_of(self, index: int, tokens: int) -> np.ndarray:
+        return log_mel(self.samples(index), tokens, self.processor.feature_extractor, self.clock)
+
+
+def run(config: AlignConfig, options: Options) -> Report:
+    """Writes `manifest.jsonl`, with `words` and `events` in every row, and `rejected.jsonl`.
+
+    Rows that have times keep them under `keep_given_times`; else their times are replaced, and the report
+    says how far the new ones are from them.
+    """
+    rules, tally = TagRules.of(config.tags), Counter()
+    rows, rejected = read_manifest(config.manifest, rules, tally)
+    asked = config.model_dump(mode="json")
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
+    kept = [row for row in rows if config.keep_given_times and row.words]
+    rows = [row for row in rows if not (config.keep_given_times and row.words)]
+    if not rows and kept:
+        what = f"nothing to align: {len(kept):,} rows have times" + (f", {len(rejected):,} are rejected" if rejected else "")
+        raise UsageError(what, where=str(config.manifest), fix="use it as it is, or set keep_given_times to false")
+    if not rows:
+        if options.dry_run:
+            raise _nothing_aligned(config, rejected)
+        run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest])
+        run.write_rows("rejected.jsonl", rejected)
+        raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
+    facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
+    facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
+    if options.dry_run:
+        check_output(config.output, "data align", asked, inputs, options)
+        return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
+    folder = resolve_base(config.model.base, config.model.revision)
+    inputs["base"] = base_fingerprint(folder)
+    run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest, folder])
+    started = time.monotonic()
+    with Tracker(config.tracking, "data align", run.path, config) as tracker:
+        found, unfit = _align_all(config, rows, load_processor(folder), rules.taxonomy)
+        rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
+        aligned = [(row, found[row.id]) for row in rows if row.id in found]
+        written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
+        written += [_content(row, run.path, row.words, row.events) for row in kept]
+        run.write_rows("rejected.jsonl", rejected)
+        if not written:
+            raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
+        run.write_rows("manifest.jsonl", written)
+        heard = [flag for _, each in aligned for flag in each.heard]
+        metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
+        metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
+        metrics |= _errors(aligned)
+        tracker.summary(metrics)
+    run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
+    facts |= {"aligned": len(aligned), "rejected": len(rejected), "time": format_seconds(metrics["seconds"])}
+    if heard:
+        facts["words that the base wrote"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"
+    for kind, name in (("word", "words"), ("tag", "tags among words"), ("tag_end", "ends of the tags' events")):
+        if f"{kind}_error_median_s" in metrics:
+            median, p90 = metrics[f"{kind}_error_median_s"], metrics[f"{kind}_error_p90_s"]
+            facts[f"{name}, against the given times"] = f"median {median:.3f} s off, 90% within {p90:.3f} s"
+    return Report("data align", facts)
+
+
+def _nothing_aligned(config: AlignConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no row can be aligned", len(rejected), config.manifest, str(rejected[0]), written)
+
+
+def _align_all(
+    config: AlignConfig, rows: list[ManifestRow], processor, taxonomy: Taxonomy
+) -> tuple[dict[str, Alignment], list[Rejected]]:
+    """id -> alignment, and the rows that could not be aligned."""
+    clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
+    clips, requests, durations, rejected = _Clips(rows, config, processor, clock), [], {}, []
+    for index, row in enumerate(rows):
+        try:
+            samples = len(clips.samples(index))
+        except RowError as error:
+            rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
+            continue
+        heard = samples_to_tokens(samples)
+        row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
+        requests.append(Request.of(row.id, "aligned", clock, heard, row_tokens, index))
+        durations[row.id] = samples / SAMPLE_RATE_HZ
+    device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
+    model = load_model(config.model)
+    place_audio_path(model, device)
+    place_language_model(model, device)
+    decoding = Decoding(1, Sampling(), _ROOM_TOKENS, config.batch_tokens)
+    with progress("listening", len(requests), "clips") as bar:
+        for completions in decode(model, clock, LiveAudio(model, clips), requests, decoding):
+            for each in completions:
+                row = by_id[each.utterance_id]
+                words = written_words(clock, tokenizer, clock.prompt_tokens, each.token_ids)
+                alignment = align(row.text, words, durations[row.id], taxonomy)
+                share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
+                if share < config.min_heard_share:
+                    written = " ".join(word for word, _ in words)
+                    error = RowError(f"the base wrote only {share:.0%} of the words: {written[:80]!r}")
+                    rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
+                else:
+                    found[row.id] = alignment
+            bar.advance(len(completions))
+    return found, rejected
+
+
+def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
+    """A manifest row whose audio is found from `folder`."""
+    content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
+    content |= {name: value for name in ("speaker", "source", "license", "language") if (value := getattr(row, name))}
+    return content | {"words": words, "events": events}
+
+
+def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
+    """How far words and tags are from where the manifest's own times put them, where it has any: the second at which
+    each is due in a `tagged_text` target, and tags also in one of `tags`, which waits for the end of the event."""
+    distances: dict[str, list[float]] = {"word": [], "tag": [], "tag_end": []}
+    for row, found in aligned:
+        new = replace(row, words=found.words, events=found.events)
+        try:
+            given = timed_target(row, "tagged_text")
+        except RowError:  # no times of its own
+            continue
+        for (piece, due_s), (_, found_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
+            distances["tag" if piece.startswith("[") else "word"].append(abs(due_s - found_s))
+        for given_end, found_end in zip(_ends(row), _ends(new), strict=True):
+            distances["tag_end"].append(abs(given_end - found_end))
+    measures = {}
+    for kind, values in distances.items():
+        if values:
+            measures[f"{kind}_error_median_s"] = float(np.median(values))
+            measures[f"{kind}_error_p90_s"] = float(np.percentile(values, 90))
+    return measures
+
+
+def _ends(row: ManifestRow) -> list[float]:
+    """The ends of the events, by tag: both rows have the same tags, but maybe not in one order of time."""
+    return [end for _, _, end in sorted(events_of(row))]

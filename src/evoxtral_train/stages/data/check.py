@@ -1,0 +1,102 @@
+"""`evoxtral data check`: everything that packing would reject, and what would train badly, before any time is spent."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...config.data import PackConfig
+from ...corpus.checks import Corpus, Finding, Sound, check_sound
+from ...data.manifest import ManifestRow, Rejected, count_rows, iter_manifest
+from ...data.workers import in_order, usable_cores, worker_pool
+from ...dataset.rows import prepare_row
+from ...dataset.writer import Chunk, chunks
+from ...errors import RowError
+from ...families.checkpoint import load_processor, resolve_base
+from ...families.realtime.clock import Clock
+from ...files import write_atomic
+from ...progress import progress
+from ...records import dump_row, row_place
+from ...text.tags import find_tags
+from ...text.taxonomy import TagRules, describe_changes
+from ..report import Report
+
+_SHOWN = 50
+_CHUNK_ROWS = 64
+
+
+def run(config: PackConfig, findings: Path | None = None) -> Report:
+    """Reads every row and every clip as packing does, in several processes; the findings do not depend on how many. Writes
+    nothing but `findings`, a JSONL of {line, id, kind, reason}."""
+    rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
+    rows = count_rows(config.manifest)
+    folder = resolve_base(config.base, config.revision, weights=False)
+    found: list[Finding] = []
+    seconds, tags, untagged, good = 0.0, 0, 0, 0
+    with progress("checking", rows, "clips") as bar:
+        for row, sound in _sounds(config, folder, chunks(iter_manifest(config.manifest, rules, tally), _CHUNK_ROWS), rows):
+            bar.advance()
+            if isinstance(sound, str):
+                found.append(Finding(row.line, row.id, "rejected", sound))
+                continue
+            found += check_sound(row, sound, config.check)
+            corpus.add(row, sound)
+            count = len(find_tags(row.text))
+            seconds, tags, untagged, good = seconds + sound.duration_s, tags + count, untagged + (count == 0), good + 1
+    found = sorted([*found, *corpus.findings(config.check)], key=lambda each: (each.line, each.kind))
+    counts = Counter(each.kind for each in found)
+    telling = [each for each in found if each.kind not in config.check.allow]
+    facts = {
+        "rows": f"{good + counts['rejected']} = {good} good + {counts['rejected']} rejected",
+        "hours of audio": f"{seconds / 3600:.2f}",
+        "mean length": f"{seconds / good:.1f} s" if good else "—",
+        "tags per clip": f"{tags / good:.2f}" if good else "—",
+        "without tags": f"{untagged / good:.0%}" if good else "—",
+    }
+    facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
+    for kind, count in sorted(counts.items()):
+        facts[kind.replace("_", " ")] = f"{count}, allowed by check.allow" if kind in config.check.allow else count
+    if findings:
+        write_atomic(findings, "".join(map(dump_row, found)))
+        facts["all findings"] = findings
+    places = [f"{row_place(config.manifest, each.line)}: {each.id or '(no id)'}" for each in telling[:_SHOWN]]
+    lines = [f"{place}: {each.kind}: {each.reason}" for place, each in zip(places, telling, strict=False)]
+    if len(telling) > _SHOWN:
+        more = f"… and {len(telling) - _SHOWN} more"
+        lines.append(more if findings else f"{more}: write them all to a file with --findings FILE")
+    if not good:
+        lines.append("no row is good: packing would have nothing to do")
+    return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(telling)))
+
+
+def _sounds(
+    config: PackConfig, folder: Path, parts: Iterator[Chunk], rows: int
+) -> Iterator[tuple[ManifestRow | Rejected, Sound | str]]:
+    """Every row in order, with its sound or the reason why packing would reject it."""
+    processes = min(config.processes or usable_cores(), -(-rows // _CHUNK_ROWS))
+    if processes <= 1:
+        _start(config, folder)
+        for part in parts:
+            yield from _listen(part)
+        return
+    with worker_pool(processes, config.manifest, _start, config, folder) as pool:
+        for heard in in_order(pool, _listen, parts, ahead=2 * processes):
+            yield from heard
+
+
+_reader: tuple | None = None  # of this process: the config, the processor, its clock
+
+
+def _start(config: PackConfig, folder: Path) -> None:
+    global _reader
+    processor = load_processor(folder)
+    _reader = config, processor, Clock.of(processor)
+
+
+def _listen(part: Chunk) -> list[tuple[ManifestRow | Rejected, Sound | str]]:
+    heard = []
+    for row in part.entries:
+        try:
+            heard.append((row, row.reason if isinstance(row, Rejected) else Sound.of(prepare_row(row, *_reader).samples)))
+        except RowError as error:
+            heard.append((row, Rejected.of(_reader[0].manifest, row.line, row.id, error).reason))
+    return heard

@@ -1,0 +1,83 @@
+"""`evoxtral data pack`: manifest to packed dataset."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from ... import shipped
+from ...config.data import PackConfig
+from ...data.manifest import Rejected, count_rows, iter_manifest
+from ...data.workers import usable_cores
+from ...dataset.writer import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
+from ...errors import UsageError
+from ...families.checkpoint import processor_fingerprint, resolve_base
+from ...files import fingerprint_files
+from ...progress import format_seconds, progress
+from ...runs import Options, Run, check_output
+from ...text.taxonomy import TagRules, describe_changes
+from ...tracking import Tracker
+from ..report import Report, all_rejected
+
+
+def run(config: PackConfig, options: Options) -> Report:
+    """Writes `shards/`, an index of each split, `dataset.json` and `rejected.jsonl`; rows in = packed + rejected.
+
+    Several processes pack chunks of rows; `--resume` goes on after the last whole chunk.
+    """
+    rules, tally = TagRules.of(config.tags), Counter()
+    rows = count_rows(config.manifest)
+    processes = min(config.processes or usable_cores(), -(-rows // CHUNK_ROWS) or 1)
+    facts = {
+        "rows": rows,
+        "layout": f"{config.layout.kind}, target {config.target}",
+        "pre-padding": f"{config.audio.prepad_samples:,} samples",
+        "processes": processes,
+        "output": config.output,
+    }
+    asked = config.model_dump(mode="json", exclude={"check"})
+    inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
+    if options.dry_run:
+        check_output(config.output, "data pack", asked, inputs, options)
+        bad = [each for each in iter_manifest(config.manifest, rules) if isinstance(each, Rejected)]
+        if len(bad) == rows:
+            raise _nothing_packed(config, bad)
+        return Report("plan: data pack", facts | {"rejected by the manifest alone": len(bad)})
+    folder = resolve_base(config.base, config.revision, weights=False)
+    run = Run.open(config.output, "data pack", asked, inputs, options, [config.manifest, config.base])
+    started = time.monotonic()
+    with Tracker(config.tracking, "data pack", run.path, config) as tracker:
+        with progress("packing", rows, "clips") as bar:
+            parts = chunks(iter_manifest(config.manifest, rules, tally))
+            pack_chunks(
+                parts, config, run.path, folder, processes, lambda count, fresh: (bar.advance if fresh else bar.skip)(count)
+            )
+        packed = finish(run.path)
+        run.write_rows("rejected.jsonl", packed.rejected)
+        count = sum(packed.rows.values())
+        if not count:
+            raise _nothing_packed(config, packed.rejected, run.path / "rejected.jsonl")
+        run.write_json(
+            "dataset.json",
+            {
+                "format": FORMAT, "rows": packed.rows, "shards": packed.shards, "layout": config.layout.kind,
+                "target": config.target, "room_tokens": config.layout.room_tokens, "clock": packed.clock,
+                "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
+            },
+        )  # fmt: skip
+        changes = describe_changes(tally)
+        metrics = {"packed": count, "rejected": len(packed.rejected), **packed.rows, "tags_changed": changes}
+        metrics["seconds"] = time.monotonic() - started
+        tracker.summary(metrics)
+    run.finish(metrics, packed.fingerprint)
+    facts |= {"packed": count, "rejected": len(packed.rejected)}
+    facts |= {f"split {split}": number for split, number in packed.rows.items()}
+    facts |= {f"tags {change}": number for change, number in changes.items()}
+    facts["time"] = format_seconds(metrics["seconds"])
+    if packed.rejected:
+        facts["first rejected"] = packed.rejected[0]
+        facts["all rejected"] = config.output / "rejected.jsonl"
+    return Report("data pack", facts)
+
+
+def _nothing_packed(config: PackConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no row can be packed", len(rejected), config.manifest, str(rejected[0]), written)

@@ -1,0 +1,212 @@
+"""`evoxtral data synth`: tagged scripts to speech, with a manifest; espeak-ng also knows every time."""
+
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import shipped
+from ...config.data import SynthConfig
+from ...data.audio import encode_flac
+from ...data.manifest import Rejected
+from ...errors import RowError, UsageError
+from ...files import disk_errors, fingerprint_files, fingerprint_text, write_atomic
+from ...progress import progress
+from ...reading import file_name
+from ...records import JsonlAppender, dump_row, read_jsonl
+from ...runs import Options, Run, check_output
+from ...synthesis import elevenlabs
+from ...synthesis.scripts import Grammar, Script, draw_scripts, read_scripts
+from ...synthesis.synthesizer import VOICES, Synthesizer, Voice
+from ...text.tags import find_tags
+from ...text.taxonomy import TagRules, describe_changes
+from ...tracking import Tracker
+from ...units import samples_to_seconds
+from ..report import Report, all_rejected
+
+_PART = "manifest.part.jsonl"
+_KEY = "ELEVENLABS_API_KEY"
+
+
+def run(config: SynthConfig, options: Options) -> Report:
+    """Writes `manifest.jsonl`, `audio/*.flac` and `rejected.jsonl` (scripts that cannot be spoken).
+
+    With espeak-ng: same config, same bytes; a clip depends on its script, its place in the corpus and the seed.
+    """
+    source, tally = config.scripts or config.grammar, Counter()
+    if config.scripts:
+        scripts, rejected = read_scripts(config.scripts, TagRules.of(config.tags), tally)
+    else:
+        grammar = Grammar.load(config.grammar)
+        scripts, rejected = draw_scripts(grammar, config.clips.model_dump(), config.untagged_share, config.seed), []
+    engine = _Paid(config, scripts) if config.engine == "elevenlabs" else _Espeak(config)
+    facts = {
+        "scripts": f"{len(scripts)} from {source}" + (f", {len(rejected)} rejected" if rejected else ""),
+        "splits": ", ".join(f"{split} {count}" for split, count in Counter(script.split for script in scripts).items()),
+        "without tags": f"{sum(not find_tags(script.text) for script in scripts) / max(len(scripts), 1):.0%}",
+        **{f"tags {change}": count for change, count in describe_changes(tally).items()},
+        **({"first rejected": rejected[0]} if rejected else {}),
+        **engine.plan(),
+        "output": config.output,
+    }
+    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([shipped.find(source)])}
+    if not scripts and not rejected:
+        raise UsageError("there is no script in it", where=str(source), fix="write rows of {text}")
+    if options.dry_run:
+        check_output(config.output, "data synth", asked, inputs, options)
+        if not scripts:
+            raise _nothing_spoken(source, rejected)
+        return Report("plan: data synth", facts)
+    if scripts:
+        engine.prepare()
+    run = Run.open(config.output, "data synth", asked, inputs, options, [source])
+    started = time.monotonic()
+    with Tracker(config.tracking, "data synth", run.path, config) as tracker:
+        engine.fetch()
+        rejected += _speak_all(run, scripts, source, engine)
+        run.write_rows("rejected.jsonl", rejected)
+        rows = [row for _, row in read_jsonl(run.path / _PART)]
+        if not rows:
+            raise _nothing_spoken(source, rejected, run.path / "rejected.jsonl")
+        hours = sum(row.pop("duration_s") for row in rows) / 3600
+        run.write_rows("manifest.jsonl", rows)
+        (run.path / _PART).unlink()
+        metrics = {
+            "clips": len(rows), "rejected": len(rejected), "hours": hours, "seconds": time.monotonic() - started,
+            "untagged_share": sum(not find_tags(row["text"]) for row in rows) / len(rows),
+        }  # fmt: skip
+        tracker.summary(metrics)
+    run.finish(metrics, fingerprint_text("".join(map(dump_row, rows))))
+    facts |= {"clips written": len(rows), "rejected": len(rejected), "hours of audio": f"{hours:.2f}"}
+    if rejected:
+        facts |= {"first rejected": rejected[0], "all rejected": config.output / "rejected.jsonl"}
+    facts["manifest"] = config.output / "manifest.jsonl"
+    return Report("data synth", facts)
+
+
+def _nothing_spoken(source: Path, rejected: list[Rejected], written: Path | None = None) -> UsageError:
+    return all_rejected("no script can be spoken", len(rejected), source, str(rejected[0]), written)
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """Mono float32 `samples` at 16 kHz, and what the manifest says of them."""
+
+    samples: object
+    columns: dict
+
+
+class _Espeak:
+    """The engine that needs no key; its clips know their times."""
+
+    def __init__(self, config: SynthConfig):
+        self._config, self._voices = config, _voices(config.voices)
+
+    def plan(self) -> dict:
+        return {"engine": "espeak-ng", "voices": len(self._voices)}
+
+    def prepare(self) -> None:
+        self._synthesizer = Synthesizer(self._config.rates_wpm)
+
+    def fetch(self) -> None:
+        """Nothing: each clip is spoken when its turn comes."""
+
+    def speak(self, script: Script, index: int) -> _Spoken:
+        voice = self._voices[index % len(self._voices)]
+        clip = self._synthesizer.render(script.text, voice, seed=self._config.seed * 1_000_003 + index)
+        times = {"words": _rounded(clip.words), "events": _rounded(clip.events)}
+        return _Spoken(clip.samples, {"speaker": voice.name, "source": "espeak-ng", **times})
+
+
+class _Paid:
+    """ElevenLabs: everything is fetched first, then read back like any audio."""
+
+    def __init__(self, config: SynthConfig, scripts: list[Script]):
+        if not config.voices:
+            raise UsageError("engine elevenlabs needs voices", where="voices", fix="list the ids of voices in your account")
+        self._config, self._settings, self._refused = config, config.elevenlabs, {}
+        elevenlabs.check_settings(self._settings)
+        self._requests = [self._request(script, index) for index, script in enumerate(scripts)]
+        self._missing = elevenlabs.not_paid_yet(self._requests, self._settings.paid_audio)
+
+    def _request(self, script: Script, index: int) -> elevenlabs.Request:
+        voices, settings = self._config.voices, self._settings
+        # The seed is the corpus's: a sentence that stands twice for one voice is one request.
+        return elevenlabs.Request(
+            script.text, voices[index % len(voices)], settings.model, settings.output_format, self._config.seed
+        )
+
+    def plan(self) -> dict:
+        characters, price = self._characters(), self._settings.usd_per_1000_characters
+        cost = f"{characters * price / 1000:.2f} USD" if price else "unknown: set elevenlabs.usd_per_1000_characters"
+        return {
+            "engine": f"ElevenLabs {self._settings.model}", "voices": len(self._config.voices),
+            "to be paid": f"{len(self._missing)} requests, {characters:,} characters (tags included)",
+            "cost": cost, "already paid": len(set(self._requests)) - len(self._missing),
+            "limit": f"{self._settings.max_characters:,} characters",
+        }  # fmt: skip
+
+    def _characters(self) -> int:
+        return sum(len(request.text) for request in self._missing)
+
+    def prepare(self) -> None:
+        characters, allowed = self._characters(), self._settings.max_characters
+        if characters > allowed:
+            raise UsageError(
+                f"{characters:,} characters would have to be paid, {allowed:,} are allowed",
+                where="elevenlabs.max_characters",
+                fix="see the plan with --dry-run, then raise the limit",
+            )
+        if self._missing and not os.environ.get(_KEY):
+            raise UsageError("no key for ElevenLabs", where=_KEY, fix="export it; it is read from there alone")
+
+    def fetch(self) -> None:
+        if self._missing:
+            with progress("paying for", len(self._missing), "clips") as bar:
+                self._refused = elevenlabs.fetch(self._missing, self._settings, os.environ[_KEY], bar.advance)
+
+    def speak(self, script: Script, index: int) -> _Spoken:
+        request = self._requests[index]
+        if request in self._refused:
+            raise RowError(self._refused[request])
+        samples = elevenlabs.read_paid(request, self._settings.paid_audio)
+        return _Spoken(samples, {"speaker": request.voice, "source": f"elevenlabs {request.model}"})
+
+
+def _speak_all(run: Run, scripts: list[Script], source: Path, engine: _Espeak | _Paid) -> list[Rejected]:
+    """Speak every script that an earlier, unfinished run has not. Returns those that cannot be spoken."""
+    rejected = []
+    with JsonlAppender(run.path / _PART) as appender, progress("speaking", len(scripts), "clips") as bar:
+        spoken = {row["id"] for _, row in read_jsonl(run.path / _PART)}
+        bar.skip(len(spoken))
+        for index, script in enumerate(scripts):
+            if script.id in spoken:
+                continue
+            try:
+                clip = engine.speak(script, index)
+            except RowError as error:
+                rejected.append(Rejected.of(source, script.line, script.id, error))
+                continue
+            audio = f"audio/{file_name(script.id)}.flac"
+            write_atomic(run.path / audio, encode_flac(clip.samples))
+            row = {
+                "id": script.id, "audio": audio, "text": script.text, "split": script.split, **clip.columns,
+                "duration_s": samples_to_seconds(len(clip.samples)),
+            }  # fmt: skip
+            with disk_errors(appender.path):
+                appender.append([row])
+            bar.advance()
+    return rejected
+
+
+def _rounded(spans: list[dict]) -> list[dict]:
+    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in span.items()} for span in spans]
+
+
+def _voices(names: list[str] | None) -> list[Voice]:
+    known = {voice.name: voice for voice in VOICES}
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise UsageError(f"unknown voice {unknown[0]!r}", where="voices", fix=f"known voices: {', '.join(known)}")
+    return [known[name] for name in names] if names else list(VOICES)

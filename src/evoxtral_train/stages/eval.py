@@ -1,0 +1,290 @@
+"""`evoxtral eval`: any number of systems on one split, decoded greedily, scored side by side."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import processes
+from ..config.evaluation import EvalConfig, System
+from ..dataset.reader import Example, PackedSplit
+from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
+from ..decoding.sampling import Sampling
+from ..errors import UsageError
+from ..families.realtime.emission import tag_confidences
+from ..families.realtime.model import load_model, pick_device, place_language_model
+from ..files import fingerprint_files
+from ..modeling.adapters import Adapter, load_adapter
+from ..modeling.audio_cache import AudioSource
+from ..modeling.bases import Base, open_adapter, open_base, open_for_decoding, open_whole_clips, times_of_tags
+from ..progress import format_seconds, progress
+from ..records import Prediction, read_rows
+from ..reporting.results import Evaluation, sentences
+from ..reporting.tables import per_tag_rows
+from ..reporting.text import last_lines, markdown
+from ..runs import Options, Run, check_plan
+from ..scoring.calibration import filtered
+from ..scoring.gates import failed_gates
+from ..scoring.metrics import sums, units_of
+from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
+from ..scoring.summary import summarize
+from ..text.tags import format_tags
+from ..text.taxonomy import Taxonomy
+from ..tracking import Tracker
+from .plans import count_rows, plan_adapter, plan_decoding, plan_model
+from .report import Report
+from .report_pages import clip_audio, write_page
+from .training_history import training_of
+from .yardsticks import chance_answer, check_probe, probe_answers
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a system wrote for a clip. `tags_written`: see `Prediction.written`."""
+
+    text: str
+    tags_written: list[dict] | None = None
+    confidences: list[float] | None = None
+
+
+def run(config: EvalConfig, options: Options) -> Report:
+    """Writes `predictions/<system>.jsonl`, `metrics.json`, `table.md`, `report.html` and its pictures. Exit code 3 when
+    a gate is not passed.
+
+    Each adapter is decoded once; a system that differs only by its filter reuses the predictions. Where the target holds
+    words, the base is always among the systems: without it nobody knows what an adapter costs in WER.
+    """
+    asked = config.model_dump(mode="json")
+    if options.dry_run:
+        check_plan(config.output, "eval", asked, options)
+        facts = _asked(config, config.systems, count_rows(config.dataset, config.split)) | plan_model(config.model)
+        facts |= plan_decoding(config.model, config.decode.batch_tokens)
+        adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
+        return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in adapters})
+    taxonomy = Taxonomy.load(config.tags_table)
+    processes.join(config.model.device)
+    split = PackedSplit(config.dataset, config.split)
+    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # these come first in every table
+    pairs = _compared(config, systems)
+    _require_speakers(config, split)
+    yardsticks = {system.yardstick for system in systems if system.is_yardstick}
+    if "probe" in yardsticks:
+        check_probe(config)
+    facts = _asked(config, systems, len(split))
+    base = open_base(config.model, split)
+    adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
+    inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
+    inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
+    given = {system.predictions: _read_predictions(system.predictions, split) for system in systems if system.predictions}
+    inputs |= {f"predictions {path}": fingerprint_files([path]) for path in given}
+    sources = [config.dataset, base.folder, *adapters, *given]
+    run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options, sources))
+    started = time.monotonic()
+    with Tracker(config.tracking, "eval", run.path, config) as tracker:
+        decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
+        model = load_model(config.model) if decoded or "probe" in yardsticks else None
+        measured, notes = _measure_yardsticks(config, yardsticks, model, base, split)
+        written = measured | _decode_all(config, model, base, split, decoded, adapters)
+        decoded_s = time.monotonic() - started
+        scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
+    summary, failed, metrics = scored
+    processes.first(
+        lambda: run.finish(metrics, fingerprint_files([*run.path.glob("predictions/*.jsonl"), run.path / "table.md"]))
+    )
+    facts |= notes
+    facts["report"] = config.output / "report.html"
+    facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
+    return Report("eval", facts, table=summary, exit_code=3 if failed else 0)
+
+
+def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
+    """The systems, and the base where it has to be among them. Raises UsageError for a name that it would take, and for a
+    gate whose baseline is none of them."""
+    systems = config.systems
+    if split.target != "tags" and all(system.source for system in systems):
+        if BASE in [system.name for system in systems]:
+            raise UsageError(f"the name {BASE!r} is the base model's, which is measured too", where="systems", fix="rename yours")
+        systems = [System(name=BASE), *systems]
+    names = [system.name for system in systems]
+    if config.gates.wer_regression_max is not None and config.gates.baseline not in names:
+        what = f"{config.gates.baseline!r} is none of the systems: {', '.join(names)}"
+        raise UsageError(what, where="gates.baseline", fix="name one of them")
+    return systems
+
+
+def _score(
+    run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
+    written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
+) -> tuple[str, list[str], dict]:  # fmt: skip
+    """Everything that is written; returns the last lines to print, the gates that were not passed, and the metrics."""
+    reports, rows, with_words = {}, {}, split.target != "tags"
+    examples = list(split.examples)
+    for system in systems:
+        texts = written[system.source]
+        rows[system.name] = [_prediction(example, texts[example.id], system) for example in examples]
+        run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
+        words_measured = with_words and not system.is_yardstick
+        reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
+    comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
+    failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
+    adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}
+    found = Evaluation(
+        f"Evaluation on {config.split}", str(config.output), systems, reports, rows, comparisons, failed, with_words,
+        training_of(adapters), lambda identity: clip_audio(split, identity), config.clips_shown,
+    )  # fmt: skip
+    whole = markdown(found)
+    run.write_text("table.md", whole)
+    pictures = write_page(run.path, found)
+    metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
+    metrics["yardsticks"] = [system.name for system in systems if system.is_yardstick]
+    tracker.summary(reports)
+    columns = ["system", "micro_f1", "macro_f1", "card_f1", "false_tags_per_untagged_clip"]
+    tracker.table("eval/systems", columns, [[name, *_headline(report)] for name, report in reports.items()])
+    header, tag_rows = per_tag_rows(reports)
+    tracker.table("eval/per_tag", header, tag_rows)
+    tracker.table("eval/differences", ["outcome"], [[each] for each in sentences(comparisons)])
+    tracker.artifact(f"{config.output.name}-tables", "report", [run.path / "table.md", *pictures])
+    tracker.media_artifact(f"{config.output.name}-page", "report", [run.path / "report.html"])
+    tracker.media_artifact(f"{config.output.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
+    files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
+    return last_lines(found, files), failed, metrics
+
+
+def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:
+    """The config's comparisons, or those that the order of the systems declares. Raises UsageError for an unknown system."""
+    if config.comparisons is None:
+        return declared(systems)
+    pairs = [(pair.before, pair.after) for pair in config.comparisons]
+    names = [system.name for system in systems if not system.is_yardstick]
+    for name in (name for pair in pairs for name in pair if name not in names):
+        raise UsageError(f"{name!r} is none of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
+    return pairs
+
+
+def _require_speakers(config: EvalConfig, split: PackedSplit) -> None:
+    if config.bootstrap.unit == "speaker":
+        unknown = [example.id for example in split.examples if not example.speaker]
+        if unknown:
+            what = f"{len(unknown)} of {len(split)} clips of {split.split} have no speaker, the first is {unknown[0]!r}"
+            fix = "give each row of the manifest a `speaker` and pack again, or use clip"
+            raise UsageError(what, where="bootstrap.unit", fix=fix)
+
+
+def _wer_rise(config: EvalConfig, rows: dict[str, list[Prediction]], with_words: bool) -> dict | None:
+    """The paired difference of WER that `gates.wer_regression_max` judges."""
+    gates, bootstrap = config.gates, config.bootstrap
+    if gates.wer_regression_max is None or not with_words:
+        return None
+    before, after = (sums(rows[name], with_words=True)["wer"] for name in (gates.baseline, gates.system))
+    units = units_of(rows[gates.system], bootstrap.unit)
+    return difference(before, after, units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
+
+
+def _asked(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
+    names = ", ".join(system.name for system in systems)
+    return {"clips": f"{clips} of split {config.split}", "systems": names, "output": config.output}
+
+
+def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
+    """A file of predictions from elsewhere; it must hold each clip of the split once, and no other."""
+    rows = read_rows(path, Prediction)
+    found = {row.id: _Written(row.prediction, row.written, row.confidences) for row in rows}
+    missing, unknown = set(split.index_of) - set(found), set(found) - set(split.index_of)
+    if missing or unknown or len(found) != len(rows):
+        twice = len(rows) - len(found)
+        first = f", the first missing is {min(missing)!r}" if missing else ""
+        raise UsageError(
+            f"does not hold the clips of {split.split}: {len(missing)} missing, {len(unknown)} unknown, {twice} twice{first}",
+            where=str(path),
+            fix="write one row {id, reference, prediction} for each clip; an empty prediction is one too",
+        )
+    return found
+
+
+def _measure_yardsticks(
+    config: EvalConfig, yardsticks: set[str], model, base: Base, split: PackedSplit
+) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
+    """(yardstick -> clip id -> what is written, what there is to say of them)."""
+    written, notes = {}, {}
+    if "chance" in yardsticks:
+        answer = chance_answer(split)
+        written["chance"] = dict.fromkeys(split.index_of, _Written(answer))
+        notes["chance"] = f"writes {answer or 'nothing'} for every clip"
+    if "probe" in yardsticks:
+        probe, heard = probe_answers(config, model, base, split)
+        written["probe"] = {
+            identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
+            for identity, tags in heard.items()
+        }
+        notes["probe"] = f"{len(probe.tags)} of {len(probe.tags + probe.too_rare)} tags fitted, C {probe.cost:g}"
+        if probe.too_rare:
+            notes["probe"] += f"; never written, as too few training clips have or lack them: {format_tags(probe.too_rare)}"
+    return written, notes
+
+
+def _decode_all(
+    config: EvalConfig, model, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
+) -> dict[Path | None, dict[str, _Written]]:
+    """adapter path (None: the base) -> clip id -> what was written."""
+    if not paths:
+        return {}
+    wanted = config.decode
+    decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
+    written = {}
+    with progress("decoding", len(paths) * len(split), "clips") as bar:
+        for path in paths:
+            system = load_adapter(model, adapters[path]) if path else model
+            audio = _audio(config, path, system, base, split)
+            requests, texts = processes.share(_requests(path, base, split)), []
+            for completions in decode(system, base.clock, audio, requests, decoding):
+                texts += [(each.utterance_id, _read(each, base, split)) for each in completions]
+                bar.advance(processes.count() * len(completions), note=str(path or BASE))
+            written[path] = dict(processes.gather(texts))
+            if path:
+                model = system.unload()
+    return written
+
+
+def _audio(config: EvalConfig, path: Path | None, model, base: Base, split: PackedSplit) -> AudioSource:
+    """The cache of a `packed` dataset ends soon after the prompt; the base alone reads on to the clip's end."""
+    if path is None and split.target != "tags" and split.layout == "packed":
+        place_language_model(model, pick_device(config.model.device))
+        return open_whole_clips(config, model, base, split)
+    return open_for_decoding(config, model, base, split, config.decode.max_new_tokens)
+
+
+def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
+    """As the split is laid out; but the base alone, where words are wanted, writes in the form in which it was trained to:
+    each word once it has been heard."""
+    if path is not None or split.target == "tags":
+        return requests_of(split, base.clock)
+    clips = zip(split.index_of, split.utterance_tokens, split.row_tokens, strict=True)
+    return (Request.of(clip, "aligned", base.clock, int(heard), int(row), at) for at, (clip, heard, row) in enumerate(clips))
+
+
+def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:
+    """The text, how sure the model was of its tags, and for `aligned`, whose positions are times, when each was written."""
+    return _Written(
+        base.tokenizer.decode(completion.token_ids).strip(),
+        times_of_tags(completion.token_ids, base, split),
+        tag_confidences(base.tokenizer, completion.token_ids, completion.token_logprobs),
+    )
+
+
+def _prediction(example: Example, written: _Written, system: System) -> Prediction:
+    row = Prediction(
+        example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences, example.speaker
+    )
+    try:
+        return filtered(row, system.top_k, system.top_k_by, system.min_confidence)
+    except ValueError as error:
+        raise UsageError(
+            str(error), where=f"system {system.name}", fix="filter by order, or add `confidences` to the file"
+        ) from None
+
+
+def _headline(report: dict) -> Sequence[float | None]:
+    measures = (report["micro"]["f1"], report["macro"]["f1"], report["card"]["f1"], report["false_tags_per_untagged_clip"])
+    return [measure["value"] for measure in measures]

@@ -1,0 +1,125 @@
+"""`evoxtral raft score`: a reward, with every component, for each candidate. Needs no torch."""
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+from ...config.sections import Placement
+from ...config.training import RaftConfig
+from ...dataset.reader import Example, PackedSplit
+from ...errors import EvoxtralError, UsageError
+from ...files import fingerprint_files
+from ...raft.reward import Answer, formula, score, weights_of
+from ...records import Candidate, ScoredCandidate, iter_rows
+from ...runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ...tracking import Tracker
+from ..report import Report
+from . import rounds as raft_folders
+
+_TABLE_ROWS = 2000
+
+
+def run(config: RaftConfig, options: Options) -> Report:
+    """Writes `scores/scores.jsonl`. The reference is the clip's whole tagged transcript."""
+    source = raft_folders.candidates(config)
+    fingerprint = require_complete(source, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    split = PackedSplit(config.dataset, config.split)
+    require_same_input(source, "dataset", split.fingerprint, str(config.dataset))
+    require_same_config(source, raft_folders.asked(config, "generate"), ("split", "generate", "adapter"))
+    weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
+    facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": raft_folders.scores(config)}
+    asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
+    path = source / "candidates.jsonl"
+    count = sum(1 for _ in iter_rows(path, Candidate))
+    if not count:
+        raise UsageError("there is no candidate to score", where=str(source), fix="generate again with --overwrite")
+    if options.dry_run:
+        check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
+        return Report("plan: raft score", {"candidates": count, **facts})
+    run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options, [source, config.dataset])
+    with Tracker(config.tracking, "raft score", run.path, config) as tracker:
+        tally, table = _Tally(), []
+
+        def scored() -> Iterator[ScoredCandidate]:
+            for candidate, example in _with_clips(path, split):
+                row = _score(candidate, example, split, weights, config.score.placement)
+                tally.add(row)
+                if len(table) < _TABLE_ROWS:
+                    components = row.components.values()
+                    table.append([row.utterance_id, row.candidate_id, example.text, candidate.text, row.reward, *components])
+                yield row
+
+        run.write_rows("scores.jsonl", scored())
+        metrics = tally.metrics()
+        if (source / "greedy.jsonl").is_file():
+            greedy = _with_clips(source / "greedy.jsonl", split)
+            metrics["mean_greedy_reward"] = fmean(
+                _score(candidate, example, split, weights, config.score.placement).reward for candidate, example in greedy
+            )
+        tracker.summary(metrics)
+        columns = ["utterance_id", "candidate_id", "reference", "text", "reward", *metrics["components"]]
+        tracker.media_table("raft/candidates", columns, table)
+    run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
+    facts |= {
+        "candidates": metrics["candidates"],
+        "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",
+        "reward, mean of N": f"{metrics['mean_reward']:.4f}",
+        "reward, best of N": f"{metrics['mean_best_reward']:.4f} (the most that training on them can win)",
+        "clips without spread": f"{metrics['clips_without_spread_share']:.0%} (nothing to choose between)",
+    }
+    return Report("raft score", facts)
+
+
+def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Example]]:
+    """Each candidate of a file with its clip; both come in the order of the split, and are read as streams. Raises EvoxtralError
+    for a candidate that stands elsewhere, or whose clip is not in the split."""
+    examples, before, example = iter(split.examples), None, None
+    for candidate in iter_rows(path, Candidate):
+        while example is None or example.id != candidate.utterance_id:
+            example, before = next(examples, None), None
+            if example is None:
+                what = f"clip {candidate.utterance_id!r} is not in split {split.split}, or its candidates are not in its order"
+                raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
+        if before is not None and candidate.candidate_id <= before:
+            what = f"the candidates of clip {candidate.utterance_id!r} do not come by rising candidate_id, each once"
+            raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
+        before = candidate.candidate_id
+        yield candidate, example
+
+
+def _score(
+    candidate: Candidate, example: Example, split: PackedSplit, weights: dict[str, float], placement: Placement
+) -> ScoredCandidate:
+    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
+    reward, components = score(weights, answer)
+    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
+
+
+class _Tally:
+    """What the metrics are made of: a few numbers for each candidate, whose rows come clip by clip."""
+
+    def __init__(self):
+        self._rewards, self._components = array("d"), defaultdict(lambda: array("d"))
+        self._best, self._worst, self._clip = array("d"), array("d"), None  # of each clip
+
+    def add(self, row: ScoredCandidate) -> None:
+        self._rewards.append(row.reward)
+        for name, value in row.components.items():
+            self._components[name].append(value)
+        if row.utterance_id != self._clip:
+            self._clip = row.utterance_id
+            self._best.append(row.reward)
+            self._worst.append(row.reward)
+        self._best[-1], self._worst[-1] = max(self._best[-1], row.reward), min(self._worst[-1], row.reward)
+
+    def metrics(self) -> dict:
+        return {
+            "clips": len(self._best),
+            "candidates": len(self._rewards),
+            "mean_reward": fmean(self._rewards),
+            "mean_best_reward": fmean(self._best),
+            "clips_without_spread_share": fmean(best == worst for best, worst in zip(self._best, self._worst, strict=True)),
+            "components": {name: fmean(values) for name, values in self._components.items()},
+        }

@@ -16,17 +16,15 @@ from measuring import in_turn, machine, ratio
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
-from evoxtral_train.families.checkpoint import load_processor
-from evoxtral_train.families.realtime.clock import Clock
-from evoxtral_train.families.realtime.model import base_fingerprint, load_model, stock
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import open_cache
-from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.modeling.bases import open_base
+from evoxtral_train.training.dataset import TrainingSet
 
 
-def steps(model, optimizer, rows: TrainingSet, collate: Collator, order: list[int], size: int) -> None:
+def steps(network, optimizer, rows: TrainingSet, order: list[int], size: int) -> None:
     for start in range(0, len(order), size):
-        model(**collate([rows[index] for index in order[start : start + size]]))["loss"].backward()
+        network.model(**network.collate([rows[index] for index in order[start : start + size]]))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -40,17 +38,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
     config = Model(base=arguments.base, dtype="float32", device="cpu")
-    clock, split = Clock.of(load_processor(Path(arguments.base))), PackedSplit(arguments.dataset, "train")
+    base, split = open_base(config), PackedSplit(arguments.dataset, "train")
     torch.manual_seed(0)
-    model = add_lora(load_model(config), Lora(), config).train()
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
-    cache = open_cache(stock(model), torch.device("cpu"), base_fingerprint(Path(arguments.base)), split, clock)
-    rows = {"stock forward": TrainingSet(split, clock), "cached audio": TrainingSet(split, clock, cache=cache)}
+    network = add_lora(base.family.load("float32"), Lora(), config)
+    optimizer = torch.optim.AdamW([each for each in network.model.train().parameters() if each.requires_grad], lr=1e-4)
+    cache = open_cache(network, torch.device("cpu"), base.fingerprint, split)
+    rows = {"stock forward": TrainingSet(split), "cached audio": TrainingSet(split, cache=cache)}
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
     order, size = order[: arguments.batches * arguments.batch_size], arguments.batch_size
-    ways = {name: partial(steps, model, optimizer, each, Collator(clock), order, size) for name, each in rows.items()}
+    ways = {name: partial(steps, network, optimizer, each, order, size) for name, each in rows.items()}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"LoRA training step, tiny base, {split.layout}: {machine()}")
+    print(f"LoRA training step, tiny base, {split.layout.name}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<14} {1000 * statistics.median(times) / arguments.batches:.0f} ms per step of {size}")
     print(f"  ratio          {ratio(*seconds.values())}")

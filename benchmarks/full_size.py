@@ -30,19 +30,17 @@ from evoxtral_train.config.training import Lora, Train
 from evoxtral_train.dataset.reader import Example
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
-from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.base import Clip, Layout
+from evoxtral_train.families.network import Network
 from evoxtral_train.families.realtime.clock import Clock
-from evoxtral_train.families.realtime.model import (
-    CachedAudioVoxtralRealtimeForConditionalGeneration,
-    drop_audio_path,
-    place_language_model,
-)
-from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model
+from evoxtral_train.families.realtime.layouts import LAYOUTS
+from evoxtral_train.families.realtime.model import CachedAudioVoxtralRealtimeForConditionalGeneration, network_of
+from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import open_cache
 from evoxtral_train.tracking import Tracker
-from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.training.dataset import TrainingSet
 from evoxtral_train.training.trainer import train_adapter
-from evoxtral_train.units import FRAMES_PER_TOKEN, MEL_BINS, PREPAD_SAMPLES, SAMPLE_RATE_HZ, samples_to_tokens
+from evoxtral_train.units import FRAMES_PER_TOKEN, MEL_BINS, PREPAD_SAMPLES, SAMPLE_RATE_HZ
 
 # The ids and lengths of the published processor at 480 ms of delay.
 CLOCK = Clock(
@@ -59,22 +57,20 @@ makes it about as peaked as a trained model's."""
 class RandomSplit:
     """A packed split of clips of 5 to 15 s without meaning: random mel, random targets of 10 tokens."""
 
-    layout: str
+    layout: Layout
     clips: int
     folder: Path
     split: str = "train"
     fingerprint: str = "random"
-    room_tokens: int = ROOM_TOKENS
     examples: list[Example] = field(default_factory=list)
 
     def __post_init__(self):
         random = np.random.default_rng(0)
         for index in range(self.clips):
             samples = int(random.uniform(5, 15) * SAMPLE_RATE_HZ)
-            tokens = samples_to_tokens(samples)
-            row = layouts.clock_tokens(self.layout, CLOCK, samples, tokens, PREPAD_SAMPLES, ROOM_TOKENS)
+            clip = self.layout.measure(samples, PREPAD_SAMPLES)
             target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
-            self.examples.append(Example(f"clip-{index}", "", None, "", target, tokens, row, []))
+            self.examples.append(Example(f"clip-{index}", "", None, "", target, clip.utterance_tokens, clip.row_tokens, []))
         self.utterance_tokens = [example.utterance_tokens for example in self.examples]
         self.row_tokens = [example.row_tokens for example in self.examples]
         self.target_tokens = [TARGET_TOKENS] * self.clips
@@ -83,6 +79,9 @@ class RandomSplit:
 
     def __len__(self) -> int:
         return self.clips
+
+    def clip(self, index: int) -> Clip:
+        return Clip(self.utterance_tokens[index], self.row_tokens[index])
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
         return np.roll(self._mel, index, axis=1)[:, : tokens * FRAMES_PER_TOKEN]
@@ -93,18 +92,19 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace):
         self.asked = arguments
-        self.device = torch.device(arguments.device)
+        self.device, self.layout = torch.device(arguments.device), LAYOUTS[arguments.layout](CLOCK, ROOM_TOKENS)
         self.config = AutoConfig.from_pretrained(arguments.model) if arguments.model else VoxtralRealtimeConfig()
         self.results: dict[str, dict] = {}
 
-    def model(self, kind: type) -> VoxtralRealtimeForConditionalGeneration:
+    def network(self, kind: type) -> Network:
+        """With a fresh adapter."""
         torch.manual_seed(0)
         torch.set_default_dtype(torch.bfloat16)
         with self.device:
             model = kind(self.config)
         torch.set_default_dtype(torch.float32)
         model.model.language_model.norm.weight.data *= SHARPNESS
-        return model.requires_grad_(False).eval()
+        return add_lora(network_of(model.requires_grad_(False).eval(), CLOCK), LORA, Model(base="random"))
 
     def measure(self, name: str, work: Callable[[], object], scaled_by: float = 1.0) -> None:
         """Seconds and peak memory of `work`; `scaled_by`: how many times as much work the user has."""
@@ -114,32 +114,33 @@ class Bench:
         print(f"| {name} | {seconds * scaled_by:.1f} s{scaled} | {peak:.2f} GB |", flush=True)
 
     def generation(self, folder: Path) -> None:
-        split = RandomSplit(self.asked.layout, self.asked.clips, folder / "generation")
-        requests = list(requests_of(split, CLOCK))
+        split = RandomSplit(self.layout, self.asked.clips, folder / "generation")
+        requests = list(requests_of(split))
         self._our_generation(split, requests)
         by_length = sorted(requests, key=lambda each: each.row_tokens)
         few = by_length[:: max(1, len(requests) // self.asked.plain_clips)][: self.asked.plain_clips]
         self._plain_generation(split, few)
 
     def _our_generation(self, split: RandomSplit, requests: list[Request]) -> None:
-        model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).eval()
+        network = self.network(CachedAudioVoxtralRealtimeForConditionalGeneration)
+        network.model.eval()
         wanted = Decoding(CANDIDATES, Sampling(0.7, 0.9, 0, 0), NEW_TOKENS, self.asked.batch_tokens, self.asked.compile)
         cache = []
 
         def encode():
-            cache.append(open_cache(model.get_base_model(), self.device, "random", split, CLOCK))
+            cache.append(open_cache(network, self.device, "random", split))
 
         def generate():
-            completions = [each for batch in decode(model, CLOCK, cache[0], requests, wanted) for each in batch]
+            completions = [each for batch in decode(network, cache[0], requests, wanted) for each in batch]
             assert len(completions) == len(split) * CANDIDATES
 
-        place_language_model(model, torch.device("cpu"))
+        network.place_language_model(torch.device("cpu"))
         self.measure(f"encode the audio of {len(split)} clips once", encode)
-        place_language_model(model, self.device)
+        network.place_language_model(self.device)
         self.measure(f"generate {len(split)} × {CANDIDATES} candidates", generate)
 
     def _plain_generation(self, split: RandomSplit, requests: list[Request]) -> None:
-        plain = add_lora(self.model(VoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).eval()
+        plain = self.network(VoxtralRealtimeForConditionalGeneration).model.eval()
 
         @torch.inference_mode()
         def loop():
@@ -155,30 +156,32 @@ class Bench:
 
     def training(self, folder: Path) -> None:
         for batch, accumulation in self.asked.batches:
-            split = RandomSplit(self.asked.layout, 16 * self.asked.steps, folder / f"training-{batch}")
-            model = add_lora(self.model(CachedAudioVoxtralRealtimeForConditionalGeneration), LORA, Model(base="random"))
-            checkpoint_language_model(model)
-            cache = open_cache(model.get_base_model(), self.device, "random", split, CLOCK)
-            drop_audio_path(model.get_base_model())
-            rows = TrainingSet(split, CLOCK, cache=cache)
+            split = RandomSplit(self.layout, 16 * self.asked.steps, folder / f"training-{batch}")
+            network = self.network(CachedAudioVoxtralRealtimeForConditionalGeneration)
+            network.checkpoint_language_model()
+            cache = open_cache(network, self.device, "random", split)
+            network.drop_audio_path()
+            rows = TrainingSet(split, cache=cache)
             wanted = Train(
                 epochs=1, batch_size=batch, gradient_accumulation=accumulation, learning_rate=5e-5, evaluate_every_steps=1000
             )
             tracker = Tracker(Tracking(mode="disabled"), "benchmark", folder, Tracking())
 
-            def train(model=model, rows=rows, wanted=wanted, batch=batch, tracker=tracker):
-                train_adapter(model, CLOCK, rows, None, wanted, folder / f"checkpoints-{batch}", False, tracker)
+            def train(network=network, rows=rows, wanted=wanted, batch=batch, tracker=tracker):
+                train_adapter(network, rows, None, wanted, folder / f"checkpoints-{batch}", False, tracker)
 
             self.measure(f"train {self.asked.steps} steps of {batch} × {accumulation}, cached audio, checkpointing", train)
-            del model, train
-        split = RandomSplit(self.asked.layout, 16 * self.asked.plain_steps, folder / "plain")
-        plain = add_lora(self.model(VoxtralRealtimeForConditionalGeneration), LORA, Model(base="random")).train()
+            del network, train
+        split = RandomSplit(self.layout, 16 * self.asked.plain_steps, folder / "plain")
+        plain = self.network(VoxtralRealtimeForConditionalGeneration)
         arguments = TrainingArguments(
             output_dir=str(folder / "plain"), per_device_train_batch_size=2, gradient_accumulation_steps=8, num_train_epochs=1,
             learning_rate=5e-5, bf16=True, remove_unused_columns=False, save_strategy="no", report_to=[], disable_tqdm=True,
             use_cpu=self.device.type == "cpu",
         )  # fmt: skip
-        trainer = Trainer(model=plain, args=arguments, train_dataset=TrainingSet(split, CLOCK), data_collator=Collator(CLOCK))
+        trainer = Trainer(
+            model=plain.model.train(), args=arguments, train_dataset=TrainingSet(split), data_collator=plain.collate
+        )
         self.measure(
             "the same by the plain Trainer on the stock class, 2 × 8", trainer.train, self.asked.steps / self.asked.plain_steps
         )

@@ -20,11 +20,9 @@ from evoxtral_train.config.sections import Model
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
-from evoxtral_train.families.checkpoint import load_processor
-from evoxtral_train.families.realtime.clock import Clock
-from evoxtral_train.families.realtime.model import base_fingerprint, load_model, stock
 from evoxtral_train.modeling.adapters import find_adapter, load_adapter
 from evoxtral_train.modeling.audio_cache import open_cache
+from evoxtral_train.modeling.bases import open_base
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, seed=0)
 NEW_TOKENS = 64
@@ -35,16 +33,16 @@ class Bench:
 
     def __init__(self, dataset: Path, adapter: Path, base: str, dtype: str):
         self.split = PackedSplit(dataset, "train")
-        self.clock = Clock.of(load_processor(Path(base)))
-        self.requests = list(requests_of(self.split, self.clock))
-        self.ours = load_adapter(load_model(Model(base=base, dtype=dtype, device="cpu")), find_adapter(adapter))
-        self.audio = open_cache(stock(self.ours), torch.device("cpu"), base_fingerprint(Path(base)), self.split, self.clock)
+        self.base = open_base(Model(base=base))
+        self.requests = list(requests_of(self.split))
+        self.ours = load_adapter(self.base.family.load(dtype), find_adapter(adapter))
+        self.audio = open_cache(self.ours, torch.device("cpu"), self.base.fingerprint, self.split)
         plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=getattr(torch, dtype))
         self.plain = PeftModel.from_pretrained(plain, find_adapter(adapter).folder).eval()
 
     def decode(self, requests: list[Request], candidates: int = 4, batch_tokens: int = 16_384) -> dict:
         decoding = Decoding(candidates, SAMPLING, NEW_TOKENS, batch_tokens)
-        batches = decode(self.ours, self.clock, self.audio, requests, decoding)
+        batches = decode(self.ours, self.audio, requests, decoding)
         return {(each.utterance_id, each.candidate_id): each.token_ids for batch in batches for each in batch}
 
     @torch.inference_mode()
@@ -53,7 +51,7 @@ class Bench:
         for request in requests:
             mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None].to(self.plain.dtype)
             self.plain.generate(
-                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.clock.delay_tokens,
+                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.base.family.clock.delay_tokens,
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
                 num_return_sequences=candidates, max_length=_end(request),
             )  # fmt: skip

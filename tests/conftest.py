@@ -78,27 +78,40 @@ def tag_rules():
     return TagRules.of(Tags(table=REPO / "data/tags.yaml"))
 
 
-@pytest.fixture(scope="session")
-def processor():
-    from evoxtral_train.families.checkpoint import load_processor
+def load_tiny(dtype: str = "float32"):
+    """The tiny base's network, of its own: a test may change it."""
+    from evoxtral_train.families.checkpoint import open_family
 
-    return load_processor(TINY_BASE)
-
-
-@pytest.fixture(scope="session")
-def clock(processor):
-    from evoxtral_train.families.realtime.clock import Clock
-
-    return Clock.of(processor)
+    return open_family(TINY_BASE).load(dtype)
 
 
 @pytest.fixture(scope="session")
-def model():
+def family():
+    """The tiny base's data side."""
+    from evoxtral_train.families.checkpoint import open_family
+
+    return open_family(TINY_BASE)
+
+
+@pytest.fixture(scope="session")
+def processor(family):
+    return family.processor
+
+
+@pytest.fixture(scope="session")
+def clock(family):
+    return family.clock
+
+
+@pytest.fixture(scope="session")
+def network(family):
     """The tiny base in float32, frozen. Tests must not change it."""
-    from evoxtral_train.config.sections import Model
-    from evoxtral_train.families.realtime.model import load_model
+    return family.load("float32")
 
-    return load_model(Model(base=str(TINY_BASE), dtype="float32", device="cpu"))
+
+@pytest.fixture(scope="session")
+def model(network):
+    return network.model
 
 
 @pytest.fixture(scope="session")

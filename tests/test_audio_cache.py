@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import VoxtralRealtimeForConditionalGeneration
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, load_tiny
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import EvoxtralError
-from evoxtral_train.families.realtime.model import audio_embeddings, drop_audio_path, load_model
+from evoxtral_train.families.realtime.model import RealtimeNetwork
 from evoxtral_train.modeling.adapters import add_lora, trains_audio_path
 from evoxtral_train.modeling.audio_cache import LiveAudio, open_cache
 from evoxtral_train.records import Candidate, read_rows
-from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.training.dataset import TrainingSet
 
 CPU = torch.device("cpu")
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
@@ -35,42 +35,42 @@ def split(request, packed, tmp_path):
     return PackedSplit(tmp_path / "dataset", "train")
 
 
-def adapted(config: Model = CONFIG, lora: Lora | None = None):
+def adapted(lora: Lora | None = None):
     torch.manual_seed(0)
-    model = add_lora(load_model(config), lora or Lora(), config).eval()
-    for name, parameter in model.named_parameters():
+    network = add_lora(load_tiny(), lora or Lora(), CONFIG)
+    for name, parameter in network.model.eval().named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return network
 
 
-def test_loss_and_gradients_equal_the_stock_forwards(split, clock):
+def test_loss_and_gradients_equal_the_stock_forwards(split, network):
     """Given the same audio embeddings, through PEFT, in float32. The hidden states are equal bit by bit
     (test_decoding); `lm_head` on fewer rows may round the last bit of the loss otherwise."""
     stock = VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32).requires_grad_(False)
-    ours, theirs = adapted(), add_lora(stock, Lora(), CONFIG).eval()
-    theirs.load_state_dict(ours.state_dict())
-    rows = TrainingSet(split, clock)
-    batch = Collator(clock)([rows[index] for index in range(4)])
+    ours, theirs = adapted(), add_lora(RealtimeNetwork(stock, 6), Lora(), CONFIG).model.eval()
+    theirs.load_state_dict(ours.model.state_dict())
+    rows = TrainingSet(split)
+    batch = network.collate([rows[index] for index in range(4)])
     expected = theirs(**batch).loss
     expected.backward()
     mel = batch.pop("input_features")
     with torch.no_grad():
-        batch["audio_embeds"] = audio_embeddings(ours, mel)
-    drop_audio_path(ours.get_base_model())
-    found = ours(**batch)["loss"]
+        batch["audio_embeds"] = ours.audio_embeddings(mel)
+    ours.drop_audio_path()
+    found = ours.model(**batch)["loss"]
     found.backward()
     torch.testing.assert_close(found, expected, rtol=3e-7, atol=0)
     gradients = {name: each.grad for name, each in theirs.named_parameters() if each.requires_grad}
-    for name, each in ours.named_parameters():
+    for name, each in ours.model.named_parameters():
         if each.requires_grad:
             torch.testing.assert_close(each.grad, gradients[name], rtol=1e-4, atol=1e-7)
 
 
-def test_the_cache_holds_what_the_tower_computes(split, clock, model):
-    cache = open_cache(model, CPU, "base", split, clock)
-    live = LiveAudio(model, split)
-    rows = TrainingSet(split, clock)
+def test_the_cache_holds_what_the_tower_computes(split, network):
+    cache = open_cache(network, CPU, "base", split)
+    live = LiveAudio(network, split)
+    rows = TrainingSet(split)
     for index in range(len(rows)):
         row = rows.row(index)
         tokens = min(row.prompt_tokens + 64, len(row.ids))
@@ -81,11 +81,11 @@ def test_the_cache_holds_what_the_tower_computes(split, clock, model):
     assert (batch[0, 40:] == 0).all()
 
 
-def test_resumed_equals_uninterrupted(split, clock, model, monkeypatch):
+def test_resumed_equals_uninterrupted(split, monkeypatch, network):
     from evoxtral_train.modeling import audio_cache
 
     monkeypatch.setattr(audio_cache, "_BATCH_TOKENS", 400)
-    whole = open_cache(model, CPU, "whole", split, clock)
+    whole = open_cache(network, CPU, "whole", split)
     real, calls = LiveAudio.embeddings, []
 
     def stop_at_the_third(self, *arguments):
@@ -96,23 +96,23 @@ def test_resumed_equals_uninterrupted(split, clock, model, monkeypatch):
 
     monkeypatch.setattr(LiveAudio, "embeddings", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        open_cache(model, CPU, "cut", split, clock)
+        open_cache(network, CPU, "cut", split)
     [path] = split.folder.glob("audio-cache/cut-*/train.bin")
     [done] = split.folder.glob("audio-cache/cut-*/train.*.done")
     with done.open("a") as file:
         file.write("11 10")  # a line that a kill cut short says nothing
     monkeypatch.setattr(LiveAudio, "embeddings", real)
-    again = open_cache(model, CPU, "cut", split, clock)
+    again = open_cache(network, CPU, "cut", split)
     np.testing.assert_array_equal(whole._rows, again._rows)
 
 
-def test_a_cache_is_read_back_not_made_again(split, clock, model, monkeypatch):
-    open_cache(model, CPU, "base", split, clock)
+def test_a_cache_is_read_back_not_made_again(split, monkeypatch, network):
+    open_cache(network, CPU, "base", split)
     monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: pytest.fail("the tower ran again"))
-    open_cache(model, CPU, "base", split, clock)
+    open_cache(network, CPU, "base", split)
 
 
-def test_a_second_process_waits_until_the_first_has_filled_the_cache(split, clock, model, monkeypatch, capsys):
+def test_a_second_process_waits_until_the_first_has_filled_the_cache(split, monkeypatch, capsys, network):
     """Two trainings started side by side on a fresh dataset."""
     from evoxtral_train.modeling import audio_cache
 
@@ -125,10 +125,10 @@ def test_a_second_process_waits_until_the_first_has_filled_the_cache(split, cloc
 
     monkeypatch.setattr(audio_cache, "_fill", slow_fill)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(open_cache, model, torch.device("cpu"), "base", split, clock)
+        first = pool.submit(open_cache, network, torch.device("cpu"), "base", split)
         assert begun.wait(30)
         monkeypatch.setattr(audio_cache, "_fill", None)  # the second finds nothing left to do
-        second = pool.submit(open_cache, model, torch.device("cpu"), "base", split, clock)
+        second = pool.submit(open_cache, network, torch.device("cpu"), "base", split)
         while "is being filled by another process" not in capsys.readouterr().err:
             assert not second.done()
             time.sleep(0.01)
@@ -138,53 +138,53 @@ def test_a_second_process_waits_until_the_first_has_filled_the_cache(split, cloc
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut"])
-def test_a_record_that_outlived_its_rows_is_not_believed(split, clock, model, damage):
+def test_a_record_that_outlived_its_rows_is_not_believed(split, damage, network):
     """Nothing is read as zeros: what is missing is computed again."""
-    expected = np.array(open_cache(model, CPU, "base", split, clock)._rows)
+    expected = np.array(open_cache(network, CPU, "base", split)._rows)
     [path] = split.folder.glob("audio-cache/base-*/train.bin")
     if damage == "gone":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1000])
-    np.testing.assert_array_equal(open_cache(model, CPU, "base", split, clock)._rows, expected)
+    np.testing.assert_array_equal(open_cache(network, CPU, "base", split)._rows, expected)
 
 
-def test_a_stale_cache_is_refused(split, clock, model):
-    open_cache(model, CPU, "base", split, clock)
+def test_a_stale_cache_is_refused(split, network):
+    open_cache(network, CPU, "base", split)
     [record] = split.folder.glob("audio-cache/base-*/train.json")
     content = json.loads(record.read_text("utf-8"))
     record.write_text(json.dumps(content | {"dataset": "another"}), "utf-8")
     with pytest.raises(EvoxtralError, match="was made from another dataset — delete the folder"):
-        open_cache(model, CPU, "base", split, clock)
+        open_cache(network, CPU, "base", split)
 
 
-def test_bfloat16_is_kept_bit_by_bit(split, clock):
-    model = load_model(Model(base=str(TINY_BASE), dtype="bfloat16", device="cpu"))
-    cache = open_cache(model, CPU, "base", split, clock)
+def test_bfloat16_is_kept_bit_by_bit(split):
+    network = load_tiny("bfloat16")
+    cache = open_cache(network, CPU, "base", split)
     row = cache.row(2, 60)
     assert row.dtype == torch.bfloat16
     with torch.inference_mode():
-        live = LiveAudio(model, split).embeddings([2], [60])[0]
+        live = LiveAudio(network, split).embeddings([2], [60])[0]
     torch.testing.assert_close(row.float(), live.float(), rtol=0.05, atol=0.05)
 
 
-def test_decoding_from_the_cache_writes_the_same_tokens_without_a_tower(split, clock, model):
+def test_decoding_from_the_cache_writes_the_same_tokens_without_a_tower(split, network):
     system = adapted()
     sampling = Sampling(0.9, 0.95, 0, seed=4)
     settings = Decoding(candidates=3, sampling=sampling, max_new_tokens=12, batch_tokens=2000)
-    requests = list(requests_of(split, clock))
-    live = [each for batch in decode(system, clock, LiveAudio(system, split), requests, settings) for each in batch]
-    cache = open_cache(model, CPU, "base", split, clock)
-    drop_audio_path(system.get_base_model())
-    cached = [each for batch in decode(system, clock, cache, requests, settings) for each in batch]
+    requests = list(requests_of(split))
+    live = [each for batch in decode(system, LiveAudio(system, split), requests, settings) for each in batch]
+    cache = open_cache(network, CPU, "base", split)
+    system.drop_audio_path()
+    cached = [each for batch in decode(system, cache, requests, settings) for each in batch]
     assert [each.token_ids for each in cached] == [each.token_ids for each in live]
 
 
 def test_an_adapter_in_the_audio_tower_is_not_cached(call, packed, tmp_path):
     both = r".*self_attn\.(q|k|v|o)_proj"
-    assert trains_audio_path(adapted(lora=Lora(target_modules=both)))
-    assert not trains_audio_path(adapted())
-    assert not trains_audio_path(load_model(CONFIG))
+    assert trains_audio_path(adapted(Lora(target_modules=both)).model)
+    assert not trains_audio_path(adapted().model)
+    assert not trains_audio_path(load_tiny().model)
     shutil.copytree(packed["deferred"], tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
     run = (
         "sft", "configs/demo/sft.yaml", "--set", f"dataset={tmp_path}/dataset", "--set", f"output={tmp_path}/sft", "--set",
@@ -227,13 +227,13 @@ def test_decoding_further_than_the_cache_reaches_runs_the_tower(call, packed, tm
     )  # fmt: skip
     refused = call(*run, "--set", "audio_cache=on")
     assert refused.exit_code == 2
-    assert "the cache reaches 65 tokens past the prompt, 66 are asked for" in refused.stderr
+    assert "the cache reaches 65 tokens past the prompt, but decoding may write 66" in refused.stderr
     assert call(*run, "--resume").exit_code == 0
     assert not (tmp_path / "dataset/audio-cache").exists()
 
 
-def test_out_of_memory_while_encoding_halves_the_batch(split, clock, model, monkeypatch, capsys):
-    whole = np.array(open_cache(model, CPU, "whole", split, clock)._rows)
+def test_out_of_memory_while_encoding_halves_the_batch(split, monkeypatch, capsys, network):
+    whole = np.array(open_cache(network, CPU, "whole", split)._rows)
     real = LiveAudio.embeddings
 
     def limited(self, indices, tokens):
@@ -242,9 +242,9 @@ def test_out_of_memory_while_encoding_halves_the_batch(split, clock, model, monk
         return real(self, indices, tokens)
 
     monkeypatch.setattr(LiveAudio, "embeddings", limited)
-    small = open_cache(model, CPU, "small", split, clock)._rows
+    small = open_cache(network, CPU, "small", split)._rows
     assert "tokens at once; going on with" in capsys.readouterr().err
     np.testing.assert_allclose(small, whole, rtol=0, atol=2e-5)
     monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(EvoxtralError, match="no smaller batch is possible"):
-        open_cache(model, CPU, "none", split, clock)
+        open_cache(network, CPU, "none", split)

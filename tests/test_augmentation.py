@@ -14,10 +14,11 @@ from evoxtral_train.config.sections import Tracking
 from evoxtral_train.config.training import Augmentation, SftConfig
 from evoxtral_train.dataset.augmentation import Augmenter, Bounds, augment, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
-from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.base import Clip
+from evoxtral_train.families.realtime.layouts import Aligned
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import pack
-from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.training.dataset import TrainingSet
 
 ALWAYS = Augmentation(probability=1.0)
 SHIPPED = load_config(REPO / "configs/sft.yaml", SftConfig).augmentation
@@ -107,9 +108,9 @@ def split(request, spoken, tmp_path_factory) -> PackedSplit:
     return PackedSplit(folder, "train")
 
 
-def test_a_row_stays_on_its_clock_and_its_events_move_along(split, clock, processor):
+def test_a_row_stays_on_its_clock_and_its_events_move_along(split, clock, family):
     config = Augmentation(probability=1.0, stretch=0.4, room=False)
-    augmenter = Augmenter(config, split, clock, processor.feature_extractor)
+    augmenter = Augmenter(config, split, family)
     lengths = []
     for index, example in enumerate(split.examples):
         for epoch in range(4):
@@ -119,17 +120,17 @@ def test_a_row_stays_on_its_clock_and_its_events_move_along(split, clock, proces
             learned = [token for token in row.labels if token not in (-100, clock.streaming_pad_id, clock.streaming_word_id)]
             target = [token for token in example.target_ids if token not in (clock.streaming_pad_id, clock.streaming_word_id)]
             assert learned == [*target, clock.eos_id]
-            lengths.append(row.needed_tokens / TrainingSet(split, clock).needed_tokens[index])
-    if split.layout == "packed":
+            lengths.append(row.needed_tokens / TrainingSet(split).needed_tokens[index])
+    if split.layout.name == "packed":
         assert set(lengths) == {1.0}, "tags right after the prompt stay there"
     else:
         assert min(lengths) < 0.9
         assert max(lengths) > 1.0
 
 
-def test_without_any_change_the_row_is_the_packed_one(split, clock, processor):
-    augmenter = Augmenter(Augmentation(probability=0.0), split, clock, processor.feature_extractor)
-    rows = TrainingSet(split, clock)
+def test_without_any_change_the_row_is_the_packed_one(split, family):
+    augmenter = Augmenter(Augmentation(probability=0.0), split, family)
+    rows = TrainingSet(split)
     for index in range(len(split)):
         row, mel = augmenter.row(index, 0)
         assert row == rows.row(index)
@@ -138,20 +139,21 @@ def test_without_any_change_the_row_is_the_packed_one(split, clock, processor):
 
 def test_an_aligned_tag_is_due_when_it_is_heard_after_the_stretch(clock):
     pieces = [([70], 1.0), ([71, 72], 2.0)]
-    before = layouts.stream_ids(clock, pieces, utterance_tokens=30, row_tokens=200)
-    after = layouts.stream_ids(clock, [(ids, 1.2 * heard_s) for ids, heard_s in pieces], utterance_tokens=36, row_tokens=200)
+    layout = Aligned(clock, room_tokens=0)
+    before = layout.target_ids(None, "", pieces, Clip(utterance_tokens=30, row_tokens=200))
+    after = layout.retimed(before, pieces, 1.2, Clip(utterance_tokens=36, row_tokens=200))
     assert (before.index(70), after.index(70)) == (13, 15)
     assert (before.index(71), after.index(71)) == (25, 30)
 
 
-def test_epochs_differ_and_repeat(split, clock, processor):
-    rows = TrainingSet(split, clock, augmenter=Augmenter(ALWAYS, split, clock, processor.feature_extractor))
+def test_epochs_differ_and_repeat(split, family, network):
+    rows = TrainingSet(split, augmenter=Augmenter(ALWAYS, split, family))
     rows.set_epoch(0)
-    first = Collator(clock)([rows[0], rows[1]])
+    first = network.collate([rows[0], rows[1]])
     rows.set_epoch(1)
-    second = Collator(clock)([rows[0], rows[1]])
+    second = network.collate([rows[0], rows[1]])
     rows.set_epoch(0)
-    again = Collator(clock)([rows[0], rows[1]])
+    again = network.collate([rows[0], rows[1]])
     assert np.array_equal(first["input_features"], again["input_features"])
     assert not np.array_equal(first["input_features"], second["input_features"])
 

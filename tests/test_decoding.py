@@ -13,7 +13,7 @@ from transformers import (
     VoxtralRealtimeForConditionalGeneration,
 )
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, load_tiny
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
@@ -21,7 +21,7 @@ from evoxtral_train.decoding import decoder
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.errors import EvoxtralError
-from evoxtral_train.families.realtime.model import audio_embeddings, language_model_hidden, load_model
+from evoxtral_train.families.realtime.model import RealtimeNetwork
 from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import LiveAudio
 
@@ -36,38 +36,38 @@ def split(request, packed):
 @pytest.fixture(scope="module")
 def adapted():
     """The tiny base with an adapter of random weights, far from zero, so that it writes otherwise."""
-    return with_random_adapter(load_model(CONFIG))
+    return with_random_adapter(load_tiny())
 
 
 @pytest.fixture(scope="module")
 def stock():
     """Transformers' own class, nothing of ours: {with adapter or not: system}."""
     plain, wrapped = (VoxtralRealtimeForConditionalGeneration.from_pretrained(TINY_BASE, dtype=torch.float32) for _ in range(2))
-    return {False: plain.eval(), True: with_random_adapter(wrapped)}
+    return {False: plain.eval(), True: with_random_adapter(RealtimeNetwork(wrapped, delay_tokens=6)).model}
 
 
-def with_random_adapter(model):
+def with_random_adapter(network):
     torch.manual_seed(0)
-    model = add_lora(model, Lora(), CONFIG).eval()
-    for name, parameter in model.named_parameters():
+    network = add_lora(network, Lora(), CONFIG)
+    for name, parameter in network.model.eval().named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return network
 
 
-def run(model, clock, split, requests=None, **named):
+def run(network, split, requests=None, **named):
     named = {"candidates": 1, "sampling": Sampling(), "max_new_tokens": 24, "batch_tokens": 800, **named}
-    requests = requests if requests is not None else list(requests_of(split, clock))
-    audio = named.pop("audio", None) or LiveAudio(model, split)
-    completions = [each for batch in decode(model, clock, audio, requests, Decoding(**named)) for each in batch]
+    requests = requests if requests is not None else list(requests_of(split))
+    audio = named.pop("audio", None) or LiveAudio(network, split)
+    completions = [each for batch in decode(network, audio, requests, Decoding(**named)) for each in batch]
     return {(each.utterance_id, each.candidate_id): each for each in completions}
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_greedy_equals_stock_generate_token_for_token(model, adapted, stock, clock, split, with_adapter):
-    found = run(adapted if with_adapter else model, clock, split)
+def test_greedy_equals_stock_generate_token_for_token(network, adapted, stock, clock, split, with_adapter):
+    found = run(adapted if with_adapter else network, split)
     written = 0
-    for request in requests_of(split, clock):
+    for request in requests_of(split):
         length = min(len(request.prompt) + 24, request.row_tokens)
         mel = torch.from_numpy(split.mel_of(request.index, length))[None]
         whole = stock[with_adapter].generate(
@@ -78,61 +78,61 @@ def test_greedy_equals_stock_generate_token_for_token(model, adapted, stock, clo
         assert found[request.utterance_id, 0].token_ids == expected
         assert found[request.utterance_id, 0].finish_reason == ("eos" if clock.eos_id in whole else "length")
         written += len(expected)
-    if with_adapter or split.layout == "packed":  # deferred, the base has nothing left to write but EOS
+    if with_adapter or split.layout.name == "packed":  # deferred, the base has nothing left to write but EOS
         assert written > 50, "a system must write something for this to mean anything"
 
 
-def test_both_halves_are_the_stock_forward(model, adapted, stock, clock, split):
-    for with_adapter, system in ((False, model), (True, adapted)):
+def test_both_halves_are_the_stock_forward(network, adapted, stock, clock, split):
+    for with_adapter, system in ((False, network), (True, adapted)):
         mel = torch.from_numpy(split.mel_of(0, 80))[None]
         ids = torch.randint(40, 2000, (1, 80), generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             logits = stock[with_adapter](input_ids=ids, input_features=mel, num_delay_tokens=clock.delay_tokens).logits
-            hidden = language_model_hidden(system, ids, audio_embeddings(system, mel), clock.delay_tokens)
-            torch.testing.assert_close(system.lm_head(hidden), logits, rtol=0, atol=0)
+            hidden = system.hidden(ids, system.audio_embeddings(mel))
+            torch.testing.assert_close(system.logits(hidden), logits, rtol=0, atol=0)
 
 
 SAMPLED = {"candidates": 3, "sampling": Sampling(0.9, 0.95, 0, seed=4), "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def expected(adapted, clock, split):
+def expected(adapted, split):
     """What SAMPLED writes: {(clip, candidate): completion}."""
-    return run(adapted, clock, split, **SAMPLED, batch_tokens=2000)
+    return run(adapted, split, **SAMPLED, batch_tokens=2000)
 
 
-def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, clock, split, expected):
-    requests = list(requests_of(split, clock))
+def test_candidates_do_not_depend_on_the_batch_or_its_order(adapted, split, expected):
+    requests = list(requests_of(split))
     assert len({tuple(each.token_ids) for each in expected.values()}) > len(requests), "candidates differ"
     for tokens in (1, 5000):
-        found = run(adapted, clock, split, **SAMPLED, batch_tokens=tokens)
+        found = run(adapted, split, **SAMPLED, batch_tokens=tokens)
         assert {key: each.token_ids for key, each in found.items()} == {key: each.token_ids for key, each in expected.items()}
         for key, each in found.items():
             assert each.mean_logprob == pytest.approx(expected[key].mean_logprob, abs=1e-4)
-    backwards = run(adapted, clock, split, requests[::-1], **SAMPLED, batch_tokens=3000)
+    backwards = run(adapted, split, requests[::-1], **SAMPLED, batch_tokens=3000)
     assert {key: each.token_ids for key, each in backwards.items()} == {key: each.token_ids for key, each in expected.items()}
-    fewer = run(adapted, clock, split, **{**SAMPLED, "candidates": 2})
+    fewer = run(adapted, split, **{**SAMPLED, "candidates": 2})
     assert all(fewer[key].token_ids == expected[key].token_ids for key in fewer)
-    other_seed = run(adapted, clock, split, **{**SAMPLED, "sampling": Sampling(0.9, 0.95, 0, seed=5)})
+    other_seed = run(adapted, split, **{**SAMPLED, "sampling": Sampling(0.9, 0.95, 0, seed=5)})
     assert any(other_seed[key].token_ids != expected[key].token_ids for key in expected)
 
 
 @pytest.fixture
 def steps(monkeypatch):
     """What the language model read: (rows, tokens of each row) of every forward pass."""
-    seen, real = [], decoder.language_model_hidden
+    seen, real = [], RealtimeNetwork.hidden
 
-    def spy(model, ids, *arguments, **named):
+    def spy(self, ids, *arguments, **named):
         seen.append(tuple(ids.shape))
-        return real(model, ids, *arguments, **named)
+        return real(self, ids, *arguments, **named)
 
-    monkeypatch.setattr(decoder, "language_model_hidden", spy)
+    monkeypatch.setattr(RealtimeNetwork, "hidden", spy)
     return seen
 
 
-def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, clock, split, steps):
-    requests = list(requests_of(split, clock))
-    found = run(adapted, clock, split, **SAMPLED, batch_tokens=100_000)
+def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, split, steps):
+    requests = list(requests_of(split))
+    found = run(adapted, split, **SAMPLED, batch_tokens=100_000)
     prompts = [rows for rows, tokens in steps if tokens > 1]
     assert sum(prompts) == len(requests), "one row for each clip, not for each candidate"
     lengths = [len(each.token_ids) + (each.finish_reason == "eos") for each in found.values()]
@@ -142,21 +142,21 @@ def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, clock, spli
     assert len([1 for _, tokens in steps if tokens == 1]) == max(lengths) - 1
 
 
-def test_a_free_row_is_given_to_the_next_clip(adapted, clock, split, steps):
-    requests = list(requests_of(split, clock))
+def test_a_free_row_is_given_to_the_next_clip(adapted, split, steps):
+    requests = list(requests_of(split))
     budget = 4 * 3 * max(min(each.row_tokens, len(each.prompt) + 12) for each in requests)
-    run(adapted, clock, split, **SAMPLED, batch_tokens=budget)
+    run(adapted, split, **SAMPLED, batch_tokens=budget)
     assert max(rows for rows, tokens in steps if tokens == 1) <= 4 * 3 + 3
     assert sum(rows for rows, tokens in steps if tokens > 1) == len(requests)
 
 
 def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
     """Beyond the window nothing is seen, as in the stock class."""
-    ours = load_model(CONFIG)
-    for each in (ours, stock[False]):
+    ours = load_tiny()
+    for each in (ours.model, stock[False]):
         monkeypatch.setattr(each.config.text_config, "sliding_window", 45)
-    requests = list(requests_of(split, clock))[:4]
-    found = run(ours, clock, split, requests)
+    requests = list(requests_of(split))[:4]
+    found = run(ours, split, requests)
     for request in requests:
         length = min(len(request.prompt) + 24, request.row_tokens)
         mel = torch.from_numpy(split.mel_of(request.index, length))[None]
@@ -172,20 +172,20 @@ def test_greedy_with_a_short_sliding_window(stock, clock, split, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_step_writes_the_same_tokens(adapted, clock, packed):
+def test_the_compiled_step_writes_the_same_tokens(adapted, packed):
     """The step knows no layout. Two rows that end together: one shape to compile, which takes 25 s where nothing is cached."""
     split = PackedSplit(packed["packed"], "train")
-    settings = {**SAMPLED, "candidates": 2, "requests": list(requests_of(split, clock))[:1]}
-    expected = run(adapted, clock, split, **settings)
+    settings = {**SAMPLED, "candidates": 2, "requests": list(requests_of(split))[:1]}
+    expected = run(adapted, split, **settings)
     assert [len(each.token_ids) for each in expected.values()] == [12, 12]
-    found = run(adapted, clock, split, **settings, compiled=True)
+    found = run(adapted, split, **settings, compiled=True)
     assert {key: each.token_ids for key, each in found.items()} == {key: each.token_ids for key, each in expected.items()}
 
 
 @pytest.mark.parametrize("place", ["table", "prompt", "step"])
-def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, clock, split, expected, monkeypatch, capsys, place):
-    requests = list(requests_of(split, clock))
-    real_empty, real_forward, limit = decoder.RowTable.empty, decoder.language_model_hidden, 1500
+def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, split, expected, monkeypatch, capsys, place):
+    requests = list(requests_of(split))
+    real_empty, real_forward, limit = decoder.RowTable.empty, RealtimeNetwork.hidden, 1500
     held, steps = [], []
 
     def empty(config, rows, width, *arguments):
@@ -194,19 +194,17 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, clock, split,
             raise torch.OutOfMemoryError
         return real_empty(config, rows, width, *arguments)
 
-    def forward(model, ids, *arguments, **named):
+    def forward(self, ids, *arguments, **named):
         steps.append(1)
         full = held[-1] > limit and (place == "prompt" if ids.shape[1] > 1 else place == "step" and len(steps) > 5)
         if full:
             raise torch.OutOfMemoryError
-        return real_forward(model, ids, *arguments, **named)
+        return real_forward(self, ids, *arguments, **named)
 
     monkeypatch.setattr(decoder.RowTable, "empty", empty)
-    monkeypatch.setattr(decoder, "language_model_hidden", forward)
+    monkeypatch.setattr(RealtimeNetwork, "hidden", forward)
     audio = LiveAudio(adapted, split)
-    handed_over = [
-        each for batch in decode(adapted, clock, audio, requests, Decoding(**SAMPLED, batch_tokens=6000)) for each in batch
-    ]
+    handed_over = [each for batch in decode(adapted, audio, requests, Decoding(**SAMPLED, batch_tokens=6000)) for each in batch]
     assert len(handed_over) == 3 * len(requests), "every candidate once"
     assert {(each.utterance_id, each.candidate_id): each.token_ids for each in handed_over} == {
         key: each.token_ids for key, each in expected.items()
@@ -216,24 +214,24 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, clock, split,
     assert "going on with" in said
 
 
-def test_out_of_memory_for_one_clip_is_an_error(adapted, clock, split, monkeypatch):
+def test_out_of_memory_for_one_clip_is_an_error(adapted, split, monkeypatch):
     monkeypatch.setattr(decoder.RowTable, "empty", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(EvoxtralError, match="no smaller batch is possible — use a device with more memory"):
-        run(adapted, clock, split, **SAMPLED, batch_tokens=6000)
+        run(adapted, split, **SAMPLED, batch_tokens=6000)
 
 
-def test_a_row_ends_at_its_own_clock(adapted, clock, split):
-    [first, second, *_] = requests_of(split, clock)
+def test_a_row_ends_at_its_own_clock(adapted, split):
+    [first, second, *_] = requests_of(split)
     short = replace(first, row_tokens=len(first.prompt) + 3)
-    found = run(adapted, clock, split, [short, second], max_new_tokens=20)
-    whole = run(adapted, clock, split, [first, second], max_new_tokens=20)
+    found = run(adapted, split, [short, second], max_new_tokens=20)
+    whole = run(adapted, split, [first, second], max_new_tokens=20)
     assert found[first.utterance_id, 0].token_ids == whole[first.utterance_id, 0].token_ids[:3]
     assert found[second.utterance_id, 0].token_ids == whole[second.utterance_id, 0].token_ids
 
 
-def test_mean_logprob_is_the_models_own(model, clock, split):
-    request = next(requests_of(split, clock))
-    found = run(model, clock, split, [request], max_new_tokens=6)[request.utterance_id, 0]
+def test_mean_logprob_is_the_models_own(network, model, clock, split):
+    request = next(requests_of(split))
+    found = run(network, split, [request], max_new_tokens=6)[request.utterance_id, 0]
     written = found.token_ids + ([clock.eos_id] if found.finish_reason == "eos" else [])
     ids = torch.tensor([request.prompt + written])
     mel = torch.from_numpy(split.mel_of(request.index, ids.shape[1]))[None]

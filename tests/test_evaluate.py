@@ -174,10 +174,8 @@ def test_where_the_target_has_words_the_base_is_measured_too(layout, spoken, cal
         assert not (tmp_path / "refused").exists()
 
 
-def test_confidence_is_the_probability_of_a_tags_tokens(processor):
-    from evoxtral_train.dataset.rows import text_tokenizer
-
-    tokenizer = text_tokenizer(processor)
+def test_confidence_is_the_probability_of_a_tags_tokens(family):
+    tokenizer = family.tokenizer
     text = "[laughs] [clears throat] oh"
     ids = tokenizer.encode(text, bos=False, eos=False)
     found = tag_confidences(tokenizer, ids, [math.log(0.5)] * len(ids))

@@ -7,7 +7,7 @@ import pytest
 from conftest import REPO, TINY_BASE
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.sections import Tracking
-from evoxtral_train.dataset.rows import encode_piece, text_tokenizer
+from evoxtral_train.families.base import encode_piece
 from evoxtral_train.families.realtime import self_alignment
 from evoxtral_train.families.realtime.emission import written_words
 from evoxtral_train.runs import Options
@@ -58,8 +58,8 @@ def test_a_manner_reaches_to_the_end_of_its_sentence_or_to_the_next_manner():
     assert spans("go away come closer [mutters]") == [("mutters", 2.5, 3.0)]
 
 
-def test_words_are_read_off_the_stream(clock, processor):
-    tokenizer = text_tokenizer(processor)
+def test_words_are_read_off_the_stream(clock, family):
+    tokenizer = family.tokenizer
     p, w = clock.streaming_pad_id, clock.streaming_word_id
     the, station, noon = (encode_piece(tokenizer, word) for word in ("the", "station", "noon"))
     ids = [p, w, *the, *station, p, p, w, *noon]

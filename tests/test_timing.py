@@ -6,27 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, load_tiny
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.evaluation import Bootstrap
-from evoxtral_train.config.sections import Model, Placement, Tracking
+from evoxtral_train.config.sections import Placement, Tracking
 from evoxtral_train.data.manifest import ManifestRow, read_manifest
 from evoxtral_train.data.timing import timed_target
 from evoxtral_train.dataset.reader import PackedSplit
-from evoxtral_train.dataset.rows import encode_piece, text_tokenizer
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
-from evoxtral_train.families.realtime import layouts
+from evoxtral_train.families.base import encode_piece
 from evoxtral_train.families.realtime.emission import written_tags
-from evoxtral_train.families.realtime.model import audio_embeddings, load_model
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.raft.reward import Answer, score, weights_of
 from evoxtral_train.records import GREEDY, Candidate, Prediction, read_rows
 from evoxtral_train.runs import Options
 from evoxtral_train.scoring.metrics import evaluate
 from evoxtral_train.stages.data import pack
-from evoxtral_train.training.dataset import Collator, TrainingSet
+from evoxtral_train.training.dataset import TrainingSet
 from evoxtral_train.units import TOKEN_S
 
 
@@ -97,13 +95,13 @@ def aligned(request, spoken, tmp_path_factory) -> PackedSplit:
     return PackedSplit(folder, "train")
 
 
-def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, processor, tag_rules):
-    tokenizer = text_tokenizer(processor)
+def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, tag_rules, family):
+    tokenizer = family.tokenizer
     rows = {each.id: each for each in read_manifest(spoken / "manifest.jsonl", tag_rules)[0]}
     assert len(aligned) == 12, "no row is lost"
-    for example in aligned.examples:
+    for index, example in enumerate(aligned.examples):
         pieces = timed_target(rows[example.id], aligned.target)
-        laid_out = layouts.lay_out("aligned", clock, example.utterance_tokens, example.row_tokens, example.target_ids)
+        laid_out = aligned.layout.lay_out(aligned.clip(index), example.target_ids)
         assert laid_out.prompt_tokens == 39
         position = 39
         for text, heard_s in pieces:
@@ -118,8 +116,8 @@ def test_a_packed_row_writes_every_piece_when_it_is_due(aligned, spoken, clock, 
         assert laid_out.needed_tokens > clock.written_at(example.utterance_tokens), "the whole clip is heard before EOS"
 
 
-def test_a_tag_is_written_when_its_last_token_is(clock, processor):
-    tokenizer = text_tokenizer(processor)
+def test_a_tag_is_written_when_its_last_token_is(clock, family):
+    tokenizer = family.tokenizer
     sighs, come, laughs = (encode_piece(tokenizer, text) for text in ("[sighs]", "come", "[clears throat]"))
     p, w = clock.streaming_pad_id, clock.streaming_word_id
     ids = [p, p, w, *sighs, *come, p, w, *laughs]
@@ -134,14 +132,14 @@ def test_a_tag_is_written_when_its_last_token_is(clock, processor):
     assert written_tags(clock, tokenizer, 39, [p, w, *sighs[:-1], p]) == [], "a tag that was never closed"
 
 
-def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, processor):
+def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, family):
     """What the rows teach: each tag speaks of its event's end, later only while another tag is being written, and
     is complete after the delay and the time that writing takes."""
     if aligned.target != "tags":
         pytest.skip("words take time to write, too")
     rows = []
     for example in aligned.examples:
-        written = written_tags(clock, text_tokenizer(processor), 39, example.target_ids)
+        written = written_tags(clock, family.tokenizer, 39, example.target_ids)
         rows.append(Prediction(example.id, example.text, example.target_text, example.events, written))
     report = evaluate(rows, with_words=False, bootstrap=Bootstrap(samples=10), placement=Placement(tolerance_s=0.5))["placed"]
     assert report["unit"] == "s"
@@ -151,11 +149,11 @@ def test_the_target_itself_is_in_its_place_after_the_delay(aligned, clock, proce
     assert 0.48 + 3 * 0.08 <= report["latency_s"]["median"] <= report["latency_s"]["p90"] <= 0.48 + 12 * 0.08
 
 
-def test_decoding_may_write_until_the_clip_has_been_heard_and_the_room_after_it(aligned, clock, model):
-    requests = list(requests_of(aligned, clock))
+def test_decoding_may_write_until_the_clip_has_been_heard_and_the_room_after_it(aligned, clock, network):
+    requests = list(requests_of(aligned))
     wanted = Decoding(1, Sampling(), max_new_tokens=8, batch_tokens=4000)
     found = {
-        each.utterance_id: each for batch in decode(model, clock, LiveAudio(model, aligned), requests, wanted) for each in batch
+        each.utterance_id: each for batch in decode(network, LiveAudio(network, aligned), requests, wanted) for each in batch
     }
     for request, example in zip(requests, aligned.examples, strict=True):
         assert request.prompt == [1] + [32] * 38
@@ -164,17 +162,17 @@ def test_decoding_may_write_until_the_clip_has_been_heard_and_the_room_after_it(
         assert len(written.token_ids) == limit if written.finish_reason == "length" else len(written.token_ids) < limit
 
 
-def test_the_weight_of_the_pads(aligned, clock, model):
+def test_the_weight_of_the_pads(aligned, clock, network):
     """Weighted = a mean over labels by hand; weight 1 = the plain loss; through the cache and the tower."""
-    system = load_model(Model(base=str(TINY_BASE), dtype="float32", device="cpu"))
-    batch = Collator(clock)([TrainingSet(aligned, clock)[index] for index in range(4)])
-    weighted = TrainingSet(aligned, clock, pad_weight=0.25)
-    heavy = Collator(clock)([weighted[index] for index in range(4)])
+    system = load_tiny().model
+    batch = network.collate([TrainingSet(aligned)[index] for index in range(4)])
+    weighted = TrainingSet(aligned, pad_weight=0.25)
+    heavy = network.collate([weighted[index] for index in range(4)])
     with torch.inference_mode():
         plain = system(**batch)
         found = system(**heavy)["loss"]
         cached = {key: value for key, value in heavy.items() if key != "input_features"}
-        again = system(**cached, audio_embeds=audio_embeddings(system, heavy["input_features"]))["loss"]
+        again = system(**cached, audio_embeds=network.audio_embeddings(heavy["input_features"]))["loss"]
         losses = torch.nn.functional.cross_entropy(
             plain.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
         )

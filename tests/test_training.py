@@ -5,29 +5,30 @@ import json
 import pytest
 import torch
 
-from conftest import REPO, TINY_BASE
+from conftest import REPO, TINY_BASE, load_tiny
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora, SftConfig, Train
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import UsageError
-from evoxtral_train.families.realtime.model import audio_embeddings, describe_model, load_model, sizes
-from evoxtral_train.modeling.adapters import add_lora, checkpoint_language_model, find_adapter, load_adapter
-from evoxtral_train.training.dataset import Collator, StepSampler, Target, TrainingSet
+from evoxtral_train.families.realtime.model import RealtimeNetwork
+from evoxtral_train.modeling.adapters import add_lora, find_adapter, load_adapter
+from evoxtral_train.modeling.bases import describe_model
+from evoxtral_train.training.dataset import StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 
 
 @pytest.fixture(params=["packed", "deferred"])
-def rows(request, packed, clock):
-    return TrainingSet(PackedSplit(packed[request.param], "train"), clock)
+def rows(request, packed):
+    return TrainingSet(PackedSplit(packed[request.param], "train"))
 
 
-def test_a_batch_literally(packed, clock):
+def test_a_batch_literally(packed, network):
     split = PackedSplit(packed["packed"], "train")
-    rows = TrainingSet(split, clock, [Target(0, [70, 71]), Target(1, [])])
-    batch = Collator(clock)([rows[0], rows[1]])
+    rows = TrainingSet(split, [Target(0, [70, 71]), Target(1, [])])
+    batch = network.collate([rows[0], rows[1]])
     prompt = [1] + [32] * 38
     assert batch["input_ids"].tolist() == [[*prompt, 70, 71, 2], [*prompt, 2, 11, 11]]
     assert batch["labels"].tolist() == [[-100] * 39 + [70, 71, 2], [-100] * 39 + [2, -100, -100]]
@@ -36,10 +37,10 @@ def test_a_batch_literally(packed, clock):
     assert batch["num_delay_tokens"] == 6
 
 
-def test_cutting_a_row_after_its_last_label_changes_no_logit_before_it(model, clock, rows):
+def test_cutting_a_row_after_its_last_label_changes_no_logit_before_it(model, rows, network):
     index = 3
     row = rows.row(index)
-    cut = Collator(clock)([rows[index]])
+    cut = network.collate([rows[index]])
     whole_mel = torch.from_numpy(rows._split.mel_of(index, len(row.ids)))[None]
     with torch.inference_mode():
         short = model(**cut)
@@ -50,9 +51,9 @@ def test_cutting_a_row_after_its_last_label_changes_no_logit_before_it(model, cl
     torch.testing.assert_close(short.loss, whole.loss, rtol=0, atol=1e-5)
 
 
-def test_a_batch_is_its_rows_one_by_one(model, clock, rows):
+def test_a_batch_is_its_rows_one_by_one(model, rows, network):
     items = [rows[index] for index in range(6)]
-    collate = Collator(clock)
+    collate = network.collate
     with torch.inference_mode():
         together = model(**collate(items)).loss
         single = [(model(**collate([item])).loss, int((item["labels"] != -100).sum())) for item in items]
@@ -62,18 +63,19 @@ def test_a_batch_is_its_rows_one_by_one(model, clock, rows):
 
 def test_configs_sft_trains_exactly_9371648_parameters():
     config = load_config(REPO / "configs/sft.yaml", SftConfig)
-    model, _ = describe_model(config.model.base, config.model.revision)
-    assert sizes(model)["parameters"] == 4_429_679_360
-    wrapped = add_lora(model.requires_grad_(False), config.lora, config.model)
-    assert sizes(wrapped)["trainable_parameters"] == 9_371_648
-    assert all("language_model" in name for name, each in wrapped.named_parameters() if each.requires_grad)
+    network, _ = describe_model(config.model)
+    assert network.sizes()["parameters"] == 4_429_679_360
+    network.model.requires_grad_(False)
+    adapted = add_lora(network, config.lora, config.model)
+    assert adapted.sizes()["trainable_parameters"] == 9_371_648
+    assert all("language_model" in name for name, each in adapted.model.named_parameters() if each.requires_grad)
 
 
 def test_the_published_recipe_trains_both_towers():
     config = load_config(REPO / "configs/published/sft.yaml", SftConfig)
-    model, _ = describe_model(config.model.base, config.model.revision)
-    wrapped = add_lora(model.requires_grad_(False), config.lora, config.model)
-    assert sizes(wrapped)["trainable_parameters"] == 16_187_392
+    network, _ = describe_model(config.model)
+    network.model.requires_grad_(False)
+    assert add_lora(network, config.lora, config.model).sizes()["trainable_parameters"] == 16_187_392
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
@@ -85,7 +87,7 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def saved_adapter(tmp_path_factory):
     torch.manual_seed(0)
-    model = add_lora(load_model(CONFIG), Lora(), CONFIG)
+    model = add_lora(load_tiny(), Lora(), CONFIG).model
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -96,24 +98,24 @@ def saved_adapter(tmp_path_factory):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["stock forward", "cached audio"])
 @pytest.mark.parametrize("kind", ["fresh", "loaded"])
-def test_gradient_checkpointing_gives_equal_gradients(clock, rows, saved_adapter, kind, cached):
-    batch = Collator(clock)([rows[0], rows[1]])
+def test_gradient_checkpointing_gives_equal_gradients(rows, saved_adapter, kind, cached, network):
+    batch = network.collate([rows[0], rows[1]])
     if cached:
         with torch.no_grad():
-            batch["audio_embeds"] = audio_embeddings(load_model(CONFIG), batch.pop("input_features"))
+            batch["audio_embeds"] = network.audio_embeddings(batch.pop("input_features"))
     found = []
     for checkpointing in (False, True):
         if kind == "fresh":
             torch.manual_seed(0)
-            model = add_lora(load_model(CONFIG), Lora(), CONFIG)
-            for name, parameter in model.named_parameters():
+            adapted = add_lora(load_tiny(), Lora(), CONFIG)
+            for name, parameter in adapted.model.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.normal_(parameter, std=0.05)
         else:
-            model = load_adapter(load_model(CONFIG), find_adapter(saved_adapter), trainable=True)
+            adapted = load_adapter(load_tiny(), find_adapter(saved_adapter), trainable=True)
         if checkpointing:
-            checkpoint_language_model(model)
-        found.append(gradients(model, batch))
+            adapted.checkpoint_language_model()
+        found.append(gradients(adapted.model, batch))
     assert found[0].keys() == found[1].keys()
     assert all(each.abs().sum() > 0 for each in found[0].values())
     for name, gradient in found[0].items():
@@ -171,19 +173,17 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
 def test_out_of_memory_makes_the_batch_smaller_and_the_result_the_same(call, packed, tmp_path, monkeypatch):
     """Twice: at the first step, and once more after a checkpoint. The losses are compared, not the weights:
     where a gradient is nothing but rounding, Adam turns its sign into a whole step."""
-    from evoxtral_train.families.realtime import model as realtime
-
     assert sft(call, packed, tmp_path / "whole").exit_code == 0
-    real, forwards = realtime.language_model_hidden, []
+    real, forwards = RealtimeNetwork.hidden, []
 
-    def limited(model, ids, *arguments, **named):
+    def limited(self, ids, *arguments, **named):
         if torch.is_grad_enabled():
             forwards.append(len(ids))
             if len(ids) > 2 or (len(ids) > 1 and len(forwards) > 7):
                 raise torch.OutOfMemoryError
-        return real(model, ids, *arguments, **named)
+        return real(self, ids, *arguments, **named)
 
-    monkeypatch.setattr(realtime, "language_model_hidden", limited)
+    monkeypatch.setattr(RealtimeNetwork, "hidden", limited)
     shrunk = sft(call, packed, tmp_path / "shrunk")
     assert shrunk.exit_code == 0, shrunk.stderr
     assert "out of memory with 4 rows at once; going on with 2" in shrunk.stderr
@@ -211,16 +211,16 @@ def test_an_optimizer_step_has_the_same_rows_on_any_number_of_processes(monkeypa
     assert micro_batches(Train(epochs=1, batch_size=6, gradient_accumulation=1, learning_rate=1e-4), largest=5) == (3, 2)
 
 
-def test_the_validation_loss_is_the_mean_over_all_learned_tokens(call, packed, model, clock, tmp_path):
+def test_the_validation_loss_is_the_mean_over_all_learned_tokens(call, packed, tmp_path, network):
     assert sft(call, packed, tmp_path / "sft", epochs=1).exit_code == 0
     metrics = json.loads((tmp_path / "sft/metrics.json").read_text("utf-8"))
     [state] = (tmp_path / "sft").glob(f"checkpoints/checkpoint-{metrics['best_step']}")
-    adapted = load_adapter(load_model(CONFIG), find_adapter(state))
-    rows = TrainingSet(PackedSplit(packed["deferred"], "validation"), clock)
+    adapted = load_adapter(load_tiny(), find_adapter(state)).model
+    rows = TrainingSet(PackedSplit(packed["deferred"], "validation"))
     total = tokens = 0
     with torch.inference_mode():
         for index in range(len(rows)):
-            batch = Collator(clock)([rows[index]])
+            batch = network.collate([rows[index]])
             count = int((batch["labels"] != -100).sum())
             total, tokens = total + adapted(**batch).loss.item() * count, tokens + count
     assert rows.label_weight == tokens

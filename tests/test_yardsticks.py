@@ -83,10 +83,10 @@ def test_a_tag_with_too_few_clips_is_never_written():
     assert (none.tags, none.heard(features[:2])) == ((), [{}, {}])
 
 
-def test_a_clip_is_pooled_over_its_own_sound(packed, clock, model):
+def test_a_clip_is_pooled_over_its_own_sound(packed, network):
     split = PackedSplit(packed["packed"], "test")
-    live = LiveAudio(model, split)
-    found = pooled_audio(live, split, clock)
+    live = LiveAudio(network, split)
+    found = pooled_audio(live, split)
     assert found.shape == (6, 2 * 192)
     whole = live.embeddings([2], [int(split.row_tokens[2])])[0].numpy()
     sound = whole[32 : 32 + int(split.utterance_tokens[2])]

@@ -10,7 +10,6 @@ import pyarrow
 from evoxtral_train.config.training import RaftConfig
 from evoxtral_train.dataset import writer as packing
 from evoxtral_train.families.checkpoint import processor_fingerprint
-from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.records import Candidate
 from evoxtral_train.runs import Options, Run
 from evoxtral_train.stages.raft import rounds as raft_folders
@@ -43,8 +42,8 @@ def make(folder: Path, rows: int) -> None:
     packing._write_index(run.path, "raft", [run.path / "shards" / name for name, _ in names])
     run.write_json(
         "dataset.json",
-        {"format": packing.FORMAT, "rows": {"raft": clips}, "shards": {"raft": names}, "layout": "deferred", "target": "tags",
-         "room_tokens": 65, "processor_fingerprint": processor_fingerprint(TINY_BASE)},
+        {"format": packing.FORMAT, "rows": {"raft": clips}, "shards": {"raft": names}, "target": "tags",
+         "family": "voxtral_realtime", **Deferred(Clock(1, 2, 11, 32, 33, 32, 6, 17), 65).record(), "processor_fingerprint": processor_fingerprint(TINY_BASE)},
     )  # fmt: skip
     run.finish({}, "dataset")
     inputs = {"dataset": "dataset", "base": "base", "adapter": "adapter"}
@@ -75,42 +74,35 @@ def decode(requests: int) -> None:
     from evoxtral_train.decoding import decoder
     from evoxtral_train.decoding.decoder import Decoding, Request
     from evoxtral_train.decoding.sampling import Sampling
-    from evoxtral_train.families.checkpoint import load_processor
+    from evoxtral_train.families.base import Clip
+    from evoxtral_train.families.checkpoint import open_family
 
-    clock = Clock.of(load_processor(TINY_BASE))
+    layout = open_family(TINY_BASE).layout("deferred", 65)
     sizes = VoxtralRealtimeConfig.from_pretrained(TINY_BASE).text_config
     sizes.num_hidden_layers = 1
 
-    class Stub(torch.nn.Module):
-        dtype = torch.float32
+    class Stub:
+        dtype, device, text_config = torch.float32, torch.device("cpu"), sizes
+        eos_id, pad_id = layout.eos_id, layout.pad_id
 
-        def __init__(self):
-            super().__init__()
-            self.config = type("Config", (), {"text_config": sizes})
-            self.words = torch.nn.Embedding(4, sizes.hidden_size)
-
-        def get_input_embeddings(self):
-            return self.words
-
-        def lm_head(self, hidden):
+        def logits(self, hidden):
             logits = torch.zeros(len(hidden), 64)
-            logits[:, clock.eos_id] = 1.0
+            logits[:, self.eos_id] = 1.0
             return logits
 
-    def hidden_of(model, ids, audio, delay, cache=None, **_):
-        if ids.shape[1] > 1:
-            states = torch.zeros(len(ids), sizes.num_key_value_heads, ids.shape[1], sizes.head_dim)
-            cache.update(states, states, 0)
-        return torch.zeros(*ids.shape, sizes.hidden_size)
+        def hidden(self, ids, audio, cache=None, **_):
+            if ids.shape[1] > 1:
+                states = torch.zeros(len(ids), sizes.num_key_value_heads, ids.shape[1], sizes.head_dim)
+                cache.update(states, states, 0)
+            return torch.zeros(*ids.shape, sizes.hidden_size)
 
     class Audio:
         def embeddings(self, indices, tokens):
             return torch.zeros(len(indices), max(tokens), sizes.hidden_size)
 
-    decoder.language_model_hidden = hidden_of
-    stream = (Request.of(f"clip-{at:08d}", "deferred", clock, 20 + at % 60, 237, at) for at in range(requests))
+    stream = (Request.of(f"clip-{at:08d}", layout, Clip(20 + at % 60, 237), at) for at in range(requests))
     decoded = 0
-    for completions in decoder.decode(Stub(), clock, Audio(), stream, Decoding(1, Sampling(), 8, 200 * 150)):
+    for completions in decoder.decode(Stub(), Audio(), stream, Decoding(1, Sampling(), 8, 200 * 150)):
         decoded += len(completions)
     assert decoded == requests
 
@@ -124,6 +116,6 @@ if __name__ == "__main__":
     else:
         import importlib
 
-        report = importlib.import_module(f"evoxtral_train.stages.{what}").run(config_of(folder), Options())
+        report = importlib.import_module(f"evoxtral_train.stages.raft.{what}").run(config_of(folder), Options())
         print(report.facts, file=sys.stderr)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

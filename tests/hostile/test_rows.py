@@ -329,7 +329,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(row=st.dictionaries(st.sampled_from(FIELDS), VALUES), there=st.sets(st.sampled_from(["id", "audio", "text"])))
-def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, processor, clock):
+def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, family):
     """Whatever JSON can say: never another error; a good row can be written and packed, and so can a rejection."""
     from evoxtral_train.config.data import PackConfig
     from evoxtral_train.dataset.rows import columns_of
@@ -342,7 +342,7 @@ def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, pr
     if isinstance(found, ManifestRow):
         try:
             config = PackConfig(manifest=folder, output=folder, base="x")
-            columns = columns_of(found, 16_000, config, processor, clock)
+            columns = columns_of(found, 16_000, config, family)
         except RowError as error:
             found = Rejected.of("any.jsonl", 1, found.id, error)
         else:

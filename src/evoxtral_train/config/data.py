@@ -139,7 +139,7 @@ class Audio(Section):
 
 
 class Layout(Section):
-    kind: Literal["packed", "deferred", "aligned"] = "deferred"
+    kind: str | None = None
     room_tokens: PositiveInt = 65
 
 

@@ -19,11 +19,9 @@ import numpy as np
 from ..config.training import Augmentation
 from ..data.audio import read_audio
 from ..errors import RowError, UsageError
-from ..families.realtime import layouts
-from ..families.realtime.clock import Clock
-from ..families.realtime.features import log_mel
+from ..families.base import Clip, Family, Row
 from ..text.tags import find_tags
-from ..units import FRAMES_PER_TOKEN, SAMPLE_RATE_HZ, samples_to_tokens, tokens_to_samples
+from ..units import SAMPLE_RATE_HZ
 from .reader import Example, PackedSplit
 
 
@@ -114,45 +112,27 @@ class Augmenter:
 
     config: Augmentation
     split: PackedSplit
-    clock: Clock
-    feature_extractor: object
+    family: Family
 
-    def row(self, index: int, epoch: int) -> tuple[layouts.Row, np.ndarray]:
-        """The row of clip `index` and its mel [128, 8 × needed tokens]. Raises RowError when the audio is gone."""
-        example = self.split.examples[index]
+    def row(self, index: int, epoch: int) -> tuple[Row, np.ndarray]:
+        """The row of clip `index`, and its mel up to `needed_tokens`. Raises RowError when the audio is gone."""
+        example, layout = self.split.examples[index], self.split.layout
         samples = read_audio(self.split.audio_of(index), math.inf)
-        bounds = bounds_of(self.config, find_tags(example.text), self._longest(example) / len(samples))
+        longest = layout.longest_samples(self.split.clip(index), len(example.target_ids)) / len(samples)
         digest = hashlib.sha256(f"{self.config.seed}\0{epoch}\0{example.id}".encode()).digest()
+        bounds = bounds_of(self.config, find_tags(example.text), longest)
         changed, factor = augment(samples, bounds, self.config, int.from_bytes(digest[:8], "big"))
         try:
             row = self._lay_out(index, example, len(changed), factor)
-        except RowError:  # words that crowd at the clip's end may need a token more than `_longest` reckons with
+        except RowError:  # words that crowd at the clip's end may need a token more than `longest_samples` reckons with
             changed, row = samples, self._lay_out(index, example, len(samples), 1.0)
-        tokens = max(row.needed_tokens, self.clock.left_pad_tokens + samples_to_tokens(len(changed)) + 1)
-        mel = log_mel(changed, tokens, self.feature_extractor, self.clock)
-        return row, np.ascontiguousarray(mel[:, : row.needed_tokens * FRAMES_PER_TOKEN])
+        return row, self.family.mel_start(changed, row.needed_tokens)
 
-    def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> layouts.Row:
-        heard, target_ids = samples_to_tokens(samples), example.target_ids
-        if self.split.layout == "aligned":
-            pieces = [(ids, heard_s * factor) for ids, heard_s in self.split.heard_of(index)]
-            target_ids = layouts.stream_ids(self.clock, pieces, heard, example.row_tokens)
-        return layouts.lay_out(self.split.layout, self.clock, heard, example.row_tokens, target_ids)
-
-    def _longest(self, example: Example) -> int:
-        """How many samples the clip may have for its target still to fit into its row.
-
-        `deferred` writes after the clip, so the clip may take what the target leaves. In `aligned` the words move
-        along, and after the last of them stand at most as many tokens as do now. `packed` writes before the clip ends.
-        """
-        if self.split.layout == "packed":
-            free = example.row_tokens - self.clock.right_pad_tokens - self.clock.left_pad_tokens
-        elif self.split.layout == "deferred":
-            free = example.row_tokens - self.clock.written_at(0) - len(example.target_ids) - 1
-        else:
-            start = layouts.prompt_tokens("aligned", self.clock, example.utterance_tokens)
-            free = example.utterance_tokens + example.row_tokens - start - len(example.target_ids) - 1
-        return tokens_to_samples(max(free, example.utterance_tokens))
+    def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> Row:
+        layout = self.split.layout
+        clip = Clip(layout.measure(samples, 0).utterance_tokens, example.row_tokens)
+        target_ids = layout.retimed(example.target_ids, self.split.heard_of(index), factor, clip)
+        return layout.lay_out(clip, target_ids)
 
 
 def _package():

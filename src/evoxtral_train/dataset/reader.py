@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow
 
 from ..errors import EvoxtralError, UsageError
-from ..families.realtime.features import restore_silence
+from ..families.base import Clip, Heard, Layout
+from ..families.checkpoint import family_named
 from ..runs import require_complete
 from ..text import tags as tag_text
-from ..units import FRAMES_PER_TOKEN, MEL_BINS
+from ..units import MEL_BINS
 from .writer import FORMAT
 
 _OPEN_SHARDS = 256
@@ -28,7 +29,7 @@ _COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tok
 
 @dataclass(frozen=True)
 class Example:
-    """One packed row. `mel` is read with `mel_of`; ids and labels come from `layouts`. `events`: the
+    """One packed row. `mel` is read with `mel_of`; ids and labels come from the layout. `events`: the
     manifest's, [] where there are none."""
 
     id: str
@@ -74,9 +75,9 @@ class PackedSplit:
                 where=str(folder),
                 fix="pack it again: evoxtral data pack … --overwrite",
             )
-        self.layout: str = content["layout"]
+        self._family = family_named(content["family"])
+        self.layout: Layout = self._family.restore_layout(content)
         self.target: str = content["target"]
-        self.room_tokens: int = content["room_tokens"]
         self.processor_fingerprint: str = content["processor_fingerprint"]
         if content["rows"].get(split, 0) == 0:
             filled = [f"{name} ({count})" for name, count in content["rows"].items() if count]
@@ -85,7 +86,7 @@ class PackedSplit:
         self.utterance_tokens, self.row_tokens, self.target_tokens = (
             self._index[f"{name}_tokens"].to_numpy() for name in ("utterance", "row", "target")
         )
-        self._shards = _Shards(folder / "shards", content["shards"][split])
+        self._shards = _ShardReader(folder / "shards", content["shards"][split])
         self.examples: Sequence[Example] = _Examples(self._shards)
 
     def __len__(self) -> int:
@@ -96,13 +97,17 @@ class PackedSplit:
         """id -> place in the split."""
         return {identity: index for index, identity in enumerate(self._index["id"].to_pylist())}
 
+    def clip(self, index: int) -> Clip:
+        """The sizes of a clip, without reading its row."""
+        return Clip(int(self.utterance_tokens[index]), int(self.row_tokens[index]))
+
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
         """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]. Raises EvoxtralError when one is not finite."""
         table, row = self._shards.find(index)
         kept = np.frombuffer(table["mel"][row].as_buffer(), np.float32).reshape(MEL_BINS, -1)
         if not np.isfinite(kept).all():
             raise self.not_finite(index)
-        return restore_silence(kept, table["mel_start"][row].as_py(), tokens * FRAMES_PER_TOKEN)
+        return self._family.restore_silence(kept, table["mel_start"][row].as_py(), tokens)
 
     def not_finite(self, index: int) -> EvoxtralError:
         """What to raise when the features of a clip are NaN or infinite."""
@@ -117,13 +122,13 @@ class PackedSplit:
         table, row = self._shards.find(index)
         return (self.folder / table["audio"][row].as_py()).resolve()
 
-    def heard_of(self, index: int) -> list[tuple[list[int], float]]:
-        """Layout `aligned`: the pieces of the target as token ids, with the second at which each has been heard."""
+    def heard_of(self, index: int) -> Heard:
+        """The timed pieces of the target; [] where the layout has no times."""
         table, row = self._shards.find(index)
         return [(piece["ids"], piece["heard_s"]) for piece in table["heard"][row].as_py()]
 
 
-class _Shards:
+class _ShardReader:
     """The shards of a split as one run of rows; the last few hundred that were used stay mapped."""
 
     def __init__(self, folder: Path, names: list[tuple[str, int]]):
@@ -158,7 +163,7 @@ class _Shards:
 class _Examples(Sequence):
     """The rows without their mel, read when asked for."""
 
-    def __init__(self, shards: _Shards):
+    def __init__(self, shards: _ShardReader):
         self._shards = shards
 
     def __len__(self) -> int:

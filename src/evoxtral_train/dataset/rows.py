@@ -1,7 +1,7 @@
 """One manifest row to one packed row.
 
 It holds what does not depend on the target's text (mel, utterance and row length) and the target as text and as token ids;
-`layouts` turns it into ids and labels when it is read, so RAFT can put another target on the same clip. Mel is float32, its
+the layout turns it into ids and labels when it is read, so RAFT can put another target on the same clip. Mel is float32, its
 digital silence left out.
 """
 
@@ -15,12 +15,10 @@ from ..config.data import PackConfig
 from ..data.audio import read_audio
 from ..data.manifest import ManifestRow
 from ..data.timing import check_ends, events_of, timed_target
-from ..errors import RowError
-from ..families.realtime import layouts
-from ..families.realtime.clock import Clock
-from ..families.realtime.features import log_mel, trim_silence
+from ..errors import RowError, UsageError
+from ..families.base import Family, Layout, encode_piece
 from ..text import tags as tag_text
-from ..units import SAMPLE_RATE_HZ, samples_to_tokens
+from ..units import SAMPLE_RATE_HZ
 
 
 def target_text(text: str, target: str) -> str:
@@ -33,21 +31,6 @@ def target_text(text: str, target: str) -> str:
     return " ".join(f"[{piece.value}]" if piece.kind == "tag" else piece.value for piece in tag_text.parse(text))
 
 
-def encode_target(tokenizer, text: str) -> list[int]:
-    """Token ids without BOS and EOS; "" is no token at all, so that a clip without tags is EOS alone."""
-    return tokenizer.encode(text, bos=False, eos=False) if text else []
-
-
-def encode_piece(tokenizer, text: str) -> list[int]:
-    """A word or tag in the base model's streaming form: with the space that stands before it."""
-    return tokenizer.encode(f" {text}", bos=False, eos=False)
-
-
-def text_tokenizer(processor):
-    """mistral-common's tokenizer inside the processor: ids in, ids out, no template."""
-    return processor.tokenizer.tokenizer.instruct_tokenizer.tokenizer
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A manifest row that can be packed: mono float32 `samples` at 16 kHz, and its columns but the mel."""
@@ -56,44 +39,52 @@ class Prepared:
     columns: dict
 
 
-def prepare_row(row: ManifestRow, config: PackConfig, processor, clock: Clock) -> Prepared:
+def prepare_row(row: ManifestRow, config: PackConfig, family: Family) -> Prepared:
     """Read the audio, tokenise the target, see that it fits. Raises RowError with the reason."""
     samples = read_audio(row.audio, config.audio.max_seconds)
-    return Prepared(samples, columns_of(row, len(samples), config, processor, clock))
+    return Prepared(samples, columns_of(row, len(samples), config, family))
 
 
-def columns_of(row: ManifestRow, samples: int, config: PackConfig, processor, clock: Clock) -> dict:
+def columns_of(row: ManifestRow, samples: int, config: PackConfig, family: Family) -> dict:
     """The columns of a row but the mel, for a clip of so many `samples`. Raises RowError when the target does not fit."""
     check_ends(row, samples / SAMPLE_RATE_HZ)
     target = target_text(row.text, config.target)
     if config.target == "text" and not target:
         raise RowError("no words to learn: the text holds tags alone", fix="use target: tags, or leave the row out")
-    utterance_tokens = samples_to_tokens(samples)
-    row_tokens = layouts.clock_tokens(
-        config.layout.kind, clock, samples, utterance_tokens, config.audio.prepad_samples, config.layout.room_tokens
-    )
-    tokenizer, heard = text_tokenizer(processor), []
-    if config.layout.kind == "aligned":
-        heard = [(encode_piece(tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
-        target_ids = layouts.stream_ids(clock, heard, utterance_tokens, row_tokens)
-    else:
-        target_ids = encode_target(tokenizer, target)
-    layouts.lay_out(config.layout.kind, clock, utterance_tokens, row_tokens, target_ids)  # refuses what does not fit
+    layout, heard = layout_of(config, family), []
+    clip = layout.measure(samples, config.audio.prepad_samples)
+    if layout.has_times:
+        heard = [(encode_piece(family.tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
+    target_ids = layout.target_ids(family.tokenizer, target, heard, clip)
+    layout.lay_out(clip, target_ids)  # refuses what does not fit
     return {
         "id": row.id, "text": row.text, "speaker": row.speaker, "target_text": target, "target_ids": target_ids,
-        "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": utterance_tokens, "row_tokens": row_tokens,
+        "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": clip.utterance_tokens, "row_tokens": clip.row_tokens,
         "events": [dict(zip(("tag", "start_s", "end_s"), event, strict=True)) for event in events_of(row)],
         "heard": [{"ids": ids, "heard_s": heard_s} for ids, heard_s in heard],
     }  # fmt: skip
 
 
-def pack_row(row: ManifestRow, config: PackConfig, folder: Path, processor, clock: Clock) -> dict:
+def layout_name(config: PackConfig, family: type[Family]) -> str:
+    """Raises UsageError for a layout that the family lacks."""
+    name = config.layout.kind or family.default_layout
+    if name not in family.layouts:
+        what = f"{family.title} has no layout {name!r}"
+        raise UsageError(what, where="layout.kind", fix=f"use one of {', '.join(family.layouts)}")
+    return name
+
+
+def layout_of(config: PackConfig, family: Family) -> Layout:
+    return family.layout(layout_name(config, type(family)), config.layout.room_tokens)
+
+
+def pack_row(row: ManifestRow, config: PackConfig, folder: Path, family: Family) -> dict:
     """All columns of a row packed into `folder`, keys as in the schema. Raises RowError."""
-    prepared = prepare_row(row, config, processor, clock)
-    mel = log_mel(prepared.samples, prepared.columns["row_tokens"], processor.feature_extractor, clock)
+    prepared = prepare_row(row, config, family)
+    mel = family.mel(prepared.samples, prepared.columns["row_tokens"])
     if not np.isfinite(mel).all():  # cannot be, as `read_audio` bounds the samples; and must never be trained on
         raise RowError("the mel of this audio is not finite", fix="export it again")
-    kept, start = trim_silence(mel)
+    kept, start = family.trim_silence(mel)
     audio = os.path.relpath(row.audio.resolve(), folder)
     packed_mel = np.ascontiguousarray(kept, np.float32).tobytes()
     return prepared.columns | {"audio": audio, "mel": packed_mel, "mel_start": start}

@@ -22,12 +22,11 @@ from ..data.manifest import ManifestRow, Rejected
 from ..data.splits import SPLITS
 from ..data.workers import worker_pool
 from ..errors import RowError
-from ..families.checkpoint import load_processor
-from ..families.realtime.clock import Clock
+from ..families.checkpoint import open_family
 from ..files import disk_errors, write_atomic
-from .rows import pack_row
+from .rows import layout_of, pack_row
 
-FORMAT = 4  # of the packed files; older ones are refused
+FORMAT = 5  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
 _BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
@@ -129,21 +128,21 @@ class _Worker:
     """What a process needs to pack chunks."""
 
     def __init__(self, config: PackConfig, folder: Path, base: Path):
-        self._config, self._folder, self._processor = config, folder, load_processor(base)
-        self._clock = Clock.of(self._processor)
+        self._config, self._folder, self._family = config, folder, open_family(base)
+        self._layout = layout_of(config, self._family)
 
     def pack(self, chunk: Chunk) -> None:
         """Write the chunk's shards, then its record: without the record they do not count."""
         folder = self._folder / "shards"
         counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
         waiting: dict[str, list[dict]] = {split: [] for split in SPLITS}
-        with disk_errors(folder), _Shards(folder, chunk.number) as shards:
+        with disk_errors(folder), _ShardWriter(folder, chunk.number) as shards:
             for entry in chunk.entries:
                 if isinstance(entry, Rejected):
                     rejected.append(entry)
                     continue
                 try:
-                    packed = pack_row(entry, self._config, self._folder, self._processor, self._clock)
+                    packed = pack_row(entry, self._config, self._folder, self._family)
                 except RowError as error:
                     rejected.append(Rejected.of(self._config.manifest, entry.line, entry.id, error))
                     continue
@@ -159,7 +158,7 @@ class _Worker:
                 if rows:
                     shards.write(split, rows)
         record = {
-            "clock": asdict(self._clock),
+            "layout": {"family": self._family.model_type} | self._layout.record(),
             "rows": counts,
             "rejected": [asdict(each) for each in rejected],
             "fingerprint": digest.hexdigest(),
@@ -167,7 +166,7 @@ class _Worker:
         write_atomic(_record(self._folder, chunk.number), json.dumps(record, ensure_ascii=False) + "\n")
 
 
-class _Shards:
+class _ShardWriter:
     """The shards of one chunk, opened when a split gets its first row."""
 
     def __init__(self, folder: Path, number: int):
@@ -180,7 +179,7 @@ class _Shards:
             self._open[split] = (file, pyarrow.ipc.new_stream(file, SCHEMA))
         self._open[split][1].write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=SCHEMA))
 
-    def __enter__(self) -> "_Shards":
+    def __enter__(self) -> "_ShardWriter":
         return self
 
     def __exit__(self, *_) -> None:
@@ -201,7 +200,7 @@ def _record(folder: Path, number: int) -> Path:
 class Packed:
     """`shards`: split -> [[file name, rows], …]. `rejected` in the manifest's order."""
 
-    clock: dict
+    layout: dict
     rows: dict[str, int]
     shards: dict[str, list[tuple[str, int]]]
     rejected: list[Rejected]
@@ -223,7 +222,7 @@ def finish(folder: Path) -> Packed:
         if names:
             _write_index(folder, split, [folder / "shards" / name for name, _ in names])
     rows = {split: sum(count for _, count in names) for split, names in shards.items()}
-    return Packed(record["clock"], rows, shards, rejected, digest.hexdigest()[:16])
+    return Packed(record["layout"], rows, shards, rejected, digest.hexdigest()[:16])
 
 
 def _write_index(folder: Path, split: str, shards: list[Path]) -> None:

@@ -25,9 +25,8 @@ from transformers import DynamicCache
 
 from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
-from ..families.realtime import layouts
-from ..families.realtime.clock import Clock
-from ..families.realtime.model import language_model_device, language_model_hidden, stock
+from ..families.base import Clip, Layout
+from ..families.network import Network
 from ..modeling.audio_cache import AudioSource
 from ..modeling.batching import leading_batch
 from ..modeling.memory import shrink
@@ -50,10 +49,9 @@ class Request:
     room_start: int
 
     @classmethod
-    def of(cls, utterance_id: str, layout: str, clock: Clock, utterance_tokens: int, row_tokens: int, index: int) -> "Request":
+    def of(cls, utterance_id: str, layout: Layout, clip: Clip, index: int) -> "Request":
         """Laid out as the clip's training row is."""
-        prompt = layouts.prompt_ids(layout, clock, utterance_tokens)
-        return cls(utterance_id, prompt, row_tokens, index, layouts.room_start(layout, clock, utterance_tokens))
+        return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip))
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,13 @@ class Decoding:
     compiled: bool = False
 
 
-def requests_of(split: PackedSplit, clock: Clock) -> Iterator[Request]:
-    """Every clip of a packed split."""
+def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Request]:
+    """Every clip of a packed split, in its own layout or in another."""
     for identity, index in split.index_of.items():
-        yield Request.of(identity, split.layout, clock, int(split.utterance_tokens[index]), int(split.row_tokens[index]), index)
+        yield Request.of(identity, layout or split.layout, split.clip(index), index)
 
 
-def decode(model, clock: Clock, audio: AudioSource, requests: Iterable[Request], wanted: Decoding) -> Iterator[list[Completion]]:
+def decode(network: Network, audio: AudioSource, requests: Iterable[Request], wanted: Decoding) -> Iterator[list[Completion]]:
     """All candidates of every clip, handed over as whole clips end, the longest clips of each window first.
 
     When CUDA runs out of memory the budget is halved, and the clips that were not handed over start
@@ -96,7 +94,7 @@ def decode(model, clock: Clock, audio: AudioSource, requests: Iterable[Request],
     """
     stream, remaining, budget = iter(requests), {}, wanted.batch_tokens
     while remaining := remaining or {request.utterance_id: request for request in islice(stream, WINDOW)}:
-        decoder = _Decoder(model, clock, audio, list(remaining.values()), wanted)
+        decoder = _Decoder(network, audio, list(remaining.values()), wanted)
         try:
             for completions in decoder.run(budget):
                 for each in completions:
@@ -112,9 +110,8 @@ def decode(model, clock: Clock, audio: AudioSource, requests: Iterable[Request],
 class _Decoder:
     """One pass over `requests` under one budget."""
 
-    def __init__(self, model, clock: Clock, audio: AudioSource, requests: list[Request], wanted: Decoding):
-        self._model, self._inner, self._clock, self._audio, self._wanted = model, stock(model), clock, audio, wanted
-        self._device = language_model_device(model)
+    def __init__(self, network: Network, audio: AudioSource, requests: list[Request], wanted: Decoding):
+        self._network, self._audio, self._wanted, self._device = network, audio, wanted, network.device
         self._step = _compiled(_step) if wanted.compiled else _step
         # Longest first: the rows that follow fit into the table that is there.
         self._waiting = deque(sorted(requests, key=lambda request: (-self._reach(request), len(request.prompt))))
@@ -170,8 +167,8 @@ class _Decoder:
     def _resize(self, rows: int, width: int) -> None:
         self.table_tokens = max(self.table_tokens, rows * width)
         if self._table is None:
-            config = self._inner.config.text_config
-            self._table = RowTable.empty(config, rows, width, self._inner.dtype, self._device)
+            network = self._network
+            self._table = RowTable.empty(network.text_config, rows, width, network.dtype, self._device)
         else:
             self._table = self._table.moved(rows, width, list(self._seated))
             self._seated = dict(enumerate(self._seated.values()))
@@ -181,12 +178,10 @@ class _Decoder:
         reaches, lengths = [self._reach(request) for request in batch], [len(request.prompt) for request in batch]
         assert all(length < reach for length, reach in zip(lengths, reaches, strict=True)), "a row has room for a token"
         longest = max(lengths)
-        ids = [request.prompt + [self._clock.pad_id] * (longest - len(request.prompt)) for request in batch]
+        ids = [request.prompt + [self._network.pad_id] * (longest - len(request.prompt)) for request in batch]
         audio = self._audio.embeddings([request.index for request in batch], reaches)
         filled = DynamicCache()
-        hidden = language_model_hidden(
-            self._model, torch.tensor(ids, device=self._device), audio[:, :longest], self._clock.delay_tokens, filled
-        )
+        hidden = self._network.hidden(torch.tensor(ids, device=self._device), audio[:, :longest], filled)
         last = torch.stack([row[length - 1] for row, length in zip(hidden, lengths, strict=True)])
         free = (row for row in range(self._table.rows) if row not in self._seated)
         placed = {next(free): (request, number) for request in batch for number in range(self._wanted.candidates)}
@@ -197,10 +192,10 @@ class _Decoder:
     def _write(self) -> None:
         """Every row chooses its next token; those that end leave."""
         table = self._table
-        logits = self._inner.lm_head(table.hidden).float()
+        logits = self._network.logits(table.hidden).float()
         tokens = choose(logits, self._wanted.sampling, table.noise_key, table.position + 1)
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        ended = table.write(tokens, log_probs.double(), self._clock.eos_id)
+        ended = table.write(tokens, log_probs.double(), self._network.eos_id)
         if ended:
             columns = (table.written, table.token_log_probs, table.position, table.log_prob)
             columns = (each[ended].tolist() for each in columns)
@@ -215,7 +210,7 @@ class _Decoder:
                 f"what the model computes for clip {request.utterance_id!r} is not finite (NaN or infinite)",
                 fix="check its audio, and the weights of the adapter and the base",
             )
-        ended = tokens[-1] == self._clock.eos_id
+        ended = tokens[-1] == self._network.eos_id
         ids, reason = (tokens[:-1], "eos") if ended else (tokens, "length")
         mean = log_prob / len(tokens)
         completion = Completion(request.utterance_id, candidate, ids, reason, mean, log_probs[: len(ids)])
@@ -227,15 +222,14 @@ class _Decoder:
     def _read(self) -> None:
         """One step of the language model over all rows."""
         table = self._table
-        ids, audio, visible = table.next_inputs(self._inner.config.text_config.sliding_window)
+        ids, audio, visible = table.next_inputs(self._network.text_config.sliding_window)
         table.hidden = self._step(
-            self._model, ids, audio, self._clock.delay_tokens, table.cache,
-            position_ids=table.position[:, None], attention_mask=visible,
-        )  # fmt: skip
+            self._network, ids, audio, table.cache, position_ids=table.position[:, None], attention_mask=visible
+        )
 
 
-def _step(model, *inputs, **named) -> torch.Tensor:
-    return language_model_hidden(model, *inputs, **named)[:, -1]
+def _step(network: Network, *inputs, **named) -> torch.Tensor:
+    return network.hidden(*inputs, **named)[:, -1]
 
 
 @cache

@@ -1,5 +1,7 @@
-"""Find a base model on disk or in the hub's cache, refuse one that brings code, and load its processor."""
+"""Find a base model on disk or in the hub's cache, refuse one that brings code, and open it as its family."""
 
+import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -9,8 +11,14 @@ from .. import shipped
 from ..errors import EvoxtralError, UsageError
 from ..files import fingerprint_files
 from ..plain_text import one_line
+from .base import Family
+
+FAMILIES = {"voxtral_realtime": "realtime.family.Realtime"}
+"""`model_type` in a checkpoint's config.json -> the class, imported when it is needed."""
+DEFAULT = "voxtral_realtime"
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
+_SAMPLE_BYTES = 1 << 20
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.json", *_PROCESSOR_FILES[1:])
 
 
@@ -53,7 +61,7 @@ def _refuse_code(folder: Path) -> None:
         try:
             content = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"cannot be read: {error}", where=str(path), fix="is this a Voxtral Realtime checkpoint?") from None
+            raise UsageError(f"cannot be read: {error}", where=str(path), fix="is this a Voxtral checkpoint?") from None
         if _holds_key(content, "auto_map"):
             raise UsageError(
                 "this base brings Python code of its own (`auto_map`), and evoxtral runs none",
@@ -71,16 +79,84 @@ def _holds_key(content: Any, key: str) -> bool:
 
 
 def load_processor(folder: Path):
-    """The checkpoint's VoxtralRealtimeProcessor. Raises EvoxtralError when its files do not fit."""
+    """The checkpoint's processor. Raises EvoxtralError when its files do not fit."""
     from transformers import AutoProcessor
 
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AssertionError) as error:
         what = f"its processor cannot be loaded: {one_line(error, 200)}"
-        raise EvoxtralError(what, where=str(folder), fix="is this a Voxtral Realtime checkpoint?") from None
+        raise EvoxtralError(what, where=str(folder), fix="is this a Voxtral checkpoint?") from None
 
 
 def processor_fingerprint(folder: Path) -> str:
     """Changes when the tokenizer or the feature extractor changes: packed rows depend on both."""
     return fingerprint_files(folder / name for name in _PROCESSOR_FILES if (folder / name).is_file())
+
+
+def family_named(model_type: str) -> type[Family]:
+    """Raises KeyError for one that is not in `FAMILIES`."""
+    module, name = FAMILIES[model_type].rsplit(".", 1)
+    return getattr(importlib.import_module(f".{module}", __package__), name)
+
+
+def family_of(folder: Path) -> type[Family]:
+    """The family of a checkpoint, by its config. Raises UsageError for a model of another kind."""
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        fix = "is this a whole Voxtral checkpoint (config.json and *.safetensors)?"
+        raise UsageError(f"cannot be read: {type(error).__name__}: {error}", where=str(path), fix=fix) from None
+    if model_type not in FAMILIES:
+        what = f"is a model of the type {model_type!r}"
+        raise UsageError(what, where=str(folder), fix=f"use a base of the type {' or '.join(FAMILIES)}")
+    return family_named(model_type)
+
+
+def family_for(base: str, revision: str | None) -> tuple[type[Family], Path | None]:
+    """The family of a base, and its folder; for a hub id that is neither in the cache nor can be downloaded, the default family
+    and None. Raises UsageError for a folder that is not there, or is no base."""
+    try:
+        folder = resolve_base(base, revision, weights=False)
+    except UsageError:
+        if Path(base).exists() or base.startswith((".", "/")):
+            raise
+        return family_named(DEFAULT), None
+    return family_of(folder), folder
+
+
+def open_family(folder: Path) -> Family:
+    """A checkpoint's data side: tokenizer, features, layouts. Raises UsageError, or EvoxtralError for a damaged processor."""
+    return family_of(folder).open(folder)
+
+
+def load_weights(model_class, folder: Path, dtype: str):
+    """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError when they cannot be loaded."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = model_class.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        fix = "is this a whole Voxtral checkpoint (config.json and *.safetensors)?"
+        if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            fix = "weights that are a pickle (*.bin) can run code and are not opened: convert them to safetensors"
+        what = f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}"
+        raise UsageError(what, where=str(folder), fix=fix) from None
+    return model.requires_grad_(False).eval()
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Changes with the config or the weights. Of each weight file the size and both ends are read,
+    so that 9 GB do not have to be."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..config.sections import Model
 from ..config.training import Lora
 from ..errors import UsageError
-from ..families.realtime.model import stock
+from ..families.network import Network
 from ..files import fingerprint_files
 from ..runs import read_run, require_complete
 from .finite import non_finite
@@ -101,19 +101,19 @@ def check_base(adapter: Adapter, base_fingerprint: str, base: str) -> None:
         )
 
 
-def add_lora(model, lora: Lora, model_config: Model) -> PeftModel:
+def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
     """A fresh adapter on the modules that match `lora.target_modules`; all else stays frozen."""
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
     )
     try:
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(network.model, config)
     except ValueError as error:
         raise UsageError(f"lora.target_modules: {error}", fix="the default trains q, k, v, o of the language model") from None
     # Where the base is to be found: the name in the config, not the folder it was resolved to.
     wrapped.peft_config["default"].base_model_name_or_path = model_config.base
     wrapped.peft_config["default"].revision = model_config.revision
-    return wrapped
+    return network.around(wrapped)
 
 
 def trains_audio_path(model: PeftModel) -> bool:
@@ -121,28 +121,17 @@ def trains_audio_path(model: PeftModel) -> bool:
     return any("lora_" in name and "language_model" not in name for name, _ in model.named_parameters())
 
 
-def load_adapter(model, adapter: Adapter, trainable: bool = False) -> PeftModel:
+def load_adapter(network: Network, adapter: Adapter, trainable: bool = False) -> Network:
     """Put a saved adapter on the base. Raises UsageError when its shapes or modules do not fit."""
     try:
-        wrapped = PeftModel.from_pretrained(model, adapter.folder, is_trainable=trainable)
+        wrapped = PeftModel.from_pretrained(network.model, adapter.folder, is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"this adapter does not fit the base: {' '.join(str(error).split())[:200]}",
             where=str(adapter.folder),
             fix="set model.base to the base that it was trained on",
         ) from None
-    return wrapped if trainable else wrapped.eval()
-
-
-def checkpoint_language_model(model: PeftModel) -> None:
-    """Gradient checkpointing on the language model alone, after wrapping, non-reentrant.
-
-    Enabled on the whole model it would install a hook that makes the embeddings a leaf which the
-    stock forward then adds to in place, and crash (voxtral-facts, section 3).
-    """
-    language_model = stock(model).model.language_model
-    language_model.activation_checkpointing_enable({"use_reentrant": False})
-    language_model.disable_input_require_grads()
+    return network.around(wrapped if trainable else wrapped.eval())
 
 
 def adapter_bytes(model: PeftModel) -> int:

@@ -21,9 +21,7 @@ import torch
 
 from .. import processes
 from ..dataset.reader import PackedSplit
-from ..families.realtime import layouts
-from ..families.realtime.clock import Clock
-from ..families.realtime.model import audio_embeddings, place_audio_path
+from ..families.network import Network
 from ..files import disk_errors
 from ..progress import progress
 from .batching import leading_batch
@@ -52,12 +50,12 @@ class AudioSource(Protocol):
 class LiveAudio:
     """Audio embeddings from the audio tower, each time they are asked for."""
 
-    model: object
+    network: Network
     mels: MelSource
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         mel = np.stack([self.mels.mel_of(index, max(tokens)) for index in indices])
-        return audio_embeddings(self.model, torch.from_numpy(mel))
+        return self.network.audio_embeddings(torch.from_numpy(mel))
 
 
 class CachedAudio:
@@ -83,14 +81,14 @@ class CachedAudio:
         return batch.to(self._device)
 
 
-def open_cache(model, device: torch.device, base_fingerprint: str, split: PackedSplit, clock: Clock) -> CachedAudio:
+def open_cache(network: Network, device: torch.device, base_fingerprint: str, split: PackedSplit) -> CachedAudio:
     """The cache of `split` for this base, dtype and kind of device; what is missing is computed now, by
     the audio path on `device`, shared out over the processes.
 
     Raises EvoxtralError when a cache under this name was made from another dataset.
     """
-    tokens = [_needed_tokens(split, clock, index) for index in range(len(split))]
-    hidden, dtype = model.config.text_config.hidden_size, model.dtype
+    tokens = [_needed_tokens(split, index) for index in range(len(split))]
+    hidden, dtype = network.text_config.hidden_size, network.dtype
     folder = cache_folder(split.folder, base_fingerprint, str(dtype).removeprefix("torch."), device.type)
     files = CacheFiles(folder, split.split)
     made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": str(dtype), "tokens": sum(tokens)}
@@ -99,29 +97,28 @@ def open_cache(model, device: torch.device, base_fingerprint: str, split: Packed
         with files.alone():
             missing = processes.first(lambda: files.missing_clips(made_from, len(split), size))
             if missing:
-                place_audio_path(model, device)
-                _fill(files, model, split, tokens, missing)
-                place_audio_path(model, torch.device("cpu"))
+                network.place_audio_path(device)
+                _fill(files, network, split, tokens, missing)
+                network.place_audio_path(torch.device("cpu"))
                 processes.wait()
             processes.first(lambda: files.finish(made_from))
     return CachedAudio(files.rows, tokens, hidden, dtype, device)
 
 
-def _needed_tokens(split: PackedSplit, clock: Clock, index: int) -> int:
+def _needed_tokens(split: PackedSplit, index: int) -> int:
     """Up to the end of the longest text that may be trained on or decoded for the clip."""
-    heard = int(split.utterance_tokens[index])
-    target_end = layouts.prompt_tokens(split.layout, clock, heard) + int(split.target_tokens[index]) + 1
-    room_end = layouts.room_start(split.layout, clock, heard) + split.room_tokens
-    return min(int(split.row_tokens[index]), max(target_end, room_end))
+    layout, clip = split.layout, split.clip(index)
+    target_end = layout.prompt_tokens(clip) + int(split.target_tokens[index]) + 1
+    return min(clip.row_tokens, max(target_end, layout.room_start(clip) + layout.room_tokens))
 
 
-def _fill(files: CacheFiles, model, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
+def _fill(files: CacheFiles, network: Network, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
     """Encode this process's part of `missing`, batch by batch; each is on disk before it is listed as done."""
-    width_bytes = model.config.text_config.hidden_size * _STORED[model.dtype].itemsize
+    width_bytes = network.text_config.hidden_size * _STORED[network.dtype].itemsize
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
     mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
-    batches = encoded_batches(LiveAudio(model, split), mine, tokens)
+    batches = encoded_batches(LiveAudio(network, split), mine, tokens)
     with (
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,

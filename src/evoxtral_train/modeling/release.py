@@ -8,27 +8,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..config.sections import Model
 from ..errors import UsageError
-from ..families.realtime.model import load_model
 from .adapters import Adapter, load_adapter
+from .bases import Base
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
 
 
-def write_merged(config: Model, base: Path, adapter: Adapter, folder: Path) -> None:
+def write_merged(base: Base, dtype: str, adapter: Adapter, folder: Path) -> None:
     """The whole model with the adapter merged in, as the stock class loads it, with the processor's files beside it.
 
-    Merged in float32, then cast to the config's dtype: merged in bfloat16, 1.4 to 4.7% of the argmaxes change
+    Merged in float32, then cast to `dtype`: merged in bfloat16, 1.4 to 4.7% of the argmaxes change
     (random weights of a small shape).
     """
-    model = load_adapter(load_model(config.model_copy(update={"dtype": "float32", "device": "cpu"})), adapter)
-    merged = model.merge_and_unload().to(getattr(torch, config.dtype))
+    network = load_adapter(base.family.load("float32"), adapter)
+    merged = network.model.merge_and_unload().to(getattr(torch, dtype))
     merged.save_pretrained(folder)
     for name in _PROCESSOR_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, folder / name)
 
 
 def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:

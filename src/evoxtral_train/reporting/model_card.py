@@ -37,11 +37,6 @@ _WHAT = {
     "text": "writes the words of an utterance",
     "tagged_text": "writes the words of an utterance with expressive tags such as `[sighs]` among them",
 }
-_LAYOUT_NOTES = {
-    "packed": "it writes right after the prompt of 39 tokens, when half a second has been heard.",
-    "deferred": "it writes when the clip has been heard: feed [STREAMING_PAD] until then.",
-    "aligned": "it writes each word and tag when it has been heard, as the base does.",
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def model_card(config: ExportConfig, runs: list[Trained], evaluated: Evaluated |
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
         repository=json.dumps(one_line(config.push_to or "path/to/this/folder"), ensure_ascii=False),
-        layout_note=_LAYOUT_NOTES.get(layout, "no run of its training was at hand."), results=_results(evaluated),
+        layout_note=data.get("layout_note", "no run of its training was at hand."), results=_results(evaluated),
         recipe=_points(_recipe(runs)), data=_points(_data(runs)), limits=_points(_limits(config, runs, evaluated)),
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip

@@ -8,15 +8,16 @@ from pathlib import Path
 from .. import processes
 from ..config.evaluation import EvalConfig, System
 from ..dataset.reader import Example, PackedSplit
+from ..decoding.confidences import tag_confidences
 from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import UsageError
-from ..families.realtime.emission import tag_confidences
-from ..families.realtime.model import load_model, pick_device, place_language_model
+from ..families.network import Network
 from ..files import fingerprint_files
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
-from ..modeling.bases import Base, open_adapter, open_base, open_for_decoding, open_whole_clips, times_of_tags
+from ..modeling.bases import Base, open_adapter, open_base_of, open_for_decoding, open_whole_clips
+from ..modeling.devices import pick_device
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
 from ..reporting.results import Evaluation, sentences
@@ -73,7 +74,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     if "probe" in yardsticks:
         check_probe(config)
     facts = _asked(config, systems, len(split))
-    base = open_base(config.model, split)
+    base = open_base_of(split, config.model)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
     inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
@@ -84,9 +85,9 @@ def run(config: EvalConfig, options: Options) -> Report:
     started = time.monotonic()
     with Tracker(config.tracking, "eval", run.path, config) as tracker:
         decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
-        model = load_model(config.model) if decoded or "probe" in yardsticks else None
-        measured, notes = _measure_yardsticks(config, yardsticks, model, base, split)
-        written = measured | _decode_all(config, model, base, split, decoded, adapters)
+        network = base.family.load(config.model.dtype) if decoded or "probe" in yardsticks else None
+        measured, notes = _measure_yardsticks(config, yardsticks, network, base, split)
+        written = measured | _decode_all(config, network, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
         scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
     summary, failed, metrics = scored
@@ -204,7 +205,7 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
 
 
 def _measure_yardsticks(
-    config: EvalConfig, yardsticks: set[str], model, base: Base, split: PackedSplit
+    config: EvalConfig, yardsticks: set[str], network: Network | None, base: Base, split: PackedSplit
 ) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
     """(yardstick -> clip id -> what is written, what there is to say of them)."""
     written, notes = {}, {}
@@ -213,7 +214,7 @@ def _measure_yardsticks(
         written["chance"] = dict.fromkeys(split.index_of, _Written(answer))
         notes["chance"] = f"writes {answer or 'nothing'} for every clip"
     if "probe" in yardsticks:
-        probe, heard = probe_answers(config, model, base, split)
+        probe, heard = probe_answers(config, network, base, split)
         written["probe"] = {
             identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
             for identity, tags in heard.items()
@@ -225,8 +226,9 @@ def _measure_yardsticks(
 
 
 def _decode_all(
-    config: EvalConfig, model, base: Base, split: PackedSplit, paths: list[Path | None], adapters: dict[Path, Adapter]
-) -> dict[Path | None, dict[str, _Written]]:
+    config: EvalConfig, network: Network | None, base: Base, split: PackedSplit, paths: list[Path | None],
+    adapters: dict[Path, Adapter],
+) -> dict[Path | None, dict[str, _Written]]:  # fmt: skip
     """adapter path (None: the base) -> clip id -> what was written."""
     if not paths:
         return {}
@@ -235,40 +237,38 @@ def _decode_all(
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
-            system = load_adapter(model, adapters[path]) if path else model
+            system = load_adapter(network, adapters[path]) if path else network
             audio = _audio(config, path, system, base, split)
             requests, texts = processes.share(_requests(path, base, split)), []
-            for completions in decode(system, base.clock, audio, requests, decoding):
+            for completions in decode(system, audio, requests, decoding):
                 texts += [(each.utterance_id, _read(each, base, split)) for each in completions]
                 bar.advance(processes.count() * len(completions), note=str(path or BASE))
             written[path] = dict(processes.gather(texts))
             if path:
-                model = system.unload()
+                network = network.around(system.model.unload())
     return written
 
 
-def _audio(config: EvalConfig, path: Path | None, model, base: Base, split: PackedSplit) -> AudioSource:
-    """The cache of a `packed` dataset ends soon after the prompt; the base alone reads on to the clip's end."""
-    if path is None and split.target != "tags" and split.layout == "packed":
-        place_language_model(model, pick_device(config.model.device))
-        return open_whole_clips(config, model, base, split)
-    return open_for_decoding(config, model, base, split, config.decode.max_new_tokens)
+def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, split: PackedSplit) -> AudioSource:
+    """The cache may end before the clips do; the base alone reads on to their ends."""
+    if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
+        network.place_language_model(pick_device(config.model.device))
+        return open_whole_clips(config, network, base, split)
+    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens)
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
-    """As the split is laid out; but the base alone, where words are wanted, writes in the form in which it was trained to:
-    each word once it has been heard."""
+    """As the split is laid out; but where words are measured, the base alone writes in the form in which it was trained to."""
     if path is not None or split.target == "tags":
-        return requests_of(split, base.clock)
-    clips = zip(split.index_of, split.utterance_tokens, split.row_tokens, strict=True)
-    return (Request.of(clip, "aligned", base.clock, int(heard), int(row), at) for at, (clip, heard, row) in enumerate(clips))
+        return requests_of(split)
+    return requests_of(split, base.family.own_layout(split.layout.room_tokens))
 
 
 def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:
-    """The text, how sure the model was of its tags, and for `aligned`, whose positions are times, when each was written."""
+    """The text, how sure the model was of its tags, and, where positions are times, when each was written."""
     return _Written(
         base.tokenizer.decode(completion.token_ids).strip(),
-        times_of_tags(completion.token_ids, base, split),
+        split.layout.tag_times(base.tokenizer, completion.token_ids),
         tag_confidences(base.tokenizer, completion.token_ids, completion.token_logprobs),
     )
 

@@ -9,10 +9,10 @@ import yaml
 
 from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
-from ..families.checkpoint import resolve_base
-from ..families.realtime.model import base_fingerprint
+from ..families.checkpoint import family_named
 from ..files import fingerprint_files, write_atomic
 from ..modeling.adapters import Adapter, check_base, find_adapter
+from ..modeling.bases import open_base
 from ..modeling.release import write_merged, write_vllm_names
 from ..plain_text import without_places
 from ..records import read_jsonl
@@ -35,13 +35,12 @@ def run(config: ExportConfig, options: Options) -> Report:
     if options.dry_run:
         check_plan(config.output, "export", asked, options)
         return Report("plan: export", facts | {"push to": config.push_to or "nowhere"})
-    folder = resolve_base(config.model.base, config.model.revision)
-    fingerprint = base_fingerprint(folder)
-    check_base(adapter, fingerprint, config.model.base)
-    inputs = {"adapter": adapter.fingerprint, "base": fingerprint}
+    base = open_base(config.model)
+    check_base(adapter, base.fingerprint, config.model.base)
+    inputs = {"adapter": adapter.fingerprint, "base": base.fingerprint}
     if config.evaluation:
         inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    run = Run.open(config.output, "export", asked, inputs, options, [config.adapter, config.evaluation, folder])
+    run = Run.open(config.output, "export", asked, inputs, options, [config.adapter, config.evaluation, base.folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
@@ -51,7 +50,7 @@ def run(config: ExportConfig, options: Options) -> Report:
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_atomic(release / "README.md", _card(config, evaluated).content)
         if config.merged:
-            write_merged(config.model, folder, adapter, run.path / "merged")
+            write_merged(base, config.model.dtype, adapter, run.path / "merged")
             facts["merged"] = config.output / "merged"
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
@@ -120,6 +119,7 @@ def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
     if content["fingerprint"] != fingerprint:
         return {}
     found = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
+    found["layout_note"] = family_named(content["family"]).restore_layout(content).note
     manifest = Path(yaml.safe_load((dataset / "config.yaml").read_text("utf-8"))["manifest"])
     recorded = read_run(dataset)["inputs"]["manifest"]
     if manifest.is_file() and fingerprint_files([manifest]) == recorded:

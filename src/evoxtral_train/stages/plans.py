@@ -12,8 +12,8 @@ from ..config.sections import Model
 from ..config.training import Curate, Lora, Train
 from ..dataset.reader import PackedSplit, require_packed
 from ..errors import UsageError
-from ..families.realtime.model import describe_model, sizes
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
+from ..modeling.bases import describe_model
 from ..raft.curation import clips_kept
 from ..training.trainer import optimizer_steps
 from .report import gigabytes
@@ -21,23 +21,24 @@ from .report import gigabytes
 
 def plan_model(config: Model, lora: Lora | None = None) -> dict:
     """Parameters, weights, and what `lora` adds to them."""
-    model, source = describe_model(config.base, config.revision)
-    frozen = sizes(model)["parameters"]
+    network, source = describe_model(config)
+    frozen = network.sizes()["parameters"]
     facts = {
         "model": f"{config.base}, shape from {source}",
         "parameters": f"{frozen:,} frozen",
         "weights": f"{gigabytes(frozen * getattr(torch, config.dtype).itemsize)} in {config.dtype}",
     }
     if lora is not None:
-        wrapped = add_lora(model.requires_grad_(False), lora, config)
-        facts["trainable parameters"] = f"{sizes(wrapped)['trainable_parameters']:,}"
-        facts["adapter size"] = f"{gigabytes(adapter_bytes(wrapped))} on disk"
+        network.model.requires_grad_(False)
+        adapted = add_lora(network, lora, config)
+        facts["trainable parameters"] = f"{adapted.sizes()['trainable_parameters']:,}"
+        facts["adapter size"] = f"{gigabytes(adapter_bytes(adapted.model))} on disk"
     return facts
 
 
 def plan_decoding(config: Model, batch_tokens: int) -> dict:
     """What the rows that are decoded together hold: keys, values and one audio embedding for each token."""
-    text = describe_model(config.base, config.revision)[0].config.text_config
+    text = describe_model(config)[0].text_config
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim + text.hidden_size
     held = gigabytes(batch_tokens * numbers * getattr(torch, config.dtype).itemsize)
     return {"decoded together": f"{batch_tokens:,} tokens, {held} beside the weights"}

@@ -9,9 +9,9 @@ from .. import processes
 from ..config.training import SftConfig
 from ..dataset.augmentation import Augmenter
 from ..dataset.reader import PackedSplit, has_split
-from ..families.realtime.model import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
-from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
-from ..modeling.bases import open_audio, open_base
+from ..modeling.adapters import add_lora, find_adapter
+from ..modeling.bases import open_audio, open_base_of
+from ..modeling.devices import pick_device
 from ..modeling.finite import require_finite_weights
 from ..modeling.saving import save_errors
 from ..progress import format_seconds
@@ -29,34 +29,34 @@ def run(config: SftConfig, options: Options) -> Report:
         return plan(config, options)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, "train")
-    base = open_base(config.model, split)
+    base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
     sources = [config.dataset, base.folder]
     run = processes.first(lambda: Run.open(config.output, "sft", config.model_dump(mode="json"), inputs, options, sources))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
-    model = add_lora(load_model(config.model), config.lora, config.model)
+    network = add_lora(base.family.load(config.model.dtype), config.lora, config.model)
     if config.train.gradient_checkpointing:
-        checkpoint_language_model(model)
-    count = sizes(model)
+        network.checkpoint_language_model()
+    count = network.sizes()
     splits = [split]
     if has_split(config.dataset, "validation"):
         splits.append(PackedSplit(config.dataset, "validation"))
-    caches = [open_audio(config, model, base, each) for each in splits]
+    caches = [open_audio(config, network, base, each) for each in splits]
     weight = config.train.pad_weight
     augmenter = None
     if config.augmentation.probability:
-        augmenter = Augmenter(config.augmentation, split, base.clock, base.processor.feature_extractor)
-    train = TrainingSet(split, base.clock, None, caches[0], weight, augmenter)
-    validation = [TrainingSet(each, base.clock, None, cache, weight) for each, cache in zip(splits[1:], caches[1:], strict=True)]
+        augmenter = Augmenter(config.augmentation, split, base.family)
+    train = TrainingSet(split, None, caches[0], weight, augmenter)
+    validation = [TrainingSet(each, None, cache, weight) for each, cache in zip(splits[1:], caches[1:], strict=True)]
     if caches[0]:
-        drop_audio_path(stock(model))
-    place_language_model(model, pick_device(config.model.device))
+        network.drop_audio_path()
+    network.place_language_model(pick_device(config.model.device))
     with Tracker(config.tracking, "sft", run.path, config) as tracker:
         measures = train_adapter(
-            model, base.clock, train, next(iter(validation), None), config.train, run.path / "checkpoints", run.resumed, tracker
+            network, train, next(iter(validation), None), config.train, run.path / "checkpoints", run.resumed, tracker
         )
-        metrics = processes.first(lambda: save_adapter(run, model, measures | count, started, tracker))
+        metrics = processes.first(lambda: save_adapter(run, network.model, measures | count, started, tracker))
     processes.first(lambda: run.finish(metrics, find_adapter(run.path / "adapter").fingerprint))
     return Report("sft", adapter_facts(config.output, metrics))
 

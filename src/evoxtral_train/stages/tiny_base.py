@@ -3,31 +3,18 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .. import shipped
 from ..config.training import TinyBaseConfig
-from ..dataset.rows import text_tokenizer
-from ..decoding.decoder import Decoding, Request, decode
-from ..decoding.sampling import Sampling
-from ..families.checkpoint import load_processor
-from ..families.realtime.clock import Clock
-from ..families.realtime.features import log_mel
 from ..files import fingerprint_files
-from ..modeling.audio_cache import LiveAudio
 from ..modeling.saving import save_errors
 from ..progress import Progress, format_seconds
-from ..records import Prediction
 from ..runs import Options, Run, check_output
-from ..scoring.metrics import evaluate
-from ..synthesis.scripts import Grammar, draw_scripts
-from ..synthesis.synthesizer import VOICES, Synthesizer
-from ..text.tags import find_tags, strip_tags
-from ..tiny_bases.pretraining import ROOM_TOKENS, pretrain
-from ..tiny_bases.realtime import tiny_model, write_processor
+from ..tiny_bases.held_out import transcribe_held_out
+from ..tiny_bases.pretraining import pretrain
+from ..tiny_bases.realtime import make
 from ..tracking import Tracker
-from ..units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL, samples_to_tokens
 from .report import Report
 
 
@@ -40,10 +27,7 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
         return Report("plan: tiny-base", facts)
     run = Run.open(config.output, "tiny-base", asked, inputs, options, [config.grammar])
     torch.manual_seed(config.seed)
-    vocabulary = write_processor(run.path, config.vocabulary_ranks)
-    model = tiny_model(vocabulary, config.audio_width, config.audio_layers, config.text_width, config.text_layers)
-    model.config.save_pretrained(run.path)
-    processor = load_processor(run.path)
+    family, network = make(run.path, config)
     with Tracker(config.tracking, "tiny-base", run.path, config) as tracker:
         bar = None
 
@@ -53,11 +37,12 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
             bar.advance(measures["step"] - bar.done, f"loss {measures['text']:.3f}")
             tracker.log({f"train/{name}": value for name, value in measures.items()}, step=measures["step"])
 
-        metrics = pretrain(config, model, processor, report)
+        metrics = pretrain(config, network, family, report)
         with save_errors(run.path):
-            model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
-        metrics |= transcribe_held_out(config, model.float().eval(), processor)
-        metrics["parameters"] = sum(each.numel() for each in model.parameters())
+            network.model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
+        network.model.float().eval()
+        metrics |= transcribe_held_out(config, network, family)
+        metrics["parameters"] = sum(each.numel() for each in network.model.parameters())
         tracker.summary(metrics)
         write_readme(run.path, config, metrics)
     run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
@@ -67,41 +52,6 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
         "time": format_seconds(metrics["train_s"]),
     }
     return Report("tiny-base", facts)
-
-
-class _Mels:
-    """Mels held in memory, for the decoder."""
-
-    def __init__(self, mels: list[np.ndarray]):
-        self._mels = mels
-
-    def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        mel = self._mels[index][:, : tokens * FRAMES_PER_TOKEN]
-        return np.pad(mel, ((0, 0), (0, tokens * FRAMES_PER_TOKEN - mel.shape[1])), constant_values=SILENCE_LOG_MEL)
-
-
-def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
-    """WER of greedy streaming transcription on sentences of the grammar's test share, half of the
-    clips plain and half with every kind of tag in their voice."""
-    clock, tokenizer, synthesizer = Clock.of(processor), text_tokenizer(processor), Synthesizer()
-    scripts = draw_scripts(Grammar.load(config.grammar), {"test": config.held_out_clips}, 0.5, config.seed + 1)
-    mels, requests = [], []
-    for index, script in enumerate(scripts):
-        samples = synthesizer.render(script.text, VOICES[index % len(VOICES)], seed=config.seed + index).samples
-        row_tokens = clock.stock_tokens(len(samples), 0) + ROOM_TOKENS
-        mels.append(log_mel(samples, row_tokens, processor.feature_extractor, clock))
-        requests.append(Request.of(script.id, "packed", clock, samples_to_tokens(len(samples)), row_tokens, index))
-    heard = {}
-    decoding = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_tokens=8192)
-    for completions in decode(model, clock, LiveAudio(model, _Mels(mels)), requests, decoding):
-        heard |= {each.utterance_id: tokenizer.decode(each.token_ids) for each in completions}
-    rows = [Prediction(script.id, strip_tags(script.text), strip_tags(heard[script.id])) for script in scripts]
-    plain = [row for row, script in zip(rows, scripts, strict=True) if not find_tags(script.text)]
-    measures = {"held_out_clips": len(rows), "plain_clips": len(plain)}
-    for name, chosen in (("wer", rows), ("plain_wer", plain)):
-        wer = evaluate(chosen, with_words=True)["wer"]["micro"]
-        measures |= {name: wer["value"], f"{name}_low": wer["low"], f"{name}_high": wer["high"]}
-    return measures
 
 
 def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:

@@ -10,7 +10,7 @@ from ..config.evaluation import EvalConfig
 from ..config.training import RaftConfig
 from ..dataset.reader import PackedSplit, has_split
 from ..errors import UsageError
-from ..families.realtime.model import place_audio_path
+from ..families.network import Network
 from ..modeling.bases import Base, open_whole_clips
 from ..modeling.pooling import pooled_audio
 from ..modeling.probe import LabelledClips, Probe
@@ -36,28 +36,30 @@ def chance_answer(split: PackedSplit) -> str:
     return format_tags(best_constant_answer([example.text for example in split.examples]))
 
 
-def probe_answers(config: EvalConfig, model, base: Base, split: PackedSplit) -> tuple[Probe, dict[str, dict[str, float]]]:
-    """The probe, and what it hears in each clip of `split`: id -> tag -> probability. `model` is the base, without adapter."""
-    probe = fit_probe(config, model, base, split.split)
-    return probe, dict(zip(split.index_of, probe.heard(_pooled(config, model, base, split)), strict=True))
+def probe_answers(
+    config: EvalConfig, network: Network, base: Base, split: PackedSplit
+) -> tuple[Probe, dict[str, dict[str, float]]]:
+    """The probe, and what it hears in each clip of `split`: id -> tag -> probability. `network`: the base, without an adapter."""
+    probe = fit_probe(config, network, base, split.split)
+    return probe, dict(zip(split.index_of, probe.heard(_pooled(config, network, base, split)), strict=True))
 
 
-def fit_probe(config: EvalConfig | RaftConfig, model, base: Base, measured: str) -> Probe:
+def fit_probe(config: EvalConfig | RaftConfig, network: Network, base: Base, measured: str) -> Probe:
     """Fitted on the training clips of the dataset; the regularisation is chosen on its validation clips, unless it has none
     or they are those that will be measured."""
-    train = _labelled(config, model, base, TRAIN)
+    train = _labelled(config, network, base, TRAIN)
     if measured == VALIDATION or not has_split(config.dataset, VALIDATION):
         return processes.first(lambda: Probe.fit(train))
-    validation = _labelled(config, model, base, VALIDATION)
+    validation = _labelled(config, network, base, VALIDATION)
     return processes.first(lambda: Probe.fit_best(train, validation))
 
 
-def _labelled(config: EvalConfig | RaftConfig, model, base: Base, name: str) -> LabelledClips:
+def _labelled(config: EvalConfig | RaftConfig, network: Network, base: Base, name: str) -> LabelledClips:
     split = PackedSplit(config.dataset, name)
-    return LabelledClips(_pooled(config, model, base, split), [set(find_tags(example.text)) for example in split.examples])
+    return LabelledClips(_pooled(config, network, base, split), [set(find_tags(example.text)) for example in split.examples])
 
 
-def _pooled(config: EvalConfig | RaftConfig, model, base: Base, split: PackedSplit):
-    pooled = pooled_audio(open_whole_clips(config, model, base, split), split, base.clock)
-    place_audio_path(model, torch.device("cpu"))
+def _pooled(config: EvalConfig | RaftConfig, network: Network, base: Base, split: PackedSplit):
+    pooled = pooled_audio(open_whole_clips(config, network, base, split), split)
+    network.place_audio_path(torch.device("cpu"))
     return pooled

@@ -5,7 +5,7 @@ as Voxtral Realtime writes them. Phonemes per 20 ms encoder frame and acoustic d
 80 ms token, read off by two linear heads that are thrown away afterwards. Rows of text alone
 (silent audio, random words and tags that belong to no sound) keep the tags' subwords writable:
 without them a LoRA cannot learn to write tags at all. They too are in the streaming form, so that
-the base has never written anything in the form of `packed` or `deferred`.
+the base has never written in any other layout.
 """
 
 import math
@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from ..config.training import TinyBaseConfig
-from ..dataset.rows import text_tokenizer
 from ..errors import EvoxtralError
+from ..families.base import IGNORED, Clip, Row
+from ..families.network import Network
 from ..families.realtime.clock import Clock
-from ..families.realtime.features import log_mel, restore_silence, trim_silence
-from ..families.realtime.layouts import IGNORED, Row, lay_out_stream
-from ..families.realtime.model import language_model_hidden
+from ..families.realtime.family import Realtime
+from ..families.realtime.layouts import RealtimeLayout
 from ..modeling.finite import require_finite_weights
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
@@ -58,9 +58,9 @@ class Heads(nn.Module):
         self.acoustics = nn.Linear(text_width, acoustics.DESCRIPTORS)
 
 
-def make_rows(config: TinyBaseConfig, processor) -> tuple[list[PretrainRow], int, int]:
+def make_rows(config: TinyBaseConfig, family: Realtime) -> tuple[list[PretrainRow], int, int]:
     """Speak the training sentences and lay them out. Returns (rows, phoneme classes, different words)."""
-    clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
+    layout, clock, tokenizer = family.own_layout(ROOM_TOKENS), family.clock, family.tokenizer
     grammar, synthesizer = Grammar.load(config.grammar), Synthesizer()
     rng = np.random.default_rng(config.seed)
     scripts = draw_scripts(grammar, {"train": config.clips}, untagged_share=0.3, seed=config.seed)
@@ -69,20 +69,19 @@ def make_rows(config: TinyBaseConfig, processor) -> tuple[list[PretrainRow], int
     for index, script in enumerate(scripts):
         clip = synthesizer.render(script.text, VOICES[rng.integers(len(VOICES))], seed=config.seed * 1_000_003 + index)
         vocabulary.update(word["word"] for word in clip.words)
-        tokens = samples_to_tokens(len(clip.samples))
         words = [(tokenizer.encode(" " + word["word"], False, False), word["end_s"]) for word in clip.words]
         row_tokens = clock.stock_tokens(len(clip.samples), 0) + ROOM_TOKENS
-        row = lay_out_stream(clock, words, tokens, row_tokens)
+        row = _row(layout, words, Clip(samples_to_tokens(len(clip.samples)), row_tokens))
         needed = row.needed_tokens
-        mel = log_mel(clip.samples, row_tokens, processor.feature_extractor, clock)
+        mel = family.mel(clip.samples, row_tokens)
         left = tokens_to_samples(clock.left_pad_tokens)
         description = acoustics.describe(np.pad(clip.samples, (left, 0)), mel[:, : needed * FRAMES_PER_TOKEN])
-        kept, start = trim_silence(mel)
+        kept, start = family.trim_silence(mel)
         phonemes = _phoneme_frames(clip.phonemes, samples_to_seconds(len(clip.samples)), clock, needed, classes)
         rows.append(PretrainRow(row, kept.astype(np.float16), start, phonemes, description))
     text_rows = round(config.clips * config.text_only_share / (1 - config.text_only_share))
     for _ in range(text_rows):
-        rows.append(_text_row(clock, tokenizer, sorted(vocabulary), rng))
+        rows.append(_text_row(layout, tokenizer, sorted(vocabulary), rng))
     return rows, len(classes), len(vocabulary)
 
 
@@ -96,7 +95,11 @@ def _phoneme_frames(phonemes: list[dict], clip_s: float, clock: Clock, tokens: i
     return labels
 
 
-def _text_row(clock: Clock, tokenizer, vocabulary: list[str], rng: np.random.Generator) -> PretrainRow:
+def _row(layout: RealtimeLayout, pieces: list[tuple[list[int], float]], clip: Clip) -> Row:
+    return layout.lay_out(clip, layout.target_ids(None, "", pieces, clip))
+
+
+def _text_row(layout: RealtimeLayout, tokenizer, vocabulary: list[str], rng: np.random.Generator) -> PretrainRow:
     """One to four tags, in half of the rows with up to four words, in one to three groups, each written
     at a moment of its own. A group begins with or without a space, as layouts may write it."""
     tags = [f"[{BASE_TAGS[i]}]" for i in rng.permutation(len(BASE_TAGS))[: rng.integers(1, 5)]]
@@ -108,15 +111,15 @@ def _text_row(clock: Clock, tokenizer, vocabulary: list[str], rng: np.random.Gen
     moments = sorted(rng.uniform(0, heard * TOKEN_S, size=len(edges) - 1))
     groups = [" " * int(rng.integers(2)) + " ".join(items[start:stop]) for start, stop in pairwise(edges)]
     pieces = [(tokenizer.encode(group, False, False), moment) for group, moment in zip(groups, moments, strict=True)]
-    row = lay_out_stream(clock, pieces, heard, clock.written_at(heard) + 2 * ROOM_TOKENS)
+    row = _row(layout, pieces, Clip(heard, layout.clock.written_at(heard) + 2 * ROOM_TOKENS))
     return PretrainRow(row, np.zeros((128, 0), np.float16), 0, None, None)
 
 
-def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], None]) -> dict:
-    """Train `model` in place; `report` gets {step, steps, text, phonemes, acoustics} now and then."""
+def pretrain(config: TinyBaseConfig, network: Network, family: Realtime, report: Callable[[dict], None]) -> dict:
+    """Train the model in place; `report` gets {step, steps, text, phonemes, acoustics} now and then."""
     torch.manual_seed(config.seed)
-    clock = Clock.of(processor)
-    rows, phoneme_classes, words = make_rows(config, processor)
+    model = network.model
+    rows, phoneme_classes, words = make_rows(config, family)
     described = np.concatenate([row.acoustics for row in rows if row.acoustics is not None])
     mean, spread = described.mean(axis=0), described.std(axis=0) + 1e-3
     heads = Heads(model.config.audio_config.hidden_size, model.config.text_config.hidden_size, phoneme_classes)
@@ -130,7 +133,7 @@ def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], 
     remedy = f"lower learning_rate (now {config.learning_rate:g}), and start again with --overwrite"
     for _ in range(config.epochs):
         for chosen in _batches(rows, config.batch_size, rng):
-            losses = _losses(model, heads, clock, [rows[i] for i in chosen], mean, spread)
+            losses = _losses(network, heads, family, [rows[i] for i in chosen], mean, spread)
             total = losses["text"] + config.phoneme_weight * losses["phonemes"] + config.acoustics_weight * losses["acoustics"]
             total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -152,14 +155,15 @@ def pretrain(config: TinyBaseConfig, model, processor, report: Callable[[dict], 
 
 
 def _losses(
-    model, heads: Heads, clock: Clock, rows: list[PretrainRow], mean: np.ndarray, spread: np.ndarray
+    network: Network, heads: Heads, family: Realtime, rows: list[PretrainRow], mean: np.ndarray, spread: np.ndarray
 ) -> dict[str, torch.Tensor]:
+    model, clock = network.model, family.clock
     tokens = max(each.row.needed_tokens for each in rows)
     ids = torch.tensor([_fit(each.row.ids, tokens, clock.pad_id) for each in rows])
     labels = torch.tensor([_fit(each.row.labels, tokens, IGNORED) for each in rows])
-    mel = np.stack([restore_silence(each.mel, each.mel_start, tokens * FRAMES_PER_TOKEN) for each in rows])
+    mel = np.stack([family.restore_silence(each.mel, each.mel_start, tokens) for each in rows])
     audio = model.get_audio_features(torch.from_numpy(mel), return_dict=True)
-    hidden = language_model_hidden(model, ids, audio.pooler_output, clock.delay_tokens)
+    hidden = network.hidden(ids, audio.pooler_output)
     wanted = labels[:, 1:] != IGNORED
     text = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), labels[:, 1:][wanted])
     phonemes = torch.full((len(rows), 4 * tokens), IGNORED)

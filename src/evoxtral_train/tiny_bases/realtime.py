@@ -15,6 +15,10 @@ from transformers import (
     VoxtralRealtimeForConditionalGeneration,
 )
 
+from ..config.training import TinyBaseConfig
+from ..families.realtime.family import Realtime
+from ..families.realtime.model import RealtimeNetwork, network_of
+
 # Ids as in the published tokenizer, where they are known; "v13" asks for the rest.
 _SPECIAL_TOKENS = {
     0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
@@ -35,6 +39,15 @@ _AUDIO = {
     "streaming_look_back_ms": 52.5,
     "streaming_n_left_pad_tokens": 32,
 }
+
+
+def make(folder: Path, config: TinyBaseConfig) -> tuple[Realtime, RealtimeNetwork]:
+    """Write the processor's files and the config into `folder`; the model has random weights."""
+    vocabulary = write_processor(folder, config.vocabulary_ranks)
+    model = tiny_model(vocabulary, config.audio_width, config.audio_layers, config.text_width, config.text_layers)
+    model.config.save_pretrained(folder)
+    family = Realtime.open(folder)
+    return family, network_of(model, family.clock)
 
 
 def write_processor(folder: Path, ranks: int) -> int:

@@ -12,8 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from .. import processes
 from ..config.training import Train
 from ..errors import EvoxtralError, UsageError
-from ..families.realtime.clock import Clock
-from ..families.realtime.model import language_model_device
+from ..families.network import Network
 from ..modeling.finite import require_finite_weights
 from ..modeling.memory import shrink
 from ..modeling.saving import save_errors
@@ -21,7 +20,7 @@ from ..progress import Progress
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
-from .dataset import Collator, StepSampler, TrainingSet
+from .dataset import StepSampler, TrainingSet
 
 
 def optimizer_steps(rows: int, config: Train) -> int:
@@ -31,7 +30,7 @@ def optimizer_steps(rows: int, config: Train) -> int:
 
 
 def train_adapter(
-    model, clock: Clock, train: TrainingSet, validation: TrainingSet | None, config: Train,
+    network: Network, train: TrainingSet, validation: TrainingSet | None, config: Train,
     folder: Path, resume: bool, tracker: Tracker,
 ) -> dict:  # fmt: skip
     """Train the adapter in place; with a validation set the best checkpoint by its loss is kept.
@@ -44,18 +43,19 @@ def train_adapter(
     """
     batch, accumulation = micro_batches(config, config.batch_size)
     even = config.sampling == "natural" and config.untagged_share is None
+    model = network.model
     weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
-        arguments = _arguments(model, config, folder, validation is not None, batch, accumulation)
+        arguments = _arguments(network, config, folder, validation is not None, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
         trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            data_collator=Collator(clock),
+            data_collator=network.collate,
             callbacks=[watcher],
         )
         trainer.weights, trainer.keep_checkpoints, trainer.remedy = weights, config.keep_checkpoints, _remedy(config)
@@ -124,8 +124,10 @@ def _remedy(config: Train) -> str:
     return f"lower train.learning_rate (now {config.learning_rate:g}), and start again with --overwrite"
 
 
-def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, accumulation: int) -> TrainingArguments:
-    device = language_model_device(model)
+def _arguments(
+    network: Network, config: Train, folder: Path, validates: bool, batch: int, accumulation: int
+) -> TrainingArguments:
+    device = network.device
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -150,7 +152,7 @@ def _arguments(model, config: Train, folder: Path, validates: bool, batch: int, 
         label_names=["labels"],
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a loss of NaN is logged as that of the steps before
-        bf16=stock_dtype(model) == torch.bfloat16,
+        bf16=stock_dtype(network.model) == torch.bfloat16,
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,  # every LoRA weight takes part in every step
         seed=config.seed,

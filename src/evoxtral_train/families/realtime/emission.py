@@ -4,10 +4,7 @@ Token j is written when j − `left_pad_tokens` audio tokens of the clip have be
 has a [STREAMING_WORD] first, `delay_tokens` after what it speaks of has been heard.
 """
 
-import math
-from bisect import bisect_left, bisect_right
-
-from ...text.tags import TAG, canonical, find_tags
+from ...text.tags import find_tags
 from ...units import TOKEN_S
 from .clock import Clock
 
@@ -28,19 +25,6 @@ def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[in
             tags.append({"tag": tag} | {name: round(time, 3) for name, time in times.items()})
             group = []
     return tags
-
-
-def tag_confidences(tokenizer, token_ids: list[int], token_logprobs: list[float]) -> list[float]:
-    """The probability of each tag that the text holds, in order: the product over the tokens of its name and brackets,
-    each given all that was written before it. A token that two tags share ("] [") counts for both."""
-    ends, tokens_of = [], []
-    for count in range(1, len(token_ids) + 1):
-        ends.append(len(tokenizer.decode(token_ids[:count])))
-    text = tokenizer.decode(token_ids)
-    for match in TAG.finditer(text):
-        if canonical(match.group(1)):
-            tokens_of.append((bisect_right(ends, match.start()), bisect_left(ends, match.end())))
-    return [round(math.exp(min(sum(token_logprobs[first : last + 1]), 0.0)), 4) for first, last in tokens_of]
 
 
 def written_words(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[tuple[str, float]]:

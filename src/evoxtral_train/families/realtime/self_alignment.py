@@ -13,24 +13,15 @@ said, and takes the words up to the end of the sentence or to the next such tag:
 """
 
 import re
-from dataclasses import dataclass
 from itertools import accumulate
 
 from ...data.timing import words_of
 from ...text.normalize import normalize_words
 from ...text.tags import parse
 from ...text.taxonomy import Taxonomy
+from ..base import Alignment
 
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*$")
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """`words` and `events` as in the manifest. `heard`: of each word, whether the base wrote that very word."""
-
-    words: list[dict]
-    events: list[dict]
-    heard: list[bool]
 
 
 def align(text: str, heard: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:

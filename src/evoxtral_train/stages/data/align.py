@@ -13,24 +13,19 @@ from ...config.data import AlignConfig
 from ...data.audio import read_audio
 from ...data.manifest import ManifestRow, Rejected, read_manifest
 from ...data.timing import events_of, timed_target
-from ...dataset.rows import text_tokenizer
 from ...decoding.decoder import Decoding, Request, decode
 from ...decoding.sampling import Sampling
 from ...errors import RowError, UsageError
-from ...families.checkpoint import load_processor, resolve_base
-from ...families.realtime import layouts
-from ...families.realtime.clock import Clock
-from ...families.realtime.emission import written_words
-from ...families.realtime.features import log_mel
-from ...families.realtime.model import base_fingerprint, load_model, pick_device, place_audio_path, place_language_model
-from ...families.realtime.self_alignment import Alignment, align
+from ...families.base import Alignment, Family
 from ...files import fingerprint_files
 from ...modeling.audio_cache import LiveAudio
+from ...modeling.bases import open_base
+from ...modeling.devices import pick_device
 from ...progress import format_seconds, progress
 from ...runs import Options, Run, check_output
 from ...text.taxonomy import TagRules, Taxonomy, describe_changes
 from ...tracking import Tracker
-from ...units import SAMPLE_RATE_HZ, samples_to_tokens
+from ...units import SAMPLE_RATE_HZ
 from ..plans import plan_decoding, plan_model
 from ..report import Report, all_rejected
 
@@ -43,14 +38,13 @@ class _Clips:
 
     rows: list[ManifestRow]
     config: AlignConfig
-    processor: object
-    clock: Clock
+    family: Family
 
     def samples(self, index: int) -> np.ndarray:
         return read_audio(self.rows[index].audio, self.config.max_seconds)
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        return log_mel(self.samples(index), tokens, self.processor.feature_extractor, self.clock)
+        return self.family.mel(self.samples(index), tokens)
 
 
 def run(config: AlignConfig, options: Options) -> Report:
@@ -79,12 +73,12 @@ def run(config: AlignConfig, options: Options) -> Report:
     if options.dry_run:
         check_output(config.output, "data align", asked, inputs, options)
         return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
-    folder = resolve_base(config.model.base, config.model.revision)
-    inputs["base"] = base_fingerprint(folder)
-    run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest, folder])
+    base = open_base(config.model)
+    inputs["base"] = base.fingerprint
+    run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest, base.folder])
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
-        found, unfit = _align_all(config, rows, load_processor(folder), rules.taxonomy)
+        found, unfit = _align_all(config, rows, base.family, rules.taxonomy)
         rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
         aligned = [(row, found[row.id]) for row in rows if row.id in found]
         written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
@@ -114,32 +108,30 @@ def _nothing_aligned(config: AlignConfig, rejected: list[Rejected], written: Pat
 
 
 def _align_all(
-    config: AlignConfig, rows: list[ManifestRow], processor, taxonomy: Taxonomy
+    config: AlignConfig, rows: list[ManifestRow], family: Family, taxonomy: Taxonomy
 ) -> tuple[dict[str, Alignment], list[Rejected]]:
     """id -> alignment, and the rows that could not be aligned."""
-    clock, tokenizer = Clock.of(processor), text_tokenizer(processor)
-    clips, requests, durations, rejected = _Clips(rows, config, processor, clock), [], {}, []
+    layout = family.own_layout(_ROOM_TOKENS)
+    clips, requests, durations, rejected = _Clips(rows, config, family), [], {}, []
     for index, row in enumerate(rows):
         try:
             samples = len(clips.samples(index))
         except RowError as error:
             rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
             continue
-        heard = samples_to_tokens(samples)
-        row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
-        requests.append(Request.of(row.id, "aligned", clock, heard, row_tokens, index))
+        requests.append(Request.of(row.id, layout, layout.measure(samples, 0), index))
         durations[row.id] = samples / SAMPLE_RATE_HZ
     device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
-    model = load_model(config.model)
-    place_audio_path(model, device)
-    place_language_model(model, device)
+    network = family.load(config.model.dtype)
+    network.place_audio_path(device)
+    network.place_language_model(device)
     decoding = Decoding(1, Sampling(), _ROOM_TOKENS, config.batch_tokens)
     with progress("listening", len(requests), "clips") as bar:
-        for completions in decode(model, clock, LiveAudio(model, clips), requests, decoding):
+        for completions in decode(network, LiveAudio(network, clips), requests, decoding):
             for each in completions:
                 row = by_id[each.utterance_id]
-                words = written_words(clock, tokenizer, clock.prompt_tokens, each.token_ids)
-                alignment = align(row.text, words, durations[row.id], taxonomy)
+                words = layout.word_times(family.tokenizer, each.token_ids)
+                alignment = family.align(row.text, words, durations[row.id], taxonomy)
                 share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
                 if share < config.min_heard_share:
                     written = " ".join(word for word, _ in words)

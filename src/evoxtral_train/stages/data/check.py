@@ -11,8 +11,7 @@ from ...data.workers import in_order, usable_cores, worker_pool
 from ...dataset.rows import prepare_row
 from ...dataset.writer import Chunk, chunks
 from ...errors import RowError
-from ...families.checkpoint import load_processor, resolve_base
-from ...families.realtime.clock import Clock
+from ...families.checkpoint import open_family, resolve_base
 from ...files import write_atomic
 from ...progress import progress
 from ...records import dump_row, row_place
@@ -83,13 +82,12 @@ def _sounds(
             yield from heard
 
 
-_reader: tuple | None = None  # of this process: the config, the processor, its clock
+_reader: tuple | None = None  # of this process: the config, the base's family
 
 
 def _start(config: PackConfig, folder: Path) -> None:
     global _reader
-    processor = load_processor(folder)
-    _reader = config, processor, Clock.of(processor)
+    _reader = config, open_family(folder)
 
 
 def _listen(part: Chunk) -> list[tuple[ManifestRow | Rejected, Sound | str]]:

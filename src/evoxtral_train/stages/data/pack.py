@@ -8,9 +8,10 @@ from ... import shipped
 from ...config.data import PackConfig
 from ...data.manifest import Rejected, count_rows, iter_manifest
 from ...data.workers import usable_cores
+from ...dataset.rows import layout_name
 from ...dataset.writer import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ...errors import UsageError
-from ...families.checkpoint import processor_fingerprint, resolve_base
+from ...families.checkpoint import family_for, processor_fingerprint, resolve_base
 from ...files import fingerprint_files
 from ...progress import format_seconds, progress
 from ...runs import Options, Run, check_output
@@ -29,7 +30,7 @@ def run(config: PackConfig, options: Options) -> Report:
     processes = min(config.processes or usable_cores(), -(-rows // CHUNK_ROWS) or 1)
     facts = {
         "rows": rows,
-        "layout": f"{config.layout.kind}, target {config.target}",
+        "layout": f"{layout_name(config, family_for(config.base, config.revision)[0])}, target {config.target}",
         "pre-padding": f"{config.audio.prepad_samples:,} samples",
         "processes": processes,
         "output": config.output,
@@ -59,8 +60,7 @@ def run(config: PackConfig, options: Options) -> Report:
         run.write_json(
             "dataset.json",
             {
-                "format": FORMAT, "rows": packed.rows, "shards": packed.shards, "layout": config.layout.kind,
-                "target": config.target, "room_tokens": config.layout.room_tokens, "clock": packed.clock,
+                "format": FORMAT, "rows": packed.rows, "shards": packed.shards, **packed.layout, "target": config.target,
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
             },
         )  # fmt: skip

@@ -15,11 +15,11 @@ from ...dataset.reader import PackedSplit
 from ...decoding.decoder import Completion, Decoding, decode, requests_of
 from ...decoding.sampling import Sampling
 from ...errors import EvoxtralError
-from ...families.realtime.model import load_model
+from ...families.network import Network
 from ...files import disk_errors, fingerprint_files, open_atomic
 from ...modeling.adapters import load_adapter
 from ...modeling.audio_cache import AudioSource
-from ...modeling.bases import Base, open_adapter, open_base, open_for_decoding, times_of_tags
+from ...modeling.bases import Base, open_adapter, open_base_of, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
 from ...runs import Options, Run, check_plan
@@ -39,22 +39,22 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     facts = _asked(config, len(split)) | {"adapter": config.adapter, "output": raft_folders.candidates(config)}
     asked = raft_folders.asked(config, "generate")
-    base = open_base(config.model, split)
+    base = open_base_of(split, config.model)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
     sources = [config.dataset, base.folder, config.adapter]
     run = processes.first(lambda: Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options, sources))
     started = time.monotonic()
     with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
-        model = load_adapter(load_model(config.model), adapter)
-        audio = open_for_decoding(config, model, base, split, config.generate.max_new_tokens)
+        network = load_adapter(base.family.load(config.model.dtype), adapter)
+        audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
         wanted = config.generate
         sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
         decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-        _generate(run, _SAMPLED, decoding, base, split, model, audio, wanted.seed)
+        _generate(run, _SAMPLED, decoding, base, split, network, audio, wanted.seed)
         if wanted.greedy:  # the score that curation has to beat
             decoding = replace(decoding, candidates=1, sampling=Sampling())
-            _generate(run, _GREEDY, decoding, base, split, model, audio, wanted.seed)
+            _generate(run, _GREEDY, decoding, base, split, network, audio, wanted.seed)
         metrics = processes.first(lambda: _finish(run, config, split, started, tracker))
     processes.first(lambda: run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"])))
     facts |= {
@@ -84,16 +84,16 @@ def _asked(config: RaftConfig, clips: int | str) -> dict:
 
 
 def _generate(
-    run: Run, name: str, decoding: Decoding, base: Base, split: PackedSplit, model, audio: AudioSource, seed: int
+    run: Run, name: str, decoding: Decoding, base: Base, split: PackedSplit, network: Network, audio: AudioSource, seed: int
 ) -> None:
     """Decode the clips that an earlier, unfinished run has not, shared out over the processes; what is
     handed over is on disk before more is asked for."""
     done = processes.first(lambda: _Written.find(run, name, split, decoding.candidates).clips())
-    requests = processes.share(request for request in requests_of(split, base.clock) if not done[request.index])
+    requests = processes.share(request for request in requests_of(split) if not done[request.index])
     path = run.path / f"{name}.part-{processes.rank()}.jsonl"
     with JsonlAppender(path) as appender, progress(f"decoding {name}", len(split), "clips") as bar:
         bar.skip(int(done.sum()))
-        for completions in decode(model, base.clock, audio, requests, decoding):
+        for completions in decode(network, audio, requests, decoding):
             with disk_errors(appender.path):
                 appender.append([_candidate(each, base, split, seed, name) for each in completions])
             bar.advance(processes.count() * len(completions) // decoding.candidates)
@@ -179,5 +179,5 @@ def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int
         seed=seed,
         finish_reason=completion.finish_reason,
         mean_logprob=round(completion.mean_logprob, 4),
-        written=times_of_tags(completion.token_ids, base, split),
+        written=split.layout.tag_times(base.tokenizer, completion.token_ids),
     )

@@ -5,9 +5,8 @@ from array import array
 from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
-from ...families.realtime import layouts
 from ...files import fingerprint_files
-from ...modeling.bases import Base, open_base
+from ...modeling.bases import open_base_of
 from ...raft.curation import best_and_worst
 from ...records import Candidate, PreferencePair, ScoredCandidate
 from ...runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
@@ -45,11 +44,11 @@ def run(config: RaftConfig, options: Options) -> Report:
     if options.dry_run:
         check_output(raft_folders.pairs(config), "raft pairs", asked, inputs, options)
         return Report("plan: raft pairs", facts)
-    base = open_base(config.model, split)
+    open_base_of(split, config.model)  # refuses a dataset of another base
     run = Run.open(raft_folders.pairs(config), "raft pairs", asked, inputs, options, [source, candidates_folder, config.dataset])
     with Tracker(config.tracking, "raft pairs", run.path, config) as tracker:
         chosen = (best_and_worst(clip) for clip in raft_folders.scored_clips(config))
-        run.write_rows("pairs.jsonl", (_pair(*each, split, base) for each in chosen if _gap(*each) > config.pairs.min_gap))
+        run.write_rows("pairs.jsonl", (_pair(*each, split) for each in chosen if _gap(*each) > config.pairs.min_gap))
         metrics = {"clips": count, "pairs": len(gaps)}
         tracker.summary(metrics)
     run.finish(metrics, fingerprint_files([run.path / "pairs.jsonl"]))
@@ -63,7 +62,7 @@ def _gap(best: _Scored, worst: _Scored) -> float:
     return best[1].reward - worst[1].reward
 
 
-def _pair(best: _Scored, worst: _Scored, split: PackedSplit, base: Base) -> PreferencePair:
+def _pair(best: _Scored, worst: _Scored, split: PackedSplit) -> PreferencePair:
     index = split.index_of[best[0].utterance_id]
     return PreferencePair(
         utterance_id=best[0].utterance_id,
@@ -71,13 +70,13 @@ def _pair(best: _Scored, worst: _Scored, split: PackedSplit, base: Base) -> Pref
         prompt="",
         chosen=best[0].text,
         rejected=worst[0].text,
-        prompt_ids=layouts.prompt_ids(split.layout, base.clock, int(split.utterance_tokens[index])),
-        chosen_ids=_with_end(best[0], base),
-        rejected_ids=_with_end(worst[0], base),
+        prompt_ids=split.layout.prompt_ids(split.clip(index)),
+        chosen_ids=_with_end(best[0], split),
+        rejected_ids=_with_end(worst[0], split),
         chosen_reward=best[1].reward,
         rejected_reward=worst[1].reward,
     )
 
 
-def _with_end(candidate: Candidate, base: Base) -> list[int]:
-    return candidate.token_ids + [base.clock.eos_id] * (candidate.finish_reason == "eos")
+def _with_end(candidate: Candidate, split: PackedSplit) -> list[int]:
+    return candidate.token_ids + [split.layout.eos_id] * (candidate.finish_reason == "eos")

@@ -20,7 +20,7 @@ from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit, has_split
 from ...errors import UsageError
 from ...modeling.adapters import find_adapter
-from ...modeling.bases import open_adapter, open_base
+from ...modeling.bases import open_adapter, open_base_of
 from ...progress import format_seconds
 from ...raft.reward import Answer, score, weights_of
 from ...records import Prediction, read_rows
@@ -53,7 +53,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
     _check(config)
-    base = open_base(config.model, split)
+    base = open_base_of(split, config.model)
     adapter = open_adapter(config.adapter, base, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
     run = processes.first(lambda: _open(config, inputs, options))

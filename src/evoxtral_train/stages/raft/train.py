@@ -8,12 +8,11 @@ import torch
 from ... import processes
 from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit
-from ...dataset.rows import encode_target
 from ...errors import EvoxtralError, UsageError
-from ...families.realtime import layouts
-from ...families.realtime.model import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
-from ...modeling.adapters import checkpoint_language_model, find_adapter, load_adapter
-from ...modeling.bases import Base, open_adapter, open_audio, open_base
+from ...families.base import encode_text
+from ...modeling.adapters import find_adapter, load_adapter
+from ...modeling.bases import Base, open_adapter, open_audio, open_base_of
+from ...modeling.devices import pick_device
 from ...records import REFERENCE, Candidate, CuratedRow, iter_rows, read_rows
 from ...runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
 from ...tracking import Tracker
@@ -40,7 +39,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     require_same_input(candidates_folder, "dataset", split.fingerprint, str(config.dataset))
     curated = _read_curated(source / "curated.jsonl")
-    base = open_base(config.model, split)
+    base = open_base_of(split, config.model)
     adapter = open_adapter(config.adapter, base, config.model)
     require_same_input(candidates_folder, "adapter", adapter.fingerprint, str(config.adapter))
     inputs = {
@@ -52,19 +51,19 @@ def run(config: RaftConfig, options: Options) -> Report:
     run = processes.first(lambda: Run.open(raft_folders.trained(config), "raft train", asked, inputs, options, sources))
     started = time.monotonic()
     torch.manual_seed(config.train.seed)
-    model = load_adapter(load_model(config.model), adapter, trainable=True)
+    network = load_adapter(base.family.load(config.model.dtype), adapter, trainable=True)
     if config.train.gradient_checkpointing:
-        checkpoint_language_model(model)
-    count, targets = sizes(model), _targets(curated, candidates_folder, split, base)
-    cache = open_audio(config, model, base, split, _room_needed(targets, split, base))
-    train = TrainingSet(split, base.clock, targets, cache, config.train.pad_weight)
+        network.checkpoint_language_model()
+    count, targets = network.sizes(), _targets(curated, candidates_folder, split, base)
+    cache = open_audio(config, network, base, split, _room_needed(targets, split))
+    train = TrainingSet(split, targets, cache, config.train.pad_weight)
     if cache:
-        drop_audio_path(stock(model))
-    place_language_model(model, pick_device(config.model.device))
+        network.drop_audio_path()
+    network.place_language_model(pick_device(config.model.device))
     with Tracker(config.tracking, "raft train", run.path, config) as tracker:
         checkpoints = run.path / "checkpoints"
-        measures = train_adapter(model, base.clock, train, None, config.train, checkpoints, run.resumed, tracker)
-        metrics = processes.first(lambda: save_adapter(run, model, measures | count, started, tracker))
+        measures = train_adapter(network, train, None, config.train, checkpoints, run.resumed, tracker)
+        metrics = processes.first(lambda: save_adapter(run, network.model, measures | count, started, tracker))
     processes.first(lambda: run.finish(metrics, find_adapter(run.path / "adapter").fingerprint))
     return Report("raft train", adapter_facts(raft_folders.trained(config), metrics))
 
@@ -88,24 +87,23 @@ def _read_curated(path: Path) -> list[CuratedRow]:
     return rows
 
 
-def _room_needed(targets: list[Target], split: PackedSplit, base: Base) -> int:
+def _room_needed(targets: list[Target], split: PackedSplit) -> int:
     """How far the longest target and its EOS reach past the place from which room is counted."""
     reaches = []
     for target in targets:
-        heard = split.examples[target.index].utterance_tokens
-        start = layouts.prompt_tokens(split.layout, base.clock, heard)
-        reaches.append(start + len(target.target_ids) + 1 - layouts.room_start(split.layout, base.clock, heard))
+        clip = split.clip(target.index)
+        reaches.append(split.layout.prompt_tokens(clip) + len(target.target_ids) + 1 - split.layout.room_start(clip))
     return max(reaches)
 
 
 def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, base: Base) -> list[Target]:
-    """The curated texts as target ids. For `aligned` these are the candidate's own tokens: a text alone would
+    """The curated texts as target ids. Where positions are times these are the candidate's own tokens: a text alone would
     lose when each piece was written."""
     missing = [row.utterance_id for row in curated if row.utterance_id not in split.index_of]
     if missing:
         raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
     written = {}
-    if split.layout == "aligned":
+    if split.layout.has_times:
         keys = {(row.utterance_id, row.candidate_id) for row in curated}
         rows = iter_rows(candidates / "candidates.jsonl", Candidate)
         written = {key: each.token_ids for each in rows if (key := (each.utterance_id, each.candidate_id)) in keys}
@@ -115,5 +113,5 @@ def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, ba
         if row.candidate_id == REFERENCE:
             targets.append(Target(index, split.examples[index].target_ids))
         else:
-            targets.append(Target(index, written.get(key) or encode_target(base.tokenizer, row.target_text)))
+            targets.append(Target(index, written.get(key) or encode_text(base.tokenizer, row.target_text)))
     return targets

@@ -1,0 +1,212 @@
+"""What differs between model families. Nothing above `families/` asks which family it has; it asks these questions.
+
+- `Family`: the data side of one checkpoint: its tokenizer, its features, its layouts. Needs no torch.
+- `Layout`: where a target stands in a row, and what decoding starts from.
+- `Network` (in `network.py`): the model side.
+
+To add a family, add a folder with these three and name it in `FAMILIES` (`checkpoint.py`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..errors import RowError, UsageError
+from ..text.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from .network import Network
+
+IGNORED = -100
+"""The label of a position that is not learned."""
+
+Heard = list[tuple[list[int], float]]
+"""The pieces of a target as token ids, each with the second at which it has been heard."""
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Token ids without BOS and EOS; "" is no token at all, so that a clip without tags is EOS alone."""
+    return tokenizer.encode(text, bos=False, eos=False) if text else []
+
+
+def encode_piece(tokenizer, text: str) -> list[int]:
+    """A word or tag as it stands in running text: with the space before it."""
+    return tokenizer.encode(f" {text}", bos=False, eos=False)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The sizes of a clip. `utterance_tokens`: audio tokens that cover its sound, without padding. `row_tokens`: the length of
+    its row."""
+
+    utterance_tokens: int
+    row_tokens: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training row. `ids` and `labels`: `row_tokens` ints each; the first `prompt_tokens` ids are the prompt. Nothing after
+    `needed_tokens` can change the loss."""
+
+    ids: list[int]
+    labels: list[int]
+    prompt_tokens: int
+    needed_tokens: int
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """`words` and `events` as in the manifest. `heard`: for each word, whether the base wrote that very word."""
+
+    words: list[dict]
+    events: list[dict]
+    heard: list[bool]
+
+
+class Layout(ABC):
+    """Where a target stands in a row, in token positions. Training and decoding both use it, so the prompt that decoding starts
+    from is the prefix that was trained on."""
+
+    name: ClassVar[str]
+    note: ClassVar[str]
+    """For the model card: when an adapter trained in this layout writes."""
+    has_times: ClassVar[bool] = False
+    """Whether a position is also a time: when a word or tag is written says when it was heard."""
+    hears_whole_clip: ClassVar[bool] = True
+    """Whether the audio up to the end of a clip lies within the positions that decoding can reach."""
+    room_tokens: int
+    """Positions kept free for the target."""
+    eos_id: int
+    pad_id: int
+    filler_id: int | None = None
+    """A token that is learned, but says only that there is nothing to write yet."""
+
+    @abstractmethod
+    def measure(self, samples: int, prepad_samples: int) -> Clip:
+        """The sizes of a clip of so many samples at 16 kHz, padded to at least `prepad_samples`."""
+
+    @abstractmethod
+    def target_ids(self, tokenizer, text: str, heard: Heard, clip: Clip) -> list[int]:
+        """What is learned, without EOS. `heard`: the timed pieces of `text`; [] unless `has_times`. Raises RowError."""
+
+    @abstractmethod
+    def prompt_tokens(self, clip: Clip) -> int:
+        """How many ids are known before the first target token is written."""
+
+    @abstractmethod
+    def prompt_ids(self, clip: Clip) -> list[int]:
+        """What decoding starts from."""
+
+    @abstractmethod
+    def room_start(self, clip: Clip) -> int:
+        """The position from which `room_tokens` and `max_new_tokens` are counted."""
+
+    def lay_out(self, clip: Clip, target_ids: list[int]) -> Row:
+        """The training row of a clip; EOS is added and learned. Raises RowError when target and EOS do not fit: a target is
+        never cut."""
+        start, written = self.prompt_tokens(clip), [*target_ids, self.eos_id]
+        rest = clip.row_tokens - start - len(written)
+        if rest < 0:
+            raise RowError(
+                f"the target has {len(target_ids)} tokens and EOS, but only {max(clip.row_tokens - start, 0)} fit after the "
+                f"prompt of {start} in a row of {clip.row_tokens}",
+                fix=self.too_long_fix,
+            )
+        return Row(
+            ids=self.prompt_ids(clip) + written + [self.pad_id] * rest,
+            labels=[IGNORED] * start + written + [IGNORED] * rest,
+            prompt_tokens=start,
+            needed_tokens=start + len(written),
+        )
+
+    too_long_fix: ClassVar[str] = "shorten the text"
+
+    @abstractmethod
+    def sound(self, clip: Clip) -> tuple[int, int]:
+        """(first, last + 1): the positions of the audio embeddings that hold the clip's sound."""
+
+    @abstractmethod
+    def longest_samples(self, clip: Clip, target_tokens: int) -> int:
+        """How long the clip may become, by augmentation, for its target still to fit into its row."""
+
+    def retimed(self, target_ids: list[int], heard: Heard, factor: float, clip: Clip) -> list[int]:
+        """The target of a clip that became `factor` times as long and has now the sizes `clip`. Raises RowError."""
+        return target_ids
+
+    def tag_times(self, tokenizer, token_ids: list[int]) -> list[dict] | None:
+        """[{tag, at_s, written_s}] for what was written after the prompt; None without `has_times`."""
+        return None
+
+    def word_times(self, tokenizer, token_ids: list[int]) -> list[tuple[str, float]] | None:
+        """(word, the second of the clip at which it had been heard); None without `has_times`."""
+        return None
+
+    @abstractmethod
+    def record(self) -> dict:
+        """What `Family.restore_layout` needs, as JSON."""
+
+
+class Family(ABC):
+    """The data side of one checkpoint. `folder`: its files; `tokenizer`: mistral-common's, ids in, ids out."""
+
+    model_type: ClassVar[str]
+    """As in the checkpoint's config.json."""
+    title: ClassVar[str]
+    layouts: ClassVar[tuple[str, ...]]
+    default_layout: ClassVar[str]
+    folder: Path
+    tokenizer: object
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path) -> "Family":
+        """Raises EvoxtralError when the processor's files do not fit."""
+
+    @abstractmethod
+    def layout(self, name: str, room_tokens: int) -> Layout:
+        """`name`: one of `layouts`."""
+
+    @abstractmethod
+    def own_layout(self, room_tokens: int) -> Layout:
+        """The layout in which the base itself was trained to transcribe."""
+
+    @abstractmethod
+    def mel(self, samples: np.ndarray, tokens: int) -> np.ndarray:
+        """Mono float32 samples at 16 kHz -> the features of a row of `tokens`: float32 [128, frames]. Raises RowError."""
+
+    @abstractmethod
+    def mel_start(self, samples: np.ndarray, tokens: int) -> np.ndarray:
+        """The features of the first `tokens` tokens of a row, however long the clip is."""
+
+    @staticmethod
+    @abstractmethod
+    def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
+        """What a packed dataset stores of a row's features: ([128, n], index of the first frame kept). Lossless."""
+
+    @staticmethod
+    @abstractmethod
+    def restore_silence(kept: np.ndarray, first_frame: int, tokens: int) -> np.ndarray:
+        """The features of the first `tokens` tokens of a stored row: float32 [128, frames]."""
+
+    @staticmethod
+    @abstractmethod
+    def restore_layout(record: dict) -> Layout:
+        """The layout of a packed dataset, from its `dataset.json`."""
+
+    @classmethod
+    def align(cls, text: str, words: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
+        """Times for the words and tags of `text` from the `words` that the base wrote while it listened."""
+        raise UsageError(f"{cls.title} does not write while it listens, so it cannot time words", where="model.base",
+                         fix="use a Voxtral Realtime base")  # fmt: skip
+
+    @abstractmethod
+    def load(self, dtype: str) -> "Network":
+        """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, folder: Path | None) -> "Network":
+        """The model's shape on the meta device, without weights; None: the published model's."""

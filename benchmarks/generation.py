@@ -48,10 +48,11 @@ class Bench:
     @torch.inference_mode()
     def generate(self, requests: list[Request], candidates: int = 4) -> None:
         """What a user writes without this toolkit, with the encoder's own cache that the stock class has."""
+        delay_tokens = self.base.family.clock.delay_tokens
         for request in requests:
             mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None].to(self.plain.dtype)
             self.plain.generate(
-                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=self.base.family.clock.delay_tokens,
+                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=delay_tokens,
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
                 num_return_sequences=candidates, max_length=_end(request),
             )  # fmt: skip

@@ -10,6 +10,8 @@ import pyarrow
 from evoxtral_train.config.training import RaftConfig
 from evoxtral_train.dataset import writer as packing
 from evoxtral_train.families.checkpoint import processor_fingerprint
+from evoxtral_train.families.realtime.clock import Clock
+from evoxtral_train.families.realtime.layouts import Deferred
 from evoxtral_train.records import Candidate
 from evoxtral_train.runs import Options, Run
 from evoxtral_train.stages.raft import rounds as raft_folders
@@ -43,7 +45,8 @@ def make(folder: Path, rows: int) -> None:
     run.write_json(
         "dataset.json",
         {"format": packing.FORMAT, "rows": {"raft": clips}, "shards": {"raft": names}, "target": "tags",
-         "family": "voxtral_realtime", **Deferred(Clock(1, 2, 11, 32, 33, 32, 6, 17), 65).record(), "processor_fingerprint": processor_fingerprint(TINY_BASE)},
+         "family": "voxtral_realtime", **Deferred(Clock(1, 2, 11, 32, 33, 32, 6, 17), 65).record(),
+         "processor_fingerprint": processor_fingerprint(TINY_BASE)},
     )  # fmt: skip
     run.finish({}, "dataset")
     inputs = {"dataset": "dataset", "base": "base", "adapter": "adapter"}

@@ -7,7 +7,7 @@ import torch
 
 from .. import processes
 from ..config.training import SftConfig
-from ..dataset.augmentation import Augmenter
+from ..dataset.augmentation import Augmenter, check_folders
 from ..dataset.reader import PackedSplit, has_split
 from ..families.realtime.model import drop_audio_path, load_model, pick_device, place_language_model, sizes, stock
 from ..modeling.adapters import add_lora, checkpoint_language_model, find_adapter
@@ -28,6 +28,7 @@ def run(config: SftConfig, options: Options) -> Report:
     if options.dry_run:
         return plan(config, options)
     processes.join(config.model.device)
+    check_folders(config.augmentation)
     split = PackedSplit(config.dataset, "train")
     base = open_base(config.model, split)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}

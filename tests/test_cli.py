@@ -133,3 +133,15 @@ def test_tracking_cannot_fail_a_run(monkeypatch, tmp_path, capsys):
         tracker.table("t", ["a"], [[1]])
         tracker.summary({"a": {"b": 1.0}})
     assert capsys.readouterr().err.count("W&B is off for this run: ConnectionError") == 1
+
+
+def test_a_stage_within_a_stage_does_not_end_its_tracking(tmp_path, capsys):
+    """`raft run` lost its rounds: the tracking of its first step ended its own."""
+    from evoxtral_train.config.sections import Section, Tracking
+    from evoxtral_train.tracking import Tracker
+
+    with Tracker(Tracking(mode="offline"), "raft run", tmp_path / "outer", Section()) as outer:
+        with Tracker(Tracking(mode="offline"), "raft score", tmp_path / "inner", Section()) as inner:
+            inner.log({"reward": 1.0}, step=1)
+        outer.log({"rounds/gate": 1.0}, step=1)
+    assert "W&B is off" not in capsys.readouterr().err

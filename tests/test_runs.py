@@ -98,6 +98,40 @@ def test_overwrite_removes_what_the_run_wrote_and_nothing_else(tmp_path):
     }  # fmt: skip
 
 
+def test_a_list_of_files_reaches_nothing_outside_its_run(tmp_path):
+    """It may come from a stranger, and what it names is removed by `--overwrite`."""
+    open_run(tmp_path / "run").finish({}, "abc")
+    (tmp_path / "mine").mkdir()
+    outside = [tmp_path / "mine/a", tmp_path / "mine/b", tmp_path / "mine/c"]
+    for path in outside:
+        path.write_text("irreplaceable")
+    (tmp_path / "run/link").symlink_to(tmp_path / "mine")
+    with (tmp_path / "run/files.txt").open("a") as file:
+        file.write(f"../mine/a\n{outside[1]}\nlink/c\nlink/..\n.\n")
+    open_run(tmp_path / "run", overwrite=True).finish({}, "def")
+    assert all(path.read_text() == "irreplaceable" for path in outside)
+    assert require_complete(tmp_path / "run", "sft", "evoxtral sft") == "def"
+
+
+RECORDS = {"complete.json": "{}", "run.json": "[]", "config.yaml": "a: ["}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_that_was_edited_is_named(tmp_path, name):
+    """They were a KeyError, a TypeError and a ParserError."""
+    open_run(tmp_path / "run", config={"seed": 0}).finish({}, "abc")
+    (tmp_path / "run" / name).write_text(RECORDS[name])
+    with pytest.raises(UsageError, match=rf"run/{name}: this record of a run was edited or damaged: .* — put it back"):
+        require_complete(tmp_path / "run", "sft", "evoxtral sft")
+        require_same_input(tmp_path / "run", "dataset", "x", "now")
+        require_same_config(tmp_path / "run", {"seed": 0}, ["seed"])
+
+
+def test_a_lock_that_cannot_be_made_is_not_held_by_another(tmp_path):
+    with pytest.raises(UsageError, match="/proc/nothing: could not be written: No such file"):
+        open_run(Path("/proc/nothing"))
+
+
 def test_a_run_without_a_list_of_its_files_loses_nothing(tmp_path):
     run = open_run(tmp_path / "run")
     run.write_text("adapter/weights", "1")

@@ -8,7 +8,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from .errors import RowError
+import yaml
+
+from .errors import RowError, UsageError
 
 _STREAMS = ("/dev/fd", "/proc/self/fd")
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -40,17 +42,61 @@ def is_open_stream(path: Path) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`; a number beyond a float's range is infinite. Raises RowError when it is not JSON or too deep."""
+    """As `json.loads`; a number beyond a float's range is infinite. Raises RowError when it is not JSON or too deep, or when an
+    object has one key twice: Python would keep the last."""
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=_integer, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error}") from None
     except RecursionError:
         raise RowError("not JSON that can be read: it is nested too deeply") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RowError(f"not JSON: the key {shown(next(name for name in names if names.count(name) > 1))} is there twice")
+    return content
+
+
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+class Record(dict):
+    """A mapping from a file that a run wrote about itself. A key that it lacks, at any depth, is an error that names the file."""
+
+    def __init__(self, content: dict, path: Path):
+        super().__init__({key: _as_record(value, path) for key, value in content.items()})
+        self._path = path
+
+    def __missing__(self, key: str):
+        raise _edited(self._path, f"`{key}` is missing")
+
+
+def read_record(path: Path) -> Record:
+    """What a run wrote about itself, as JSON or YAML. Somebody may have edited it since: raises UsageError when it is gone,
+    cannot be read or is no mapping, and later when a stage asks it for a key that it lacks."""
+    try:
+        text = path.read_text("utf-8")
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else parse_json(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, RowError) as error:
+        raise _edited(path, "it is missing" if isinstance(error, FileNotFoundError) else writable(str(error), 200)) from None
+    if not isinstance(content, dict):
+        raise _edited(path, "it holds no keys")
+    return Record(content, path)
+
+
+def _as_record(value: Any, path: Path) -> Any:
+    if isinstance(value, list):
+        return [_as_record(each, path) for each in value]
+    return Record(value, path) if isinstance(value, dict) else value
+
+
+def _edited(path: Path, what: str) -> UsageError:
+    fix = "put it back as the run wrote it, or do that run again with --overwrite"
+    return UsageError(f"this record of a run was edited or damaged: {what}", where=str(path), fix=fix)
 
 
 def is_writable(text: str) -> bool:

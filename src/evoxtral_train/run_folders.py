@@ -41,7 +41,9 @@ def lock(output: Path) -> None:
         return
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        mine = FileLock(output.with_name(f".{output.name}.lock"))
+        path = output.with_name(f".{output.name}.lock")
+        path.touch()  # FileLock takes a folder where nothing can be made for a lock that is held
+        mine = FileLock(path)
         try:
             mine.acquire(timeout=0)
         except Timeout:
@@ -88,7 +90,9 @@ def remove_own(folder: Path) -> None:
     version has no list, and loses nothing."""
     if (folder / FILES).is_file():
         for name in (folder / FILES).read_text("utf-8").splitlines():
-            if name != FILES:
+            # A list that somebody edited, or that came with a stranger's run, reaches nothing outside the run.
+            inside = real_path((folder / name).parent).is_relative_to(real_path(folder))
+            if name != FILES and inside and not (folder / name).is_dir():
                 (folder / name).unlink(missing_ok=True)
         for name in _DERIVED:
             if (folder / name).is_dir():

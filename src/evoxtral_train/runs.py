@@ -28,7 +28,8 @@ import yaml
 
 from . import shipped
 from .errors import EvoxtralError, UsageError
-from .files import disk_errors, open_atomic, write_atomic
+from .files import disk_errors, fingerprint_files, open_atomic, write_atomic
+from .reading import read_record
 from .records import dump_row
 from .run_folders import COMPLETE, FILES, files_in, is_complete, lock, partial, put_in_place, real_path, recover, release, remove
 
@@ -151,7 +152,7 @@ def _check_partial(output: Path, stage: str, config: dict[str, Any], inputs: dic
         return
     if not options.resume:
         raise UsageError("an unfinished run is here", where=str(path), fix="use --resume to go on, or --overwrite")
-    changed = _changed_keys(yaml.safe_load((path / "config.yaml").read_text("utf-8")), config)
+    changed = _changed_keys(read_record(path / "config.yaml"), config)
     changed += [f"input {name}" for name in {*earlier["inputs"], *inputs} if earlier["inputs"].get(name) != inputs.get(name)]
     if changed:
         raise UsageError(
@@ -181,18 +182,25 @@ def require_complete(path: Path, stage: str, hint: str) -> str:
         begun = partial(real_path(path)).is_dir()
         fix = f"finish it with: {hint} --resume" if begun else f"first run: {hint}"
         raise UsageError(f"the input of this stage {'is not finished' if begun else 'does not exist'}", where=str(path), fix=fix)
-    found = json.loads((path / COMPLETE).read_text("utf-8"))
+    found = read_record(path / COMPLETE)
     if found["stage"] != stage:
         raise UsageError(f"holds a run of `{found['stage']}`, not of `{stage}`", where=str(path), fix=f"first run: {hint}")
     return found["fingerprint"]
 
 
+def require_unedited(folder: Path, files: Iterable[Path], fingerprint: str) -> None:
+    """Refuse the run in `folder` when `files`, which its fingerprint is of, do not have it any more."""
+    files = list(files)
+    if not all(path.is_file() for path in files) or fingerprint_files(files) != fingerprint:
+        what = f"was edited after it was made: {', '.join(path.name for path in files)}"
+        raise UsageError(what, where=str(folder), fix="put back what the run wrote, or do that run again with --overwrite")
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """The `run.json` of a run."""
-    try:
-        return json.loads((path / "run.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError("is not a run directory (no run.json)", where=str(path)) from None
+    if not (path / "run.json").is_file():
+        raise UsageError("is not a run directory (no run.json)", where=str(path))
+    return read_record(path / "run.json")
 
 
 def require_same_input(path: Path, name: str, fingerprint: str, now: str) -> None:
@@ -208,7 +216,7 @@ def require_same_input(path: Path, name: str, fingerprint: str, now: str) -> Non
 
 def require_same_config(path: Path, config: dict[str, Any], sections: Iterable[str]) -> None:
     """Refuse when one of `sections` of the config differs from what the run at `path` was asked."""
-    earlier = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+    earlier = read_record(path / "config.yaml")
     changed = [key for name in sections for key in _changed_keys(earlier.get(name), config.get(name), name)]
     if changed:
         raise UsageError(

@@ -77,6 +77,7 @@ class Tracker:
             job_type=stage,
             dir=str(folder),
             mode=mode,
+            reinit="create_new",  # beside `raft run`'s own, which the next one would end
             config=without_places(config.model_dump(mode="json")),
             # Neither what is printed (it quotes clips), nor the call, the user, the machine and the code.
             settings=wandb.Settings(

@@ -12,6 +12,7 @@ from evoxtral_train.dataset import writer as packing
 from evoxtral_train.families.checkpoint import processor_fingerprint
 from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.families.realtime.layouts import Deferred
+from evoxtral_train.files import fingerprint_files
 from evoxtral_train.records import Candidate
 from evoxtral_train.runs import Options, Run
 from evoxtral_train.stages.raft import rounds as raft_folders
@@ -52,7 +53,7 @@ def make(folder: Path, rows: int) -> None:
     inputs = {"dataset": "dataset", "base": "base", "adapter": "adapter"}
     run = Run.open(raft_folders.candidates(config), "raft generate", raft_folders.asked(config, "generate"), inputs, Options())
     run.write_rows("candidates.jsonl", (_candidate(clip, each) for clip in range(clips) for each in range(CANDIDATES)))
-    run.finish({}, "candidates")
+    run.finish({}, fingerprint_files([run.path / "candidates.jsonl"]))
 
 
 def _row(clip: int) -> dict:

@@ -145,6 +145,49 @@ def test_a_yaml_that_blows_up_is_refused(call, tmp_path, name):
     assert name == "long key" or len(result.stderr) < 2_000
 
 
+NUMBERS = {
+    "audio.prepad_samples=1000000000000000": "audio.prepad_samples: Value error, the number is too large",
+    "layout.room_tokens=1000000000000": "layout.room_tokens: Value error, the number is too large",
+    "audio.max_seconds=1e300": "audio.max_seconds: Value error, the number is too large",
+    "check.letters_per_second=[30, 3]": "the first number must not be greater than the second",
+    'manifest="\ud800"': "not a YAML value: unacceptable character #xd800",
+}
+
+
+@pytest.mark.parametrize("override", NUMBERS)
+def test_a_value_that_no_stage_can_work_with_is_refused_by_name(call, override):
+    """They ended as "there is not enough memory", an OverflowError or a ReaderError, seconds or hours later."""
+    result = call("data", "check", REPO / "configs/demo/pack.yaml", "--set", override)
+    assert result.exit_code == 2
+    assert NUMBERS[override] in result.stderr
+
+
+def test_a_home_folder_is_the_home_folder(tmp_path, monkeypatch):
+    """`output: ~/runs` made a folder called "~"."""
+    from evoxtral_train.config.data import StatsConfig
+    from evoxtral_train.config.loader import load_config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(REPO / "configs/stats.yaml", StatsConfig, ["output=~/runs/stats", "manifest=a~/b"])
+    assert (config.output, config.manifest) == (tmp_path / "runs/stats", Path("a~/b"))
+
+
+def test_findings_replace_no_file_that_no_check_wrote(call, tmp_path):
+    """`--findings manifest.jsonl` emptied the manifest."""
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(8_000), 16_000)
+    manifest, found = tmp_path / "manifest.jsonl", tmp_path / "found.jsonl"
+    manifest.write_text('{"id": "a", "audio": "a.wav", "text": "well.", "split": "train"}\n', "utf-8")
+    check = ("data", "check", REPO / "configs/demo/pack.yaml", *sets(f"manifest={manifest}"), "--findings")
+    for path in (manifest, tmp_path):
+        result = call(*check, path)
+        assert result.exit_code == 2
+        assert f"{path}: " in result.stderr and "for --findings" in result.stderr
+    assert manifest.read_text("utf-8").startswith('{"id": "a"')
+    for _ in range(2):  # its own file it replaces
+        assert call(*check, found, "--set", "check.silent_dbfs=0").exit_code == 1
+        assert '"kind": "silent"' in found.read_text("utf-8")
+
+
 def test_bombs_elsewhere_than_in_a_config(call, tmp_path):
     (tmp_path / "bomb.yaml").write_text(bomb("slots"), "utf-8")
     config, pack = REPO / "configs/synth.yaml", REPO / "configs/demo/pack.yaml"

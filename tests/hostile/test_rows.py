@@ -82,6 +82,7 @@ LINE_FAULTS = {
     "half a row": ('{"id": "half a row", ', "not JSON"),
     "an array in the middle": ("[1, 2]", "a row is a JSON object"),
     "null": ("null", "a row is a JSON object"),
+    "a key twice": ('{"id": "a", "audio": "tone.wav", "text": "a.", "text": "b."}', "not JSON: the key 'text' is there twice"),
     "not UTF-8": ('{"id": "é"}'.encode("latin-1"), "not UTF-8 text"),
 }
 FAULTS = FIELD_FAULTS | LINE_FAULTS
@@ -252,6 +253,34 @@ def test_a_bad_cell_of_a_table_is_its_rows_fault_alone(call, corpus, tmp_path):
     reasons = ["half of a character", "not CSV", "not JSON", "nested too deeply", "more fields than the header"]
     assert [line for line in found] == [3, 4, 5, 6, 7]
     assert all(reason in found[line] for line, reason in enumerate(reasons, start=3)), found
+
+
+def test_two_columns_of_one_name_are_refused(call, corpus, tmp_path):
+    """A row kept the last of them."""
+    (tmp_path / "rows.csv").write_text("audio,text,text\ntone.wav,one.,two.\n", "utf-8")
+    columns = [pyarrow.array([each]) for each in ("tone.wav", "one.", "two.")]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["audio", "text", "text"]), tmp_path / "rows.parquet")
+    for kind in ("csv", "parquet"):
+        where = (f"source.path={tmp_path / f'rows.{kind}'}", f"output={tmp_path / 'imported'}", f"source.kind={kind}")
+        result = call("data", "import", REPO / "configs/import.yaml", *sets(*where))
+        assert result.exit_code == 2
+        assert f"rows.{kind}: has two columns called 'text' — rename one of them" in result.stderr
+
+
+CSV = {
+    "utf-16": ("audio,text\ntone.wav,one.\n".encode("utf-16"), "its header is not UTF-8 text — save the file as UTF-8"),
+    "unclosed": (b'audio,text\ntone.wav,"one.\ntone.wav,two.\n', "no row can be imported: the only one is rejected"),
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_a_csv_that_is_none_says_so(call, tmp_path, name):
+    """Not that it has no column 'audio'."""
+    (tmp_path / "rows.csv").write_bytes(CSV[name][0])
+    where = (f"source.path={tmp_path / 'rows.csv'}", f"output={tmp_path / 'imported'}", "source.kind=csv")
+    result = call("data", "import", REPO / "configs/import.yaml", *sets(*where))
+    assert result.exit_code == 2
+    assert CSV[name][1] in result.stderr
 
 
 def test_parquet_values_that_python_cannot_read(call, corpus, tmp_path):

@@ -152,6 +152,98 @@ def test_an_adapter_of_nan_or_cut_short_is_refused_before_anything_is_touched(sf
     assert not list(tmp_path.glob("eval*"))
 
 
+def without_a_tensor(weights: dict) -> dict:
+    return dict(sorted(weights.items())[1:])
+
+
+MISMATCHES = {
+    "renamed": (lambda found: {f"a.{name}": each for name, each in found.items()}, "weights are missing and"),
+    "one missing": (without_a_tensor, "1 of its weights are missing and 0 unknown: it lacks base_model."),
+    "one more": (lambda found: found | {"x.lora_A.weight": torch.zeros(2, 2)}, "0 of its weights are missing and 1 unknown"),
+    "none": (lambda found: {}, "weights are missing and 0 unknown"),
+    "integers": (lambda found: {name: each.to(torch.int8) for name, each in found.items()}, "holds torch.int8, which is no"),
+}
+SETTINGS_OF_PEFT = {
+    "r": ("x", "does not fit the base"), "target_modules": ("(", "does not fit the base"),
+    "lora_alpha": ("x", "does not fit the base"), "use_dora": (True, "lora_magnitude_vector"),
+    "modules_to_save": (["lm_head"], "does not fit the base"),
+}  # fmt: skip
+
+
+def test_an_adapter_that_is_not_all_loaded_is_refused(sft, call, packed, tmp_path):
+    """PEFT leaves what it does not find as it was made: the base alone was measured under the adapter's name."""
+    assert sft("sft").exit_code == 0
+
+    def refused() -> str:
+        result = call(
+            "eval", "configs/demo/eval-sft.yaml", "--set", f"dataset={packed['deferred']}", "--set", f"output={tmp_path}/eval",
+            "--set", f"systems=[{{name: SFT, adapter: {tmp_path}/bad}}]", "--set", "tracking.mode=disabled", "--overwrite",
+        )  # fmt: skip
+        assert result.exit_code == 2, result.stderr
+        return result.stderr
+
+    def copy():
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(tmp_path / "sft", tmp_path / "bad")
+        return tmp_path / "bad/adapter"
+
+    for change, reason in MISMATCHES.values():
+        path = copy() / "adapter_model.safetensors"
+        save_file(change(load_file(path)), path)
+        assert reason in refused()
+    for key, (value, reason) in SETTINGS_OF_PEFT.items():
+        path = copy() / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {key: value}), "utf-8")
+        assert reason in refused(), key
+
+
+WRONG = {
+    "lora.target_modules=([": "lora.target_modules: Value error, not a regular expression",
+    "train.seed=99999999999999999999": "train.seed: Value error, the number is too large",
+    "train.pad_weight=1e300": "train.pad_weight: Value error, the number is too large",
+    "augmentation.noise_folder=nowhere": "augmentation.noise_folder: nowhere: no folder with audio files",
+    "augmentation.noise_snr_db=[40, 15]": "the first number must not be greater than the second",
+    "augmentation.gain_db=1000000": "augmentation.gain_db: Input should be less than or equal to 60",
+    "augmentation.pitch_semitones=1000000": "augmentation.pitch_semitones: Input should be less than or equal to 24",
+    "model.device=meta": "device 'meta' cannot be used",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_setting_that_training_would_fail_with_is_refused_by_name(sft, override):
+    result = sft("out", "--set", "augmentation.probability=1", "--set", override)
+    assert result.exit_code == 2
+    assert WRONG[override] in result.stderr
+
+
+DATASETS = {
+    "no keys": (lambda record: {}, "`format` is missing"),
+    "no shards": (lambda record: {name: each for name, each in record.items() if name != "shards"}, "shards: Field required"),
+    "layout": (lambda record: record | {"layout": "zork"}, "layout: Input should be 'packed'"),
+    "target": (lambda record: record | {"target": "zork"}, "target: Input should be 'tags'"),
+    "room": (lambda record: record | {"room_tokens": -5}, "room_tokens: Input should be greater than 0"),
+    "rows": (lambda record: record | {"rows": {"train": 999}}, "split train has 999 rows, 12 in its index, 12 in shards"),
+}
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "index of another split"])
+def test_a_dataset_whose_records_disagree_is_not_trained_on(sft, packed, tmp_path, name):
+    folder = tmp_path / "dataset"
+    shutil.copytree(packed["deferred"], folder, ignore=shutil.ignore_patterns("audio-cache"))
+    if name in DATASETS:
+        change, reason = DATASETS[name]
+        record = json.loads((folder / "dataset.json").read_text("utf-8"))
+        (folder / "dataset.json").write_text(json.dumps(change(record)), "utf-8")
+    else:
+        reason = "split train has 12 rows, 6 in its index, 12 in shards"
+        shutil.copy(folder / "validation-index.arrow", folder / "train-index.arrow")
+    result = sft("out", dataset=folder)
+    assert result.exit_code in (1, 2)
+    assert f"{folder}/dataset.json: " in result.stderr
+    assert reason in result.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
 def damage(checkpoint, name: str, how: str) -> None:
     path = checkpoint / name
     if how == "gone":

@@ -151,8 +151,8 @@ for _name in ("eval", "export", "tiny-base"):
 @app.command("eval-predictions")
 def eval_predictions(
     file: Annotated[Path, typer.Argument(help="JSONL of {id, reference, prediction}", show_default=False)],
-    bootstrap_samples: Annotated[int, typer.Option(min=1, help="resamples for the intervals")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the resamples")] = 0,
+    bootstrap_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="resamples for the intervals")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the resamples")] = 0,
     unit: Annotated[str, typer.Option(help="what the intervals are over: clip or speaker")] = "clip",
 ) -> None:
     """Score a file of predictions without any model; prints the metrics as JSON."""

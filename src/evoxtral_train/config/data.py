@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from ..units import PREPAD_SAMPLES
-from .sections import Model, Section, Split, Tags, Tracking
+from .sections import Model, Range, Section, Split, Tags, Tracking
 
 
 class Source(Section):
@@ -127,7 +127,7 @@ class SynthConfig(Section):
     clips: Clips
     untagged_share: float = Field(default=0.3, ge=0, le=1)
     voices: list[str] | None = None
-    rates_wpm: tuple[PositiveInt, PositiveInt] = (160, 190)
+    rates_wpm: Range[PositiveInt] = (160, 190)
     elevenlabs: ElevenLabs = ElevenLabs()
     seed: int = Field(default=0, ge=0)
     tracking: Tracking = Tracking()
@@ -154,7 +154,7 @@ class Check(Section):
 
     clipped_share: float = Field(default=0.01, ge=0, le=1)
     silent_dbfs: float = -50.0
-    letters_per_second: tuple[PositiveFloat, PositiveFloat] = (3.0, 30.0)
+    letters_per_second: Range[PositiveFloat] = (3.0, 30.0)
     seconds_per_tag: float = Field(default=5.0, ge=0)
     near_duplicate: float = Field(default=0.9, gt=0, le=1)
     allow: list[CheckKind] = []

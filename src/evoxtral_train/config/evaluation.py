@@ -12,7 +12,7 @@ class System(Section):
     """One line of an evaluation: the base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a
     filter."""
 
-    name: str = Field(pattern=r"^[\w .+()-]+$")  # also a file name
+    name: str = Field(pattern=r"^[\w .+()-]+$", max_length=60)  # also a file name
     adapter: Path | None = None
     predictions: Path | None = None
     yardstick: Literal["chance", "probe"] | None = None

@@ -60,6 +60,7 @@ def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None =
     content = read_yaml(path)
     for override in overrides or []:
         _apply(content, override)
+    content = _at_home(content)
     unknown = _unknown_keys(content, schema, ())
     if unknown:
         raise ConfigError("; ".join(unknown), where=str(path))
@@ -68,6 +69,15 @@ def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None =
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {_plain(each)}" for each in error.errors()]
         raise ConfigError("; ".join(problems), where=str(path)) from None
+
+
+def _at_home(content: Any) -> Any:
+    """`~/runs` is in the home folder, as in a shell; without this it would be a folder called "~" here."""
+    if isinstance(content, dict):
+        return {key: _at_home(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_at_home(value) for value in content]
+    return str(Path(content).expanduser()) if isinstance(content, str) and content.startswith("~/") else content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -91,14 +101,18 @@ def read_document(path: Path) -> Any:
     try:
         return _parse(path.read_text("utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+        fix = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        raise ConfigError(f"cannot be read: {error}", where=str(path), fix=fix) from None
     except ValueError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from None
 
 
 def _parse(text: str, name: str) -> Any:
     """Raises ValueError with what is wrong in the text, or ConfigError for a duplicate key."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # half a character, or NUL
+        raise ValueError(str(error)) from None
     loader.name = name
     try:
         node = loader.get_single_node()

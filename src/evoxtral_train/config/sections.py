@@ -1,18 +1,47 @@
 """What the configs share."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ..text.tags import canonical
 
+Number = TypeVar("Number")
 Share = Field(ge=0, lt=1)
 Split = Literal["train", "validation", "test", "raft"]
 
 
 class Section(BaseModel):
+    """Numbers that no stage can calculate with are refused: seeds of numpy have 32 bits, and weights are float32."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_bounds(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**32 or isinstance(value, float) and abs(value) > 1e30:
+            raise ValueError("the number is too large")
+        return value
+
+
+def _rising(pair: tuple[Number, Number]) -> tuple[Number, Number]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must not be greater than the second")
+    return pair
+
+
+def _regular(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
+Range = Annotated[tuple[Number, Number], AfterValidator(_rising)]
+Pattern = Annotated[str, AfterValidator(_regular)]
 
 
 class Tracking(Section):

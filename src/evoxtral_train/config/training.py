@@ -6,14 +6,14 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..text.tags import canonical
-from .sections import AudioCache, Model, Placement, Section, Share, Tracking
+from .sections import AudioCache, Model, Pattern, Placement, Range, Section, Share, Tracking
 
 
 class Lora(Section):
     r: PositiveInt = 16
     alpha: PositiveFloat = 64
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str = r".*language_model.*self_attn\.(q|k|v|o)_proj"
+    target_modules: Pattern = r".*language_model.*self_attn\.(q|k|v|o)_proj"
 
 
 class Train(Section):
@@ -48,13 +48,13 @@ class Augmentation(Section):
     """Changes to the audio while training. `probability`: of each of them, for each clip; 0: none at all."""
 
     probability: float = Field(default=0.0, ge=0, le=1)
-    gain_db: float = Field(default=6.0, ge=0)
-    noise_snr_db: tuple[float, float] = (15.0, 40.0)
+    gain_db: float = Field(default=6.0, ge=0, le=60)
+    noise_snr_db: Range[float] = (15.0, 40.0)
     noise_folder: Path | None = None
     room: bool = True
     room_folder: Path | None = None
     stretch: float = Field(default=0.1, ge=0, lt=0.5)
-    pitch_semitones: float = Field(default=1.0, ge=0)
+    pitch_semitones: float = Field(default=1.0, ge=0, le=24)
     limits: dict[str, Limits] = {}
     seed: int = Field(default=0, ge=0)
 

@@ -23,7 +23,7 @@ from ..data.audio import check_samples, encode_flac, to_model_rate
 from ..data.splits import SPLITS
 from ..errors import RowError, UsageError
 from ..files import write_atomic
-from ..reading import file_name, parse_json, shown, why_not_a_file
+from ..reading import file_name, is_writable, parse_json, shown, why_not_a_file
 from ..records import iter_jsonl
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au")
@@ -52,10 +52,12 @@ def read_source(source: Source, audio: str, needed: Iterable[str]) -> Iterator[S
     Raises UsageError when the source is not there, or a table lacks a needed column.
     """
     readers = {"jsonl": _jsonl, "csv": _csv, "folder": _folder, "parquet": _parquet, "dataset": _saved, "hub": _hub}
+    checked = source.kind not in _HAS_A_SCHEMA
     for index, row in enumerate(readers[source.kind](source, audio)):
         if source.max_rows is not None and index >= source.max_rows:
             return
-        if index == 0 and source.kind in _HAS_A_SCHEMA:
+        if not checked and "(error)" not in row.columns:
+            checked = True
             absent = [name for name in needed if name not in row.columns]
             if absent:
                 raise UsageError(
@@ -109,9 +111,12 @@ def _csv(source: Source, audio: str) -> Iterator[SourceRow]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey="(no header)", strict=True)
         try:
-            rows.fieldnames  # noqa: B018 - reads the header
+            header = rows.fieldnames or []
         except csv.Error as error:
             raise UsageError(f"its header is not CSV: {error}", where=str(path)) from None
+        if any("\0" in name or not is_writable(name) for name in header):
+            raise UsageError("its header is not UTF-8 text", where=str(path), fix="save the file as UTF-8")
+        _require_one_of_each(header, path)
         while True:
             try:
                 columns = next(rows, None)
@@ -120,6 +125,13 @@ def _csv(source: Source, audio: str) -> Iterator[SourceRow]:
             if columns is None:
                 return
             yield SourceRow(str(path), rows.reader.line_num, columns, path.parent, path.stem)
+
+
+def _require_one_of_each(columns: Iterable[str], path: Path) -> None:
+    """Of two columns with one name a row would keep the last."""
+    names = list(columns)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"has two columns called {twice[0]!r}", where=str(path), fix="rename one of them")
 
 
 def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
@@ -177,6 +189,7 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with ParquetFile(file, buffer_size=2**20) as table:
+            _require_one_of_each(table.schema_arrow.names, file)
             for index in range(table.metadata.num_row_groups):
                 size, stored = table.metadata.row_group(index).total_byte_size, file.stat().st_size
                 if size > _BOMB_BYTES and size > _BOMB_FACTOR * stored:
@@ -260,6 +273,8 @@ def place_audio(value: Any, row: SourceRow, output: Path, identity: str) -> Path
     content, name = value, None
     if isinstance(value, dict):
         content, name = value.get("bytes"), value.get("path")
+    if isinstance(content, bytes) and not content:
+        raise RowError("audio is empty: 0 bytes", fix="leave the row out, or give it its audio")
     if isinstance(content, bytes):
         suffix = Path(name).suffix.lower() if isinstance(name, str) else ""
         suffix = suffix if suffix in AUDIO_SUFFIXES else _suffix_of(content)

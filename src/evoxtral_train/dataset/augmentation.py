@@ -86,6 +86,14 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
     return np.ascontiguousarray(samples / max(peak, 1.0), np.float32), factor
 
 
+def check_folders(config: Augmentation) -> None:
+    """Raises UsageError for a folder of noises or of rooms that is not there, or holds no file."""
+    for name in ("noise_folder", "room_folder"):
+        folder = getattr(config, name)
+        if folder and not (folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))):
+            raise UsageError("no folder with audio files", where=f"augmentation.{name}: {folder}", fix="correct it, or set null")
+
+
 def _room(transforms, config: Augmentation):
     if config.room_folder:
         return transforms.ApplyImpulseResponse(str(config.room_folder), p=1.0, leave_length_unchanged=True)

@@ -3,7 +3,6 @@
 The shards are plain Arrow streams: `datasets.Dataset.from_file` opens them too.
 """
 
-import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from ..errors import EvoxtralError, UsageError
 from ..families.base import Clip, Heard, Layout
-from ..families.checkpoint import family_named
+from ..families.checkpoint import FAMILIES, family_named
+from ..reading import read_record
 from ..runs import require_complete
 from ..text import tags as tag_text
 from ..units import MEL_BINS
@@ -55,7 +57,31 @@ def require_packed(folder: Path) -> str:
 def has_split(folder: Path, split: str) -> bool:
     """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""
     require_packed(folder)
-    return json.loads((folder / "dataset.json").read_text("utf-8"))["rows"].get(split, 0) > 0
+    return _Description.of(folder).rows.get(split, 0) > 0
+
+
+class _Description(BaseModel):
+    """What stages need of `dataset.json`; the family's layout needs more of it."""
+
+    model_config = ConfigDict(extra="allow")
+    format: int
+    family: Literal[*FAMILIES]
+    target: Literal["tags", "text", "tagged_text"]
+    processor_fingerprint: str
+    rows: dict[str, NonNegativeInt]
+    shards: dict[str, list[tuple[str, PositiveInt]]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Description":
+        content = read_record(folder / "dataset.json")
+        if content["format"] != FORMAT:
+            fix = "pack it again: evoxtral data pack … --overwrite"
+            raise UsageError("was packed by another version of evoxtral", where=str(folder), fix=fix)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            place, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+            raise _damaged(folder / "dataset.json", f"{place}: {what}") from None
 
 
 class PackedSplit:
@@ -68,25 +94,25 @@ class PackedSplit:
     def __init__(self, folder: Path, split: str):
         self.fingerprint = require_packed(folder)
         self.folder, self.split = folder, split
-        content = json.loads((folder / "dataset.json").read_text("utf-8"))
-        if content.get("format") != FORMAT:
-            raise UsageError(
-                "was packed by another version of evoxtral",
-                where=str(folder),
-                fix="pack it again: evoxtral data pack … --overwrite",
-            )
-        self._family = family_named(content["family"])
-        self.layout: Layout = self._family.restore_layout(content)
-        self.target: str = content["target"]
-        self.processor_fingerprint: str = content["processor_fingerprint"]
-        if content["rows"].get(split, 0) == 0:
-            filled = [f"{name} ({count})" for name, count in content["rows"].items() if count]
+        content = _Description.of(folder)
+        self._family = family_named(content.family)
+        try:
+            self.layout: Layout = self._family.restore_layout(content.model_dump())
+        except (KeyError, TypeError) as error:
+            raise _damaged(folder / "dataset.json", f"layout: {type(error).__name__}: {error}") from None
+        self.target: str = content.target
+        self.processor_fingerprint: str = content.processor_fingerprint
+        if content.rows.get(split, 0) == 0:
+            filled = [f"{name} ({count})" for name, count in content.rows.items() if count]
             raise UsageError(f"the split {split!r} has no rows", where=str(folder), fix=f"splits with rows: {', '.join(filled)}")
         self._index = _read_stream(folder / f"{split}-index.arrow")
         self.utterance_tokens, self.row_tokens, self.target_tokens = (
             self._index[f"{name}_tokens"].to_numpy() for name in ("utterance", "row", "target")
         )
-        self._shards = _ShardReader(folder / "shards", content["shards"][split])
+        self._shards = _ShardReader(folder / "shards", content.shards.get(split, []))
+        if not len(self._index) == content.rows[split] == len(self._shards):
+            what = f"split {split} has {content.rows[split]} rows, {len(self._index)} in its index, {len(self._shards)} in shards"
+            raise _damaged(folder / "dataset.json", what)
         self.examples: Sequence[Example] = _Examples(self._shards)
 
     def __len__(self) -> int:
@@ -137,7 +163,7 @@ class _ShardReader:
         self._open: OrderedDict[str, pyarrow.Table] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._ends else 0
 
     def table(self, number: int) -> pyarrow.Table:
         name = self.names[number]
@@ -182,8 +208,10 @@ class _Examples(Sequence):
 def _read_stream(path: Path) -> pyarrow.Table:
     try:
         return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pyarrow.ArrowInvalid) as error:
-        raise EvoxtralError(
-            f"this file of a packed dataset is gone or cut short: {error}", where=str(path),
-            fix="pack it again: evoxtral data pack … --overwrite",
-        ) from None  # fmt: skip
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, what: str) -> EvoxtralError:
+    fix = "pack it again: evoxtral data pack … --overwrite"
+    return EvoxtralError(f"this file of a packed dataset is gone or cut short, or was edited: {what}", where=str(path), fix=fix)

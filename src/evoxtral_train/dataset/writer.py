@@ -21,9 +21,10 @@ from ..config.data import PackConfig
 from ..data.manifest import ManifestRow, Rejected
 from ..data.splits import SPLITS
 from ..data.workers import worker_pool
-from ..errors import RowError
+from ..errors import EvoxtralError, RowError
 from ..families.checkpoint import open_family
 from ..files import disk_errors, write_atomic
+from ..reading import read_record
 from .rows import layout_of, pack_row
 
 FORMAT = 5  # of the packed files; older ones are refused
@@ -212,7 +213,7 @@ def finish(folder: Path) -> Packed:
     digest, rejected = hashlib.sha256(), []
     shards: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, path in enumerate(sorted((folder / "shards").glob("*.json"), key=lambda each: int(each.stem))):
-        record = json.loads(path.read_text("utf-8"))
+        record = read_record(path)
         digest.update(record["fingerprint"].encode())
         rejected += [Rejected(**each) for each in record["rejected"]]
         for split, count in record["rows"].items():
@@ -229,7 +230,15 @@ def _write_index(folder: Path, split: str, shards: list[Path]) -> None:
     path = folder / f"{split}-index.arrow"
     with disk_errors(path), pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, INDEX_SCHEMA) as writer:
         for shard in shards:
-            for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(str(shard))):
+            for batch in _batches(shard):
                 lengths = batch.column("target_ids").value_lengths()
                 columns = [batch.column(name) for name in ("id", "utterance_tokens", "row_tokens")]
                 writer.write_batch(pyarrow.RecordBatch.from_arrays([*columns, lengths], schema=INDEX_SCHEMA))
+
+
+def _batches(shard: Path) -> Iterator[pyarrow.RecordBatch]:
+    try:
+        yield from pyarrow.ipc.open_stream(pyarrow.memory_map(str(shard)))
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        what = f"this shard is gone or damaged: {error}"
+        raise EvoxtralError(what, where=str(shard), fix="pack again with --overwrite") from None

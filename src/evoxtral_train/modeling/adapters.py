@@ -1,12 +1,13 @@
 """LoRA on the language model's attention: make it, load it, know which base it belongs to."""
 
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from ..config.sections import Model
@@ -14,11 +15,13 @@ from ..config.training import Lora
 from ..errors import UsageError
 from ..families.network import Network
 from ..files import fingerprint_files
+from ..plain_text import one_line
 from ..runs import read_run, require_complete
 from .finite import non_finite
 
 # peft asks transformers for a property by its old name; nothing a user could act on.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is an error here: `_require_all_weights`
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -74,13 +77,20 @@ def _require_lora(path: Path) -> None:
 def _check_weights(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
-            found = non_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+            weights = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
+            found = non_finite((name, _floating(name, tensor)) for name, tensor in weights)
+    except (OSError, SafetensorError, TypeError) as error:
         fix = "copy it again, or train it again with --overwrite"
         raise UsageError(f"these weights cannot be read: {error}", where=str(path), fix=fix) from None
     if found:
         fix = "train it again with a lower train.learning_rate and --overwrite"
         raise UsageError(f"an adapter whose weights are not finite: {found}", where=str(path), fix=fix)
+
+
+def _floating(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} holds {tensor.dtype}, which is no floating-point number")
+    return tensor
 
 
 def adapter_lora(adapter: Adapter) -> Lora:
@@ -108,8 +118,9 @@ def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
     )
     try:
         wrapped = get_peft_model(network.model, config)
-    except ValueError as error:
-        raise UsageError(f"lora.target_modules: {error}", fix="the default trains q, k, v, o of the language model") from None
+    except (ValueError, re.error) as error:
+        fix = "the default trains q, k, v, o of the language model"
+        raise UsageError(one_line(error, 200), where="lora.target_modules", fix=fix) from None
     # Where the base is to be found: the name in the config, not the folder it was resolved to.
     wrapped.peft_config["default"].base_model_name_or_path = model_config.base
     wrapped.peft_config["default"].revision = model_config.revision
@@ -125,13 +136,26 @@ def load_adapter(network: Network, adapter: Adapter, trainable: bool = False) ->
     """Put a saved adapter on the base. Raises UsageError when its shapes or modules do not fit."""
     try:
         wrapped = PeftModel.from_pretrained(network.model, adapter.folder, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
+        _require_all_weights(wrapped, adapter)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise UsageError(
-            f"this adapter does not fit the base: {' '.join(str(error).split())[:200]}",
+            f"this adapter does not fit the base: {one_line(error, 200)}",
             where=str(adapter.folder),
             fix="set model.base to the base that it was trained on",
         ) from None
     return network.around(wrapped if trainable else wrapped.eval())
+
+
+def _require_all_weights(wrapped: PeftModel, adapter: Adapter) -> None:
+    """PEFT accepts weights under other names: it leaves those that it does not find as they were made, which is the base
+    alone, and ignores those that it does not know. Raises ValueError for either."""
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    with safe_open(adapter.folder / "adapter_model.safetensors", "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"holds {unknown[0]}"
+        raise ValueError(f"{len(missing)} of its weights are missing and {len(unknown)} unknown: it {what}")
 
 
 def adapter_bytes(model: PeftModel) -> int:

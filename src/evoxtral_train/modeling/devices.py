@@ -16,7 +16,7 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda":
         device = f"cuda:{own}"
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # `meta` makes what cannot be read back
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         fix = "set model.device to auto" if own == 0 else "start as many processes as there are GPUs, or set model.device to cpu"

@@ -4,17 +4,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
+from pydantic import ValidationError
 
 from ..config.evaluation import EvalConfig, System
 from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError, UsageError
 from ..files import write_atomic
+from ..plain_text import one_line
+from ..reading import read_record
 from ..records import Prediction, read_rows
 from ..reporting.evaluation import page
 from ..reporting.results import Evaluation
 from ..reporting.text import last_lines, markdown
-from ..runs import read_run, require_complete
+from ..runs import read_run, require_complete, require_unedited
 from ..scoring.significance import compare_pairs, declared
 from .report import Report
 from .report_pages import clip_audio
@@ -24,18 +26,22 @@ from .training_history import training_of
 def run(folders: list[Path], output: Path | None) -> Report:
     """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError when the runs are not of one dataset
     and split, or when one name stands for two different systems."""
+    files = _own_files(output) if output else []
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
     adapters: dict[str, Path] = {}
     configs: list[EvalConfig] = []
     first = None
     for folder in folders:
-        require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
-        content = json.loads((folder / "metrics.json").read_text("utf-8"))
+        fingerprint = require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
+        require_unedited(folder, [*folder.glob("predictions/*.jsonl"), folder / "table.md"], fingerprint)
+        content = read_record(folder / "metrics.json")
         corpus = (read_run(folder)["inputs"]["dataset"], content["split"])
         if first is not None and corpus != first:
             raise UsageError(f"is an evaluation of another dataset or split than {folders[0]}", where=str(folder))
         first = corpus
+        if not content["systems"]:
+            raise UsageError("holds no system", where=str(folder / "metrics.json"), fix="evaluate it again with --overwrite")
         config = _config(folder)
         configs.append(config)
         for name, report in content["systems"].items():
@@ -52,7 +58,6 @@ def run(folders: list[Path], output: Path | None) -> Report:
         _comparisons(configs, defined, rows, with_words), [], with_words, training_of(adapters), _audio(config, first[0]),
         config.clips_shown,
     )  # fmt: skip
-    files = [output.with_suffix(suffix) for suffix in (".md", ".json", ".html")] if output else []
     if files:
         content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
         content |= {"systems": systems, "comparisons": found.comparisons}
@@ -61,6 +66,17 @@ def run(folders: list[Path], output: Path | None) -> Report:
             write_atomic(path, text)
     facts = {"runs": len(folders), "clips": f"{next(iter(systems.values()))['clips']} of split {first[1]}"}
     return Report("compare", facts, table=last_lines(found, files))
+
+
+def _own_files(output: Path) -> list[Path]:
+    """Where the comparison is written. Raises UsageError when a file is there that no comparison wrote."""
+    if output.name in ("", ".."):
+        raise UsageError("is a folder", where=str(output), fix="name a file in it for --output, without a suffix")
+    files = [output.with_name(f"{output.name}{suffix}") for suffix in (".md", ".json", ".html")]
+    there = [path for path in files if path.exists()]
+    if there and not (files[1].is_file() and {"systems", "comparisons"} <= read_record(files[1]).keys()):
+        raise UsageError("no comparison wrote this file", where=str(there[0]), fix="choose another --output, or move it away")
+    return files
 
 
 def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
@@ -84,7 +100,11 @@ def _comparisons(
 
 
 def _config(folder: Path) -> EvalConfig:
-    return EvalConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+    try:
+        return EvalConfig.model_validate(read_record(folder / "config.yaml"))
+    except ValidationError as error:
+        what = f"its config cannot be read: {one_line(error, 200)}"
+        raise UsageError(what, where=str(folder), fix="evaluate it again with --overwrite") from None
 
 
 def _audio(config: EvalConfig, fingerprint: str) -> Callable[[str], bytes | None]:

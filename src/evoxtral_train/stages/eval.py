@@ -29,7 +29,8 @@ from ..scoring.gates import failed_gates
 from ..scoring.metrics import sums, units_of
 from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
-from ..text.tags import format_tags
+from ..text.normalize import normalize_words
+from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
 from .plans import count_rows, plan_adapter, plan_decoding, plan_model
@@ -201,6 +202,14 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
             where=str(path),
             fix="write one row {id, reference, prediction} for each clip; an empty prediction is one too",
         )
+    words = {example.id: normalize_words(strip_tags(example.text)) for example in split.examples}
+    for row in rows:
+        if row.reference and normalize_words(strip_tags(row.reference)) != words[row.id]:
+            fix = "is this a prediction of another corpus, or of an earlier version of this one?"
+            raise UsageError(f"clip {row.id!r} has another `reference` than in {split.folder}", where=str(path), fix=fix)
+        if row.confidences is not None and len(row.confidences) != len(find_tags(row.prediction)):
+            what = f"clip {row.id!r} has {len(row.confidences)} `confidences` for {len(find_tags(row.prediction))} tags"
+            raise UsageError(what, where=str(path), fix="write one for each tag of the prediction, or leave them out")
     return found
 
 

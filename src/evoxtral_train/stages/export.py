@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
 from ..families.checkpoint import family_named
@@ -15,6 +13,7 @@ from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.bases import open_base
 from ..modeling.release import write_merged, write_vllm_names
 from ..plain_text import without_places
+from ..reading import read_record
 from ..records import read_jsonl
 from ..reporting.model_card import Evaluated, ModelCard, Trained, model_card, public_name
 from ..runs import Options, Run, check_plan, read_run, require_complete
@@ -65,7 +64,7 @@ def run(config: ExportConfig, options: Options) -> Report:
 def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
     try:
         return model_card(config, _trained(config.adapter), evaluated)
-    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export the adapter's own folder, without records") from None
 
@@ -74,9 +73,12 @@ def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
     if config.evaluation is None:
         return None
     require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    metrics = json.loads((config.evaluation / "metrics.json").read_text("utf-8"))
-    asked = yaml.safe_load((config.evaluation / "config.yaml").read_text("utf-8"))
-    systems = {each["name"]: each for each in asked["systems"]}
+    metrics, asked = (read_record(config.evaluation / name) for name in ("metrics.json", "config.yaml"))
+    try:
+        systems = {each["name"]: each for each in asked["systems"]}
+    except TypeError:
+        what, fix = "its `systems` are no list of systems", "evaluate the adapter again with --overwrite"
+        raise UsageError(what, where=str(config.evaluation / "config.yaml"), fix=fix) from None
     if config.system not in systems:
         raise UsageError(f"has no system {config.system!r}", where=str(config.evaluation), fix=f"it has {', '.join(systems)}")
     found = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
@@ -94,8 +96,8 @@ def _trained(path: Path) -> list[Trained]:
     bare PEFT folder."""
     if not (path / "run.json").is_file():
         return []
-    asked, record = yaml.safe_load((path / "config.yaml").read_text("utf-8")), read_run(path)
-    metrics = json.loads((path / "metrics.json").read_text("utf-8"))
+    asked, metrics = (read_record(path / name) for name in ("config.yaml", "metrics.json"))
+    record = read_run(path)
     own = Trained(record["stage"], asked, metrics, record, _data(Path(asked["dataset"]), record["inputs"]["dataset"]))
     return [*_started_from(asked, record), own]
 
@@ -115,12 +117,12 @@ def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
     """What the packed dataset's records say of it; {} when it is gone, or another one stands in its place."""
     if not (dataset / "dataset.json").is_file():
         return {}
-    content = json.loads((dataset / "dataset.json").read_text("utf-8"))
+    content = read_record(dataset / "dataset.json")
     if content["fingerprint"] != fingerprint:
         return {}
     found = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
     found["layout_note"] = family_named(content["family"]).restore_layout(content).note
-    manifest = Path(yaml.safe_load((dataset / "config.yaml").read_text("utf-8"))["manifest"])
+    manifest = Path(read_record(dataset / "config.yaml")["manifest"])
     recorded = read_run(dataset)["inputs"]["manifest"]
     if manifest.is_file() and fingerprint_files([manifest]) == recorded:
         rows = [row for _, row in read_jsonl(manifest)]

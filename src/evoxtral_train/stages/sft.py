@@ -7,7 +7,7 @@ import torch
 
 from .. import processes
 from ..config.training import SftConfig
-from ..dataset.augmentation import Augmenter
+from ..dataset.augmentation import Augmenter, check_folders
 from ..dataset.reader import PackedSplit, has_split
 from ..modeling.adapters import add_lora, find_adapter
 from ..modeling.bases import open_audio, open_base_of
@@ -28,6 +28,7 @@ def run(config: SftConfig, options: Options) -> Report:
     if options.dry_run:
         return plan(config, options)
     processes.join(config.model.device)
+    check_folders(config.augmentation)
     split = PackedSplit(config.dataset, "train")
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}

@@ -10,11 +10,12 @@ from ...data.manifest import ManifestRow, Rejected, count_rows, iter_manifest
 from ...data.workers import in_order, usable_cores, worker_pool
 from ...dataset.rows import prepare_row
 from ...dataset.writer import Chunk, chunks
-from ...errors import RowError
+from ...errors import RowError, UsageError
 from ...families.checkpoint import open_family, resolve_base
 from ...files import write_atomic
 from ...progress import progress
-from ...records import dump_row, row_place
+from ...reading import why_not_a_file
+from ...records import dump_row, iter_jsonl, row_place
 from ...text.tags import find_tags
 from ...text.taxonomy import TagRules, describe_changes
 from ..report import Report
@@ -26,6 +27,8 @@ _CHUNK_ROWS = 64
 def run(config: PackConfig, findings: Path | None = None) -> Report:
     """Reads every row and every clip as packing does, in several processes; the findings do not depend on how many. Writes
     nothing but `findings`, a JSONL of {line, id, kind, reason}."""
+    if findings:
+        _require_own(findings)
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)
@@ -65,6 +68,16 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     if not good:
         lines.append("no row is good: packing would have nothing to do")
     return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(telling)))
+
+
+def _require_own(path: Path) -> None:
+    """Raises UsageError when something is there that no check wrote: the manifest itself, say."""
+    reason = why_not_a_file(path)
+    if reason and reason != "does not exist":
+        raise UsageError(reason, where=str(path), fix="choose another file for --findings")
+    first = None if reason else next(iter_jsonl(path), None)
+    if first and not (isinstance(first[1], dict) and first[1].keys() == {"line", "id", "kind", "reason"}):
+        raise UsageError("no check wrote this file", where=str(path), fix="choose another one for --findings, or move it away")
 
 
 def _sounds(

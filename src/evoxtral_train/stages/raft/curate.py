@@ -12,7 +12,7 @@ from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
 from ...raft.curation import Selection, replay
 from ...records import CuratedRow, DroppedRow, iter_rows
-from ...runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ...runs import Options, Run, check_output, require_same_config, require_same_input
 from ...tracking import Tracker
 from ..report import Report
 from . import rounds as raft_folders
@@ -23,9 +23,9 @@ _TABLE_ROWS = 2000
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `curated/curated.jsonl` and `curated/dropped.jsonl` (with reasons)."""
     source = raft_folders.scores(config)
-    scores_fingerprint = require_complete(source, "raft score", "evoxtral raft score configs/raft.yaml")
+    scores_fingerprint = raft_folders.require_step(config, "score")
     candidates_folder = raft_folders.candidates(config)
-    fingerprint = require_complete(candidates_folder, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    fingerprint = raft_folders.require_step(config, "generate")
     require_same_input(source, "candidates", fingerprint, str(candidates_folder))
     require_same_config(source, raft_folders.asked(config, "score"), ("score",))
     asked, inputs = raft_folders.asked(config, "curate"), {"candidates": fingerprint, "scores": scores_fingerprint}

@@ -9,7 +9,7 @@ from ...files import fingerprint_files
 from ...modeling.bases import open_base_of
 from ...raft.curation import best_and_worst
 from ...records import Candidate, PreferencePair, ScoredCandidate
-from ...runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ...runs import Options, Run, check_output, require_same_config, require_same_input
 from ...tracking import Tracker
 from ..report import Report
 from . import rounds as raft_folders
@@ -18,8 +18,8 @@ from . import rounds as raft_folders
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `pairs/pairs.jsonl`. A clip whose rewards are no further apart than `pairs.min_gap` gives no pair."""
     source, candidates_folder = raft_folders.scores(config), raft_folders.candidates(config)
-    scores_fingerprint = require_complete(source, "raft score", "evoxtral raft score configs/raft.yaml")
-    fingerprint = require_complete(candidates_folder, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    scores_fingerprint = raft_folders.require_step(config, "score")
+    fingerprint = raft_folders.require_step(config, "generate")
     require_same_input(source, "candidates", fingerprint, str(candidates_folder))
     require_same_config(source, raft_folders.asked(config, "score"), ("score",))
     split = PackedSplit(config.dataset, config.split)

@@ -13,6 +13,7 @@ from ...config.training import RaftConfig
 from ...errors import UsageError
 from ...raft.curation import Clip, by_clip
 from ...records import Candidate, ScoredCandidate, iter_rows
+from ...runs import require_complete, require_unedited
 
 _SECTIONS = {
     "generate": ("dataset", "split", "model", "adapter", "generate"),
@@ -66,6 +67,15 @@ def gate(config: RaftConfig, rounds_done: int) -> Path:
 
 def result(config: RaftConfig) -> Path:
     return config.output / "result"
+
+
+def require_step(config: RaftConfig, step: str) -> str:
+    """The fingerprint of a finished step of a round: "generate", "score" or "curate". Raises UsageError when it is not finished,
+    or when its rows were edited."""
+    folder, name = {"generate": (candidates, "candidates"), "score": (scores, "scores"), "curate": (curated, "curated")}[step]
+    fingerprint = require_complete(folder(config), f"raft {step}", f"evoxtral raft {step} configs/raft.yaml")
+    require_unedited(folder(config), [folder(config) / f"{name}.jsonl"], fingerprint)
+    return fingerprint
 
 
 def scored_clips(config: RaftConfig) -> Iterator[Clip]:

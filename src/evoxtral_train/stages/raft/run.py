@@ -4,15 +4,12 @@ A gate measures the adapter on held-out clips before the first round and after e
 best round; as many rounds in a row as `gate.patience` says without a gain over it are the end. All files stay.
 """
 
-import json
 import shutil
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-
-import yaml
 
 from ... import processes
 from ...config.evaluation import Decode, EvalConfig, System
@@ -23,6 +20,7 @@ from ...modeling.adapters import find_adapter
 from ...modeling.bases import open_adapter, open_base_of
 from ...progress import format_seconds
 from ...raft.reward import Answer, score, weights_of
+from ...reading import read_record
 from ...records import Prediction, read_rows
 from ...reporting.tables import markdown_table
 from ...run_folders import discard, is_complete, remove
@@ -105,7 +103,7 @@ def _check(config: RaftConfig) -> None:
 
 def _open(config: RaftConfig, inputs: dict[str, str], options: Options) -> Run:
     asked, path = config.model_dump(mode="json"), raft_folders.result(config)
-    if options.resume and is_complete(path) and _adds_rounds(yaml.safe_load((path / "config.yaml").read_text("utf-8")), asked):
+    if options.resume and is_complete(path) and _adds_rounds(read_record(path / "config.yaml"), asked):
         options = Options(overwrite=True)  # of this folder alone: the rounds stay
         return Run.open(path, "raft run", asked, inputs, options)
     run = Run.open(path, "raft run", asked, inputs, options)
@@ -116,8 +114,10 @@ def _open(config: RaftConfig, inputs: dict[str, str], options: Options) -> Run:
 
 def _remove_rounds(output: Path) -> None:
     """An earlier call may have had more rounds. Only runs are removed, nothing else that lies there."""
+    steps = ("candidates", "scores", "curated", "train", "pairs")
     for record in sorted(output.glob("round-*/*/run.json")):
-        discard(record.parent)
+        if record.parent.name.removesuffix(".partial") in steps:
+            discard(record.parent)
     for folder in output.glob("round-*"):
         if folder.is_dir() and not any(each for each in folder.iterdir() if each.suffix != ".lock"):
             remove(folder)
@@ -187,14 +187,14 @@ def _is_measured(evaluation: EvalConfig, adapter: str) -> bool:
     folder, asked = evaluation.output, evaluation.model_dump(mode="json")
     if not is_complete(folder):
         return False
-    earlier = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    earlier = read_record(folder / "config.yaml")
     same = all(earlier[name] == asked[name] for name in ("dataset", "split", "model", "decode", "placement"))
     return same and adapter in read_run(folder)["inputs"].values()
 
 
 def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
     if config.gate.measure == "micro_f1":
-        report = json.loads((folder / "metrics.json").read_text("utf-8"))["systems"][name]
+        report = read_record(folder / "metrics.json")["systems"][name]
         return report["micro"]["f1"]["value"] or 0.0
     target = PackedSplit(config.dataset, config.gate.split).target
     weights = weights_of(config.score.profile, target, config.score.weights.model_dump(exclude_none=True))
@@ -207,7 +207,7 @@ def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
 def _summary(config: RaftConfig) -> dict:
     """What a round made of its candidates, from the metrics of its steps."""
     scores, curated, trained = (
-        json.loads((folder(config) / "metrics.json").read_text("utf-8"))
+        read_record(folder(config) / "metrics.json")
         for folder in (raft_folders.scores, raft_folders.curated, raft_folders.trained)
     )
     wanted = config.generate

@@ -13,7 +13,7 @@ from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
 from ...raft.reward import Answer, formula, score, weights_of
 from ...records import Candidate, ScoredCandidate, iter_rows
-from ...runs import Options, Run, check_output, require_complete, require_same_config, require_same_input
+from ...runs import Options, Run, check_output, require_same_config, require_same_input
 from ...tracking import Tracker
 from ..report import Report
 from . import rounds as raft_folders
@@ -24,7 +24,7 @@ _TABLE_ROWS = 2000
 def run(config: RaftConfig, options: Options) -> Report:
     """Writes `scores/scores.jsonl`. The reference is the clip's whole tagged transcript."""
     source = raft_folders.candidates(config)
-    fingerprint = require_complete(source, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    fingerprint = raft_folders.require_step(config, "generate")
     split = PackedSplit(config.dataset, config.split)
     require_same_input(source, "dataset", split.fingerprint, str(config.dataset))
     require_same_config(source, raft_folders.asked(config, "generate"), ("split", "generate", "adapter"))

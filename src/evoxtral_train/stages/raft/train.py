@@ -14,7 +14,7 @@ from ...modeling.adapters import find_adapter, load_adapter
 from ...modeling.bases import Base, open_adapter, open_audio, open_base_of
 from ...modeling.devices import pick_device
 from ...records import REFERENCE, Candidate, CuratedRow, iter_rows, read_rows
-from ...runs import Options, Run, check_plan, require_complete, require_same_config, require_same_input
+from ...runs import Options, Run, check_plan, require_same_config, require_same_input
 from ...tracking import Tracker
 from ...training.dataset import Target, TrainingSet
 from ...training.trainer import train_adapter
@@ -31,9 +31,9 @@ def run(config: RaftConfig, options: Options) -> Report:
         return plan(config, options)
     processes.join(config.model.device)
     source = raft_folders.curated(config)
-    curated_fingerprint = require_complete(source, "raft curate", "evoxtral raft curate configs/raft.yaml")
+    curated_fingerprint = raft_folders.require_step(config, "curate")
     candidates_folder = raft_folders.candidates(config)
-    fingerprint = require_complete(candidates_folder, "raft generate", "evoxtral raft generate configs/raft.yaml")
+    fingerprint = raft_folders.require_step(config, "generate")
     require_same_input(source, "candidates", fingerprint, str(candidates_folder))
     require_same_config(source, raft_folders.asked(config, "curate"), ("curate",))
     split = PackedSplit(config.dataset, config.split)

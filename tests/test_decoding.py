@@ -18,7 +18,7 @@ from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding import decoder
-from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
+from evoxtral_train.decoding.decoder import Decoder, Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 from evoxtral_train.errors import EvoxtralError
 from evoxtral_train.families.realtime.model import RealtimeNetwork
@@ -227,6 +227,30 @@ def test_a_row_ends_at_its_own_clock(adapted, split):
     whole = run(adapted, split, [first, second], max_new_tokens=20)
     assert found[first.utterance_id, 0].token_ids == whole[first.utterance_id, 0].token_ids[:3]
     assert found[second.utterance_id, 0].token_ids == whole[second.utterance_id, 0].token_ids
+
+
+def test_requests_may_come_at_any_time_and_tokens_are_handed_over_as_they_are_written(adapted, split, expected):
+    """A clip that comes late, when others are under way and longer than they are, is written as if it had been first."""
+    by_length = sorted(requests_of(split), key=lambda request: len(request.prompt))
+    audio, settings = LiveAudio(adapted, split), Decoding(**SAMPLED, batch_tokens=2000)
+    decoder, completions, heard, steps = Decoder(adapted, audio, settings, 2000), [], {}, 0
+    while by_length or decoder.is_busy:
+        if steps % 3 == 0:
+            decoder.add(by_length[:2])
+            by_length = by_length[2:]
+        completions += decoder.step()
+        for token in decoder.newest():
+            heard.setdefault((token.utterance_id, token.candidate_id), []).append(token)
+        steps += 1
+    assert len(completions) == len(expected)
+    for completion in completions:
+        key = completion.utterance_id, completion.candidate_id
+        assert completion.token_ids == expected[key].token_ids
+        tokens = heard[key]
+        assert [token.token_id for token in tokens][: len(completion.token_ids)] == completion.token_ids
+        assert len(tokens) == len(completion.token_ids) + (completion.finish_reason == "eos")
+        assert [token.position for token in tokens] == list(range(tokens[0].position, tokens[0].position + len(tokens)))
+        assert [token.logprob for token in tokens][: len(completion.token_ids)] == completion.token_logprobs
 
 
 def test_mean_logprob_is_the_models_own(network, model, clock, split):

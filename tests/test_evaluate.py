@@ -14,7 +14,7 @@ from conftest import REPO, TINY_BASE
 from evoxtral_train.config.evaluation import Bootstrap, Gates, System
 from evoxtral_train.config.sections import Placement
 from evoxtral_train.data.audio import encode_flac
-from evoxtral_train.families.realtime.emission import tag_confidences
+from evoxtral_train.decoding.confidences import tag_confidences
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.reporting.evaluation import page
 from evoxtral_train.reporting.marks import marked

@@ -185,10 +185,10 @@ def test_the_loudest_sound_of_any_form_has_a_finite_mel(family):
 
 
 def test_a_mel_that_is_not_finite_is_never_written(pack, tmp_path, monkeypatch, call):
-    from evoxtral_train.dataset import rows as packed_rows
+    from evoxtral_train.families.realtime.family import Realtime
 
     soundfile.write(tmp_path / "good.wav", noise(2), RATE_HZ)
-    monkeypatch.setattr(packed_rows, "log_mel", lambda *_: np.full((128, 400), np.nan, np.float32))
+    monkeypatch.setattr(Realtime, "mel", lambda *_: np.full((128, 400), np.nan, np.float32))
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"id": "a", "audio": "good.wav", "text": "well."}\n', "utf-8")
     result = call(

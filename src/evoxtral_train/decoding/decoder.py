@@ -1,16 +1,14 @@
-"""The one way to turn audio into tokens: RAFT, evaluation and everything later use it.
+"""The one way to turn audio into tokens: RAFT, evaluation and transcription all use it.
 
-A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then
-step together in a table (`rows.py`), each at its own position; a row leaves when it writes EOS, when
-it has `max_new_tokens`, or at the end of its own clip, and its place goes to the next clip. How many
-rows there are is a matter of memory: a budget of tokens, rows × width.
+A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then step together in a table
+(`rows.py`), each at its own position. A row leaves when it writes EOS, when it has `max_new_tokens`, or at the end of its own
+clip, and its place goes to the next clip. Memory sets the number of rows: a budget of tokens, rows × width.
 
-Requests come as a stream: `WINDOW` of them are held at a time, sorted by length and decoded to their end, so memory does not grow
-with their number. While the last rows of a window end the table is partly idle: little, since a table has hundreds of rows and a
-window thousands.
+`Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
+requests, `WINDOW` at a time and the longest first, so that memory does not grow with their number.
 
-No row sees another's padding, length or order: what it writes depends on its clip, its candidate
-number and the seed alone, but for rounding, which in bfloat16 may change a token now and then.
+What a row writes depends on its clip, its candidate number and the seed alone, not on another row's padding, length or order.
+Only rounding differs, which in bfloat16 may change a token now and then.
 """
 
 import math
@@ -34,6 +32,7 @@ from .rows import RowTable
 from .sampling import Sampling, choose, row_key
 
 WINDOW = 8192  # requests
+_HANDED_OVER = 32  # completions together: callers write them to disk
 _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
 
@@ -79,6 +78,10 @@ class Decoding:
     batch_tokens: int
     compiled: bool = False
 
+    def reach(self, request: "Request") -> int:
+        """One past the last position that a row of this clip may have."""
+        return min(request.row_tokens, request.room_start + self.max_new_tokens)
+
 
 def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Request]:
     """Every clip of a packed split, in its own layout or in another."""
@@ -86,58 +89,100 @@ def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Re
         yield Request.of(identity, layout or split.layout, split.clip(index), index)
 
 
-def decode(network: Network, audio: AudioSource, requests: Iterable[Request], wanted: Decoding) -> Iterator[list[Completion]]:
+def decode(network: Network, audio: AudioSource, requests: Iterable[Request], settings: Decoding) -> Iterator[list[Completion]]:
     """All candidates of every clip, handed over as whole clips end, the longest clips of each window first.
 
     When CUDA runs out of memory the budget is halved, and the clips that were not handed over start
     again, to the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
     """
-    stream, remaining, budget = iter(requests), {}, wanted.batch_tokens
+    stream, remaining, budget = iter(requests), {}, settings.batch_tokens
     while remaining := remaining or {request.utterance_id: request for request in islice(stream, WINDOW)}:
-        decoder = _Decoder(network, audio, list(remaining.values()), wanted)
-        try:
-            for completions in decoder.run(budget):
-                for each in completions:
-                    remaining.pop(each.utterance_id, None)
-                yield completions
+        decoder = Decoder(network, audio, settings, budget)
+        # Longest first: the rows that follow fit into the table that is there.
+        decoder.add(sorted(remaining.values(), key=lambda request: (-settings.reach(request), len(request.prompt))))
+        ended: list[Completion] = []
+        while decoder.is_busy:
+            try:
+                ended += decoder.step()
+            except torch.OutOfMemoryError:
+                break
+            if len(ended) >= _HANDED_OVER or not decoder.is_busy:
+                for completion in ended:
+                    remaining.pop(completion.utterance_id, None)
+                yield ended
+                ended = []
+        else:
             continue
-        except torch.OutOfMemoryError:
-            held, smallest = decoder.table_tokens, decoder.smallest_tokens
-        del decoder  # after `except`: its traceback would have kept the table alive
+        held, smallest = decoder.table_tokens, decoder.smallest_tokens
+        del decoder  # outside of `except`, whose traceback would have kept the table alive
         budget = shrink(held, held // 2 if held > smallest else None, "tokens")
 
 
-class _Decoder:
-    """One pass over `requests` under one budget."""
+@dataclass(frozen=True)
+class Token:
+    """One token, as it is written. `position`: its place in the row, the prompt included."""
 
-    def __init__(self, network: Network, audio: AudioSource, requests: list[Request], wanted: Decoding):
-        self._network, self._audio, self._wanted, self._device = network, audio, wanted, network.device
-        self._step = _compiled(_step) if wanted.compiled else _step
-        # Longest first: the rows that follow fit into the table that is there.
-        self._waiting = deque(sorted(requests, key=lambda request: (-self._reach(request), len(request.prompt))))
+    utterance_id: str
+    candidate_id: int
+    position: int
+    token_id: int
+    logprob: float
+
+
+class Decoder:
+    """A table of rows that step together. Requests may be added at any time; a row takes its place when there is room.
+
+    >>> decoder.add(requests)                                                      # doctest: +SKIP
+    >>> while decoder.is_busy:                                                     # doctest: +SKIP
+    ...     completions = decoder.step()    # of the clips whose candidates have all ended
+    ...     tokens = decoder.newest()       # what each row wrote in this step
+    """
+
+    def __init__(self, network: Network, audio: AudioSource, settings: Decoding, budget_tokens: int):
+        self._network, self._audio, self._settings, self._budget_tokens = network, audio, settings, budget_tokens
+        self._device = network.device
+        self._step = _compiled(_step) if settings.compiled else _step
+        self._waiting: deque[Request] = deque()
         self._seated: dict[int, tuple[Request, int]] = {}  # row -> clip, candidate
         self._table: RowTable | None = None
         self._written: dict[str, list[Completion]] = {}
-        self._whole: list[Completion] = []
-        self.smallest_tokens = wanted.candidates * self._reach(self._waiting[0])
-        self.table_tokens = self.smallest_tokens  # the most that was held
+        self._newest: list[tuple[Request, int, int]] = []  # clip, candidate, row
+        self.smallest_tokens = self.table_tokens = 0  # the least that can be held, the most that was
 
-    def _reach(self, request: Request) -> int:
-        return min(request.row_tokens, request.room_start + self._wanted.max_new_tokens)
+    def add(self, requests: Iterable[Request]) -> None:
+        """In the order in which they are to be decoded."""
+        for request in requests:
+            self._waiting.append(request)
+            self.smallest_tokens = max(self.smallest_tokens, self._settings.candidates * self._settings.reach(request))
+        self.table_tokens = max(self.table_tokens, self.smallest_tokens)
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._seated)
 
     @torch.inference_mode()
-    def run(self, budget_tokens: int) -> Iterator[list[Completion]]:
-        while self._waiting or self._seated:
-            if self._is_time_to_reseat():
-                if self._whole:
-                    yield self._whole
-                    self._whole = []
-                self._reseat(budget_tokens)
-            self._write()
-            if self._seated:
-                self._read()
-        if self._whole:
-            yield self._whole
+    def step(self) -> list[Completion]:
+        """Every row writes one token. Returns the candidates of the clips that ended with it, by candidate id."""
+        if self._is_time_to_reseat():
+            self._reseat()
+        completions = self._write()
+        if self._seated:
+            self._read()
+        return completions
+
+    def newest(self) -> list[Token]:
+        """What each row wrote in the last step; EOS is among them."""
+        table = self._table
+        if not self._newest:
+            return []
+        rows = [row for _, _, row in self._newest]
+        positions = table.position[rows]
+        tokens, logprobs = (each[rows, positions].tolist() for each in (table.written, table.token_log_probs))
+        parts = zip(self._newest, positions.tolist(), tokens, logprobs, strict=True)
+        return [
+            Token(request.utterance_id, number, position, token, logprob)
+            for (request, number, _), position, token, logprob in parts
+        ]
 
     def _is_time_to_reseat(self) -> bool:
         """When a quarter of the table is free and clips wait; at the end, when half of it is free."""
@@ -145,23 +190,23 @@ class _Decoder:
             return True
         free = self._table.rows - len(self._seated)
         if self._waiting:
-            return free >= max(self._wanted.candidates, self._table.rows // 4)
+            return free >= max(self._settings.candidates, self._table.rows // 4)
         return free >= max(1, self._table.rows // 2)
 
-    def _reseat(self, budget_tokens: int) -> None:
-        """Lay out the table anew where that pays (at first, when the clips to come are much shorter, and at
-        the end), then fill its free rows."""
-        candidates, seated = self._wanted.candidates, [request for request, _ in self._seated.values()]
-        width = max(self._reach(request) for request in [*seated, *islice(self._waiting, 1)])
+    def _reseat(self) -> None:
+        """Lay out the table anew where it must be wider or where that pays (at first, when the clips to come are much
+        shorter, and at the end), then fill its free rows."""
+        candidates, seated = self._settings.candidates, [request for request, _ in self._seated.values()]
+        width = max(self._settings.reach(request) for request in [*seated, *self._waiting])
         rows = len(seated)
         if self._waiting:
-            wanted = rows + candidates * len(self._waiting)
-            rows = max(candidates, rows, min(wanted, budget_tokens // width))
-        if self._table is None or not self._waiting or 4 * rows > 5 * self._table.rows:
+            useful = rows + candidates * len(self._waiting)
+            rows = max(candidates, rows, min(useful, self._budget_tokens // width))
+        if self._table is None or not self._waiting or width > self._table.width or 4 * rows > 5 * self._table.rows:
             self._resize(rows, width)
         while self._waiting and (room := (self._table.rows - len(self._seated)) // candidates):
-            lengths = [self._reach(request) for request in islice(self._waiting, room)]
-            count = leading_batch(lengths, min(_PREFILL_TOKENS, budget_tokens))
+            lengths = [self._settings.reach(request) for request in islice(self._waiting, room)]
+            count = leading_batch(lengths, min(_PREFILL_TOKENS, self._budget_tokens))
             self._seat([self._waiting.popleft() for _ in range(count)])
 
     def _resize(self, rows: int, width: int) -> None:
@@ -175,7 +220,7 @@ class _Decoder:
 
     def _seat(self, batch: list[Request]) -> None:
         """Read the prompts in one pass, padded on the right, and give each clip its rows."""
-        reaches, lengths = [self._reach(request) for request in batch], [len(request.prompt) for request in batch]
+        reaches, lengths = [self._settings.reach(request) for request in batch], [len(request.prompt) for request in batch]
         assert all(length < reach for length, reach in zip(lengths, reaches, strict=True)), "a row has room for a token"
         longest = max(lengths)
         ids = [request.prompt + [self._network.pad_id] * (longest - len(request.prompt)) for request in batch]
@@ -184,27 +229,33 @@ class _Decoder:
         hidden = self._network.hidden(torch.tensor(ids, device=self._device), audio[:, :longest], filled)
         last = torch.stack([row[length - 1] for row, length in zip(hidden, lengths, strict=True)])
         free = (row for row in range(self._table.rows) if row not in self._seated)
-        placed = {next(free): (request, number) for request in batch for number in range(self._wanted.candidates)}
-        keys = [row_key(self._wanted.sampling.seed, request.utterance_id, number) for request, number in placed.values()]
+        placed = {next(free): (request, number) for request in batch for number in range(self._settings.candidates)}
+        keys = [row_key(self._settings.sampling.seed, request.utterance_id, number) for request, number in placed.values()]
         self._table.seat(list(placed), filled, last, audio, lengths, reaches, keys)
         self._seated |= placed
 
-    def _write(self) -> None:
+    def _write(self) -> list[Completion]:
         """Every row chooses its next token; those that end leave."""
         table = self._table
         logits = self._network.logits(table.hidden).float()
-        tokens = choose(logits, self._wanted.sampling, table.noise_key, table.position + 1)
+        tokens = choose(logits, self._settings.sampling, table.noise_key, table.position + 1)
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        self._newest = [(*seated, row) for row, seated in self._seated.items()]
         ended = table.write(tokens, log_probs.double(), self._network.eos_id)
+        whole: list[Completion] = []
         if ended:
             columns = (table.written, table.token_log_probs, table.position, table.log_prob)
             columns = (each[ended].tolist() for each in columns)
             for row, written, log_probs, position, log_prob in zip(ended, *columns, strict=True):
-                seated = self._seated.pop(row)
-                here = slice(len(seated[0].prompt), position + 1)
-                self._collect(*seated, written[here], log_probs[here], log_prob)
+                request, candidate = self._seated.pop(row)
+                here = slice(len(request.prompt), position + 1)
+                whole += self._collect(request, candidate, written[here], log_probs[here], log_prob)
+        return whole
 
-    def _collect(self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float) -> None:
+    def _collect(
+        self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float
+    ) -> list[Completion]:
+        """The clip's candidates, when this was the last of them to end."""
         if not math.isfinite(log_prob):
             raise EvoxtralError(
                 f"what the model computes for clip {request.utterance_id!r} is not finite (NaN or infinite)",
@@ -216,8 +267,9 @@ class _Decoder:
         completion = Completion(request.utterance_id, candidate, ids, reason, mean, log_probs[: len(ids)])
         clip = self._written.setdefault(request.utterance_id, [])
         clip.append(completion)
-        if len(clip) == self._wanted.candidates:
-            self._whole += sorted(self._written.pop(request.utterance_id), key=lambda each: each.candidate_id)
+        if len(clip) < self._settings.candidates:
+            return []
+        return sorted(self._written.pop(request.utterance_id), key=lambda each: each.candidate_id)
 
     def _read(self) -> None:
         """One step of the language model over all rows."""

@@ -14,12 +14,12 @@ class Source(Section):
     """Where the rows come from."""
 
     kind: Literal["jsonl", "csv", "folder", "parquet", "dataset", "hub"] = Field(
-        description="Form: jsonl | csv (and .tsv) | folder (audio with .txt or .json beside it) | parquet | dataset | hub."
+        description="jsonl | csv (or .tsv) | folder (audio beside .txt or .json) | parquet | dataset | hub."
     )
     path: str = Field(description="File, folder or hub id.")
     name: str | None = Field(None, description="Configuration of a hub dataset.")
     revision: str | None = Field(None, description="Revision of a hub dataset. null: the latest.")
-    splits: dict[str, Split] | None = Field(None, description="The source's split: ours, such as dev: validation. null: none.")
+    splits: dict[str, Split] | None = Field(None, description="The source's split: ours (dev: validation). null: none.")
     streaming: bool = Field(True, description="Read a hub dataset as it arrives, without downloading all of it first.")
     max_rows: PositiveInt | None = Field(None, description="Stop after this many rows. null: read all.")
 
@@ -40,7 +40,7 @@ class Columns(Section):
 
 
 class LeadingTag(Section):
-    """A column that says how the whole clip is spoken: the text then begins with its tag. null: there is none."""
+    """A column that says how the whole clip is spoken; its tag then begins the text."""
 
     column: str = Field(description="Name of the column.")
     tags: dict[str, str | None] = Field(description="The column's value: tag. null: no tag.")
@@ -159,11 +159,11 @@ class Layout(Section):
 
     kind: Literal["packed", "deferred", "aligned"] = Field(
         "deferred",
-        description="deferred: after the clip | packed: right after the prompt | aligned: each word or tag once it was heard, "
-        "which needs its times. [measured: docs/studies/layouts.md]",
+        description="deferred (after the clip) | packed (right after the prompt) | aligned (word by word). "
+        "[measured: docs/studies/layouts.md]",
     )
     room_tokens: PositiveInt = Field(
-        65, description="Positions of 80 ms kept for the target; the audio cache covers them too. [ours: 64 new tokens and EOS]"
+        65, description="Positions of 80 ms kept for the target; the audio cache covers them too. [RL: 64 new tokens and EOS]"
     )
 
 

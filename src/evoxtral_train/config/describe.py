@@ -31,7 +31,7 @@ CONFIGS = {
 
 _COLUMN, _WIDTH = 32, 130  # where comments begin, and where their lines end
 _BELOW = re.compile(rf" {{{_COLUMN},}}#")  # a comment's second line
-_SOURCES = re.compile(r"\s*# ((?:\[(?:RL|3B|code|ours)\] ?)*)")
+_SOURCES = re.compile(r"\s*# ((?:\[(?:RL|3B|code|ours)\] ?)*\[(?:RL|3B|code|ours)\])")
 
 
 def commented(text: str, config: type[BaseModel]) -> str:
@@ -45,31 +45,31 @@ def commented(text: str, config: type[BaseModel]) -> str:
       r: 32                         # [ours] Rank of the matrices.
     """
     lines = text.splitlines()
-    for key, value, field in reversed(list(_keys(yaml.compose(text, Loader=yaml.SafeLoader), config))):
+    for key, value, field in reversed(list(keys_with_a_line(yaml.compose(text, Loader=yaml.SafeLoader), config))):
         first = last = key.start_mark.line
         while last + 1 < len(lines) and _BELOW.match(lines[last + 1]):
             last += 1
         on_this_line = value.start_mark.line == first and value.start_mark.index > key.end_mark.index
         end = value.end_mark.column if on_this_line else key.end_mark.column + 1
         setting, old = lines[first][:end], lines[first][end:]
-        sources = found[1] if (found := _SOURCES.match(old)) else ""
+        sources = f"{found[1]} " if (found := _SOURCES.match(old)) else ""
         start = setting.ljust(_COLUMN) if len(setting) < _COLUMN else f"{setting}   "
         comment = _wrapped(f"{start}# ", sources + description_of(field))
         if isinstance(value, yaml.SequenceNode) and (item := item_model_of(field.annotation)):
             for name, part in item.model_fields.items():
-                comment += _wrapped(f"{' ' * _COLUMN}# - ", f"{name}: {description_of(part)}")
+                comment += _wrapped(f"{' ' * _COLUMN}#   {name}: ", description_of(part))
         lines[first : last + 1] = comment
     return "\n".join(lines) + "\n"
 
 
-def _keys(node: yaml.Node, model: type[BaseModel]) -> Iterator[tuple[yaml.Node, yaml.Node, FieldInfo]]:
+def keys_with_a_line(node: yaml.Node, model: type[BaseModel]) -> Iterator[tuple[yaml.Node, yaml.Node, FieldInfo]]:
     """(key, value, field) of every key that has a line of its own."""
     for key, value in node.value:
         field = model.model_fields[key.value]
         yield key, value, field
         section = model_of(field.annotation)
         if section and isinstance(value, yaml.MappingNode) and not value.flow_style:
-            yield from _keys(value, section)
+            yield from keys_with_a_line(value, section)
 
 
 def _wrapped(start: str, text: str) -> list[str]:
@@ -79,8 +79,8 @@ def _wrapped(start: str, text: str) -> list[str]:
 _HEAD = """\
 # Configuration
 
-Every key of every config, written from the models in `src/evoxtral_train/config/` by `make configs`. `--set a.b=value` changes one
-for a run; `systems.N.name` is an item of a list by its number, `limits.TAG` one of a mapping by its name.
+Every key of every config, written from the models in `src/evoxtral_train/config/` by `make configs`. `--set a.b=value` changes
+one for a run; `systems.N.name` is an item of a list by its number, `limits.TAG` one of a mapping by its name.
 
 Sources of defaults: RL is the Evoxtral-Realtime RL model card, 3B the Evoxtral LoRA card for Voxtral-Mini-3B, code the original
 project's training code. Without a source, the default is this project's choice.

@@ -15,7 +15,7 @@ class System(Section):
     adapter: Path | None = Field(None, description="Run or PEFT folder. Without adapter, predictions and yardstick: the base.")
     predictions: Path | None = Field(None, description="JSONL of {id, reference, prediction}.")
     yardstick: Literal["chance", "probe"] | None = Field(
-        None, description="Yardstick: chance (the best constant answer) | probe (a linear classifier on the frozen audio)."
+        None, description="chance (the best constant answer) | probe (a linear classifier on frozen audio)."
     )
     top_k: PositiveInt | None = Field(None, description="Keep this many tags of a clip; the published filter keeps 2. null: all.")
     top_k_by: Literal["emission", "confidence"] = Field(
@@ -46,11 +46,11 @@ class System(Section):
 
 
 class Gates(Section):
-    """What a system must reach, or the command exits with code 3 after writing everything. null: no such gate."""
+    """What a system must reach, or the exit code is 3; everything is still written. null: no gate."""
 
     system: str | None = Field(None, description="System that must pass.")
     baseline: str = Field("base", description="System that wer_regression_max is counted from.")
-    confident: bool = Field(False, description="The worse end of the interval must pass, not only the value.")
+    confident: bool = Field(False, description="Require the worse end of the interval to pass, not only the value.")
     micro_f1_min: float | None = Field(None, description="Micro F1 of tags, a share from 0 to 1.")
     macro_f1_min: float | None = Field(None, description="Mean F1 over tags, a share from 0 to 1.")
     card_f1_min: float | None = Field(None, description="F1 as on the Realtime cards, a share from 0 to 1.")
@@ -101,7 +101,7 @@ class EvalConfig(Section):
     audio_cache: AudioCache = "auto"
     systems: list[System] = Field(min_length=1, description="What is measured, one system per line.")
     comparisons: list[Comparison] | None = Field(
-        None, description="Pairs to compare. null: each system with the one before it, a filter with its system."
+        None, description="null: compare each system with the one before it, each filter with its own system."
     )
     decode: Decode = Decode()
     placement: Placement = Placement()
@@ -132,8 +132,8 @@ class Card(Section):
     name: str = Field(description="Title, and model name in the card's model-index.")
     license: str = Field("apache-2.0", description="License of the adapter. [ours: the base's]")
     language: list[str] = Field(["en"], description="Language codes.")
-    intended_use: str | None = Field(None, description="A paragraph of yours.")
-    limits: list[str] = Field([], description="Sentences of yours; what the runs show is added.")
+    intended_use: str | None = Field(None, description="Your own paragraph.")
+    limits: list[str] = Field([], description="Your own sentences; what the runs show is added.")
 
 
 class ExportConfig(Section):
@@ -143,7 +143,7 @@ class ExportConfig(Section):
     adapter: Path = Field(description="A run of sft, raft train or raft run.")
     model: Model
     evaluation: Path | None = Field(None, description="Run of eval whose figures go into the card. null: no figures.")
-    system: str | None = Field(None, description="The system of that run that is this adapter.")
+    system: str | None = Field(None, description="Which system of that run this adapter is.")
     card: Card
     merged: bool = Field(False, description="Also write the whole model with the adapter merged in; 8.9 GB for the 4B model.")
     vllm_names: bool = Field(False, description="Also write the adapter with vLLM's module names; never loaded in vLLM yet.")

@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class Tracking(Section):
-    """Weights & Biases: where runs are logged, and whether audio and transcripts are sent too."""
+    """Weights & Biases: where runs are logged."""
 
     project: str = Field("evoxtral", description="Project in Weights & Biases.")
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
@@ -51,15 +51,12 @@ class Model(Section):
 
 AudioCache = Annotated[
     Literal["auto", "on", "off"],
-    Field(description="auto | on | off: run the frozen audio tower once per dataset. auto: unless it is trained."),
+    Field(description="auto | on | off: run the audio tower once per dataset. auto: if it is frozen."),
 ]
 BatchTokens = Annotated[
-    PositiveInt,
-    Field(description="Rows × length held at once, in tokens; 65536 take 7.4 GB with the 4B model. Changes no result in float32."),
+    PositiveInt, Field(description="Rows × length held at once, in tokens; 65536 take 7.4 GB with the 4B model.")
 ]
-Compile = Annotated[
-    bool, Field(description="Compile the decoding step (torch.compile), for long runs on a GPU; not yet tried on one.")
-]
+Compile = Annotated[bool, Field(description="Compile the decoding step, for long runs on a GPU; not yet tried on one.")]
 
 
 class Tags(Section):

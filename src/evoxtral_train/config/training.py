@@ -35,7 +35,7 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, as a factor.")
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm. [code]")
     evaluate_every_steps: PositiveInt = Field(
-        50, description="Optimizer steps between checkpoints; the one with the best validation loss is SFT's adapter."
+        50, description="Optimizer steps between checkpoints. SFT keeps the best on validation, RAFT the last."
     )
     keep_checkpoints: PositiveInt = Field(2, description="Checkpoints to keep on disk.")
     gradient_checkpointing: bool = Field(
@@ -45,7 +45,7 @@ class Train(Section):
         1.0, description="Weight of a learned [STREAMING_PAD] in the loss; a word's token has weight 1."
     )
     sampling: Literal["natural", "square_root"] = Field(
-        "natural", description="natural: each clip once an epoch | square_root: rare tags more often, by 1 / sqrt of their clips."
+        "natural", description="natural (each clip once an epoch) | square_root (rare tags more often)."
     )
     untagged_share: float | None = Field(
         None, ge=0, le=1, description="Share of drawn clips without tags. null: as in the dataset."
@@ -64,7 +64,7 @@ class Limits(Section):
 
 
 class Augmentation(Section):
-    """Random changes to the training audio, new in every epoch. Needs the extra `augment`, and no audio cache."""
+    """Random changes to the training audio. Needs the package extra `augment`; no audio cache."""
 
     probability: float = Field(0.0, ge=0, le=1, description="Probability of each change, for each clip. 0: none. [3B]")
     gain_db: float = Field(6.0, ge=0, description="Louder or softer by up to this, in dB.")
@@ -78,7 +78,7 @@ class Augmentation(Section):
     pitch_semitones: float = Field(1.0, ge=0, description="Higher or lower by up to this, in semitones.")
     limits: dict[str, Limits] = Field(
         {},
-        description="Tighter limits for a tag, so that it stays true; a clip keeps to those of all its tags. "
+        description="Tighter limits for a tag, so that it stays true. A clip keeps to those of all its tags. "
         "[ours: reasoned, not measured]",
     )
     seed: int = Field(0, ge=0, description="Random seed of the changes.")
@@ -131,8 +131,8 @@ class Score(Section):
 
     profile: Literal["card", "counts"] = Field(
         "card",
-        description="card: 0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate) | "
-        "counts: tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced tags (+ 0.4 × (1 − WER) with words). [RL, code]",
+        description="card (0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)) | "
+        "counts (tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced tags, + 0.4 × (1 − WER) with words). [RL, code]",
     )
     weights: RewardWeights = RewardWeights()
     placement: Placement = Placement()
@@ -145,11 +145,11 @@ class Score(Section):
 
 
 class Curate(Section):
-    """Which candidates are trained on: the best of each clip, without the lowest clips."""
+    """Which candidates to train on: the best of each clip, without the clips of lowest reward."""
 
     drop_lowest_share: Share = Field(description="Share of clips to drop, by their best candidate's reward. [RL]")
     drop_by: Literal["share", "threshold"] = Field(
-        "share", description="share: drop this share of clips | threshold: drop all up to the reward at this quantile, with ties."
+        "share", description="share (drop that share) | threshold (drop all clips up to that quantile's reward)."
     )
     skip_without_spread: bool = Field(
         False, description="Drop clips whose candidates all have one reward. [measured: docs/studies/raft.md]"
@@ -175,14 +175,14 @@ class Round(Section):
 
 
 class Gate(Section):
-    """Which rounds help. `raft run` keeps the adapter of the best round, and stops when rounds no longer help."""
+    """`raft run` keeps the adapter of the best round, and stops when rounds no longer help."""
 
     split: str | None = Field(
-        "validation", description="Split to measure greedily, before the first round and after each. null: no gate."
+        "validation", description="Split to measure, before the first round and after each. null: no gate."
     )
     measure: Literal["reward", "micro_f1"] = Field("reward", description="What a round must raise: reward | micro_f1.")
     min_gain: float = Field(
-        0.0, description="A round helps when it gains more than this over the best before it, on the measure's scale."
+        0.0, description="A round helps when it gains more points than this over the best before it."
     )
     patience: PositiveInt = Field(1, description="Stop after this many rounds in a row without help.")
 
@@ -191,7 +191,7 @@ class RaftConfig(Section):
     """`evoxtral raft generate | score | curate | train | pairs | run`"""
 
     output: Path = Field(
-        description="Folder for round-1/, round-2/ …, each with candidates/, scores/, curated/ and train/; and result/."
+        description="Folder for round-1/, round-2/ …, each with all four steps, and for result/."
     )
     rounds: list[Round] = Field(
         [Round()], min_length=1, description="One line per round, each from the adapter of the one before. [RL]"

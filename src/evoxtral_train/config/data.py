@@ -159,7 +159,7 @@ class Layout(Section):
 
     kind: Literal["packed", "deferred", "aligned"] = Field(
         "deferred",
-        description="deferred (after the clip) | packed (right after the prompt) | aligned (word by word). "
+        description="deferred (after the clip) | packed (after the prompt) | aligned (by word; needs times). "
         "[measured: docs/studies/layouts.md]",
     )
     room_tokens: PositiveInt = Field(

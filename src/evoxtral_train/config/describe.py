@@ -6,6 +6,7 @@
 import json
 import re
 import textwrap
+import typing
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,8 +120,8 @@ def _rows(section: type[BaseModel], defaults: BaseModel | None, prefix: str, sha
         cells = (f"`{key}`", "" if inner else _shown(default), meaning, source_of(field) or "")
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
         if inner and inner not in shared:
-            place = f"{key}." if one else f"{key}.N." if "list[" in str(field.annotation) else f"{key}.TAG."
-            yield from _rows(inner, default if isinstance(default, inner) else None, place, shared)
+            item = "" if one else "TAG." if typing.get_origin(field.annotation) is dict else "N."
+            yield from _rows(inner, default if isinstance(default, inner) else None, f"{key}.{item}", shared)
 
 
 def _shown(default: Any) -> str:

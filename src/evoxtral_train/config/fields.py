@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+_SOURCE = re.compile(r"\s*\[((?:RL|3B|code|ours|measured)\b[^]]*)\]$")
+
 
 def description_of(field: FieldInfo) -> str:
     """What the field means, or its section's docstring, on one line and without the source of the default."""
@@ -58,6 +60,3 @@ def item_of(annotation: Any) -> Any:
 def item_model_of(annotation: Any) -> type[BaseModel] | None:
     """The section that each item of a list is, or each value of a mapping."""
     return model_of(item_of(annotation))
-
-
-_SOURCE = re.compile(r"\s*\[((?:RL|3B|code|ours|measured)\b[^]]*)\]$")

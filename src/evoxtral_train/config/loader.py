@@ -195,9 +195,9 @@ def _unknown_keys(content: Any, schema: Any, path: tuple[str, ...]) -> list[str]
 
 
 def _plain(error: dict, schema: type[BaseModel]) -> str:
-    """What is wrong, and what the field means."""
+    """What is wrong, and what the key means."""
     field = field_at(schema, error["loc"])
-    meaning = f" ({description_of(field).rstrip('.')})" if field else ""
+    meaning = f" ({description_of(field).rstrip('.')})" if field and not model_of(field.annotation) else ""
     if error["type"] == "missing":
         return f"is required and missing{meaning}"
     return f"{error['msg']}, got {shown(error['input'])}{meaning}"

@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class Tracking(Section):
-    """Weights & Biases: where runs are logged."""
+    """Weights & Biases; audio and text only with upload_media."""
 
     project: str = Field("evoxtral", description="Project in Weights & Biases.")
     mode: Literal["auto", "online", "offline", "disabled"] = Field(

@@ -57,7 +57,7 @@ class Limits(Section):
     """What a clip with a certain tag can bear. null: as much as any."""
 
     gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
-    noise_snr_db: float | None = Field(None, description="Least signal-to-noise ratio, in dB.")
+    noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")
     stretch: float | None = Field(None, ge=0, lt=0.5, description="Largest change of length, as a share.")
     pitch_semitones: float | None = Field(None, ge=0, description="Largest change of pitch, in semitones.")
     room: bool = Field(True, description="Allow reverberation.")
@@ -163,7 +163,7 @@ class Curate(Section):
 class Pairs(Section):
     """Which pairs `raft pairs` exports for DPO."""
 
-    min_gap: float = Field(0.0, ge=0, description="Least difference in reward between the best and the worst candidate.")
+    min_gap: float = Field(0.0, ge=0, description="Smallest difference in reward between the best and the worst candidate.")
 
 
 class Round(Section):

@@ -4,6 +4,7 @@
 # make test-wheel  the wheel alone, in an environment with everything installed anew (some minutes, mostly downloads)
 # make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
 # make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
+# make configs  writes the comments of configs/ and docs/configuration.md again, from the descriptions in the models
 # make study  which layout, which reward: both studies at three seeds, about 1½ hours on 2 cores
 # make chaos  kills, full disks and second calls, at random, against every stage (about half an hour): docs/reliability.md
 # All install what is missing into .venv first. A finished step of the demo is not done again:
@@ -17,7 +18,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos demo test hostile test-wheel bench scaling study install tiny-base clean-demo
+.PHONY: chaos configs demo test hostile test-wheel bench scaling study install tiny-base clean-demo
 
 install: .venv/installed
 
@@ -84,6 +85,9 @@ scaling: .venv/installed
 study: .venv/installed
 	$(BIN)/python benchmarks/study_layouts.py --document docs/studies/layouts.md
 	$(BIN)/python benchmarks/study_raft.py --document docs/studies/raft.md
+
+configs: .venv/installed
+	$(BIN)/python -m evoxtral_train.config.describe
 
 # Trains data/tiny-base again from nothing.
 tiny-base: .venv/installed

@@ -1,27 +1,28 @@
 import ast
+import doctest
 import re
+import typing
 
 import pytest
 import yaml
 
 from conftest import REPO
-from evoxtral_train.config import data, evaluation, sections, training
-from evoxtral_train.config.data import AlignConfig, ImportConfig, PackConfig, StatsConfig, SynthConfig
-from evoxtral_train.config.evaluation import EvalConfig, ExportConfig
+from evoxtral_train.config import data, describe, evaluation, sections, training
+from evoxtral_train.config.data import ImportConfig, PackConfig, SynthConfig
+from evoxtral_train.config.describe import commented, config_of, keys_with_a_line
+from evoxtral_train.config.evaluation import EvalConfig
+from evoxtral_train.config.fields import description_of, source_of
 from evoxtral_train.config.loader import load_config
-from evoxtral_train.config.training import RaftConfig, SftConfig, TinyBaseConfig
+from evoxtral_train.config.training import RaftConfig, SftConfig
 from evoxtral_train.errors import ConfigError
 
-SCHEMAS = {
-    "synth": SynthConfig, "pack": PackConfig, "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig,
-    "eval-sft": EvalConfig, "eval-raft": EvalConfig, "tiny-base": TinyBaseConfig, "align": AlignConfig,
-    "import": ImportConfig, "stats": StatsConfig, "export": ExportConfig,
-}  # fmt: skip
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
-
-
-def schema_of(path):
-    return ImportConfig if path.parent.name == "import" else SCHEMAS[path.stem]
+SECTIONS = [
+    each for module in (sections, data, training, evaluation) for each in vars(module).values()
+    if isinstance(each, type) and issubclass(each, sections.Section) and each.__module__ == module.__name__
+]  # fmt: skip
+FIELDS = {f"{section.__name__}.{name}": field for section in SECTIONS for name, field in section.model_fields.items()}
+shipped_configs = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
 
 
 def write(tmp_path, text):
@@ -34,9 +35,9 @@ def test_configs_are_shipped():
     assert len(SHIPPED) == 26
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
+@shipped_configs
 def test_every_shipped_config_parses_and_spells_out_every_field(path):
-    config = load_config(path, schema_of(path))
+    config = load_config(path, config_of(path))
     written = yaml.safe_load(path.read_text("utf-8"))
     for name, value in config.model_dump(mode="json").items():
         assert name in written, f"{path.name} does not show {name}"
@@ -44,14 +45,14 @@ def test_every_shipped_config_parses_and_spells_out_every_field(path):
             assert set(written[name]) == set(value), f"{path.name}: {name}"
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPO / "configs")))
+@shipped_configs
 def test_every_line_of_a_shipped_config_that_sets_a_number_is_a_number(path):
     def strings(value):
         if isinstance(value, dict):
             return [each for inner in value.values() for each in strings(inner)]
         return [value] if isinstance(value, str) else []
 
-    for text in strings(load_config(path, schema_of(path)).model_dump(mode="json")):
+    for text in strings(load_config(path, config_of(path)).model_dump(mode="json")):
         with pytest.raises(ValueError, match="could not convert"):
             float(text)
 
@@ -78,6 +79,73 @@ def test_every_line_of_the_published_recipe_says_where_it_is_from(path):
     assert [line for line in unsourced if line not in parts_of_a_section] == []
 
 
+@shipped_configs
+def test_every_comment_of_a_shipped_config_is_the_description_of_its_field(path):
+    text = path.read_text("utf-8")
+    assert commented(text, config_of(path)) == text, "run: make configs"
+
+
+def test_the_reference_is_up_to_date():
+    assert describe.reference() == (REPO / "docs/configuration.md").read_text("utf-8"), "run: make configs"
+
+
+def test_comments_replace_old_ones_and_leave_what_belongs_to_the_file():
+    text = """\
+# A title.
+split: dev # [RL] [code] old
+# Why two.
+systems: # old
+                                # and older
+  - {name: base}  # the base itself
+decode:
+  batch_tokens: 7
+"""
+    assert (
+        commented(text, EvalConfig)
+        == f"""\
+# A title.
+split: dev                      # [RL] [code] Split to measure.
+# Why two.
+systems:                        # What is measured, one system per line.
+{"".join(f"{' ' * 32}#   {name}: {description_of(field)}{chr(10)}" for name, field in evaluation.System.model_fields.items())}\
+  - {{name: base}}  # the base itself
+decode:                         # How the systems decode, always greedily.
+  batch_tokens: 7               # Rows × length held at once, in tokens; 65536 take 7.4 GB with the 4B model.
+"""
+    )
+    assert doctest.testmod(describe) == (0, 1)
+
+
+UNITS = (
+    r"(?i)\b(s|seconds?|ms|db|dbfs|samples|semitones|tokens?|words?|clips?|rows?|tags?|steps?|batches|characters|requests|retries|usd|"
+    r"letters per second|rounds?|candidates|checkpoints|processes|permutations|passes|layers|channels|entries|positions|points|"
+    r"share|probability|rate|factor|weight(ed)?|norm|rank|seed|f1|difference|quantile|threshold)\b"
+)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_described_in_short_sentences_with_its_unit(name):
+    field, text = FIELDS[name], description_of(FIELDS[name])
+    assert re.fullmatch(r"\S.*[^.]\.", text), "a description is one or more sentences"
+    assert len(text) <= 180
+    choices = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    assert all(re.search(rf"\b{choice}\b", text) for choice in choices), "a description names every choice"
+    assert not text[0].islower() or re.match(r"null: |\w+( \(.*?\))? \| ", text), "it starts with a capital, null or a choice"
+    is_number = re.search(r"\b(int|float)\b", str(field.annotation))
+    assert not is_number or re.search(UNITS, f"{name.replace('_', ' ')} {text}"), "a number needs a unit"
+
+
+def test_a_published_source_of_a_default_is_cited_by_a_published_config():
+    cited = {}
+    for path in (REPO / "configs/published").glob("*.yaml"):
+        text = path.read_text("utf-8")
+        for key, _, field in keys_with_a_line(yaml.compose(text, Loader=yaml.SafeLoader), config_of(path)):
+            cited.setdefault(id(field), set()).update(re.findall(r"\[(RL|3B|code)\]", text.splitlines()[key.start_mark.line]))
+    for name, field in FIELDS.items():
+        if id(field) in cited:
+            assert set(re.findall(r"\b(RL|3B|code)\b", source_of(field) or "")) <= cited[id(field)], name
+
+
 def test_unknown_keys_at_any_depth_name_the_nearest(tmp_path):
     text = (REPO / "configs/sft.yaml").read_text("utf-8").replace("learning_rate", "learing_rate").replace("output", "outptu")
     with pytest.raises(ConfigError) as caught:
@@ -89,6 +157,15 @@ def test_unknown_keys_at_any_depth_name_the_nearest(tmp_path):
 def test_unknown_keys_inside_lists(tmp_path):
     text = "output: a\ndataset: b\nmodel: {base: c}\nsystems: [{name: base, adaptor: x}]\n"
     with pytest.raises(ConfigError, match="unknown key 'systems.0.adaptor', did you mean 'systems.0.adapter'"):
+        load_config(write(tmp_path, text), EvalConfig)
+
+
+def test_unknown_keys_inside_mappings_and_optional_lists(tmp_path):
+    text = "output: a\ndataset: b\nmodel: {base: c}\naugmentation: {limits: {sighs: {gian_db: 1}}}\n"
+    with pytest.raises(ConfigError, match="'augmentation.limits.sighs.gian_db', did you mean '.*.sighs.gain_db'"):
+        load_config(write(tmp_path, text + "train: {epochs: 1, learning_rate: 1}\n"), SftConfig)
+    text = "output: a\ndataset: b\nmodel: {base: c}\nsystems: [{name: base}]\ncomparisons: [{befor: base, after: base}]\n"
+    with pytest.raises(ConfigError, match="unknown key 'comparisons.0.befor', did you mean 'comparisons.0.before'"):
         load_config(write(tmp_path, text), EvalConfig)
 
 
@@ -168,9 +245,9 @@ def test_all_problems_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, text), SftConfig)
     message = str(caught.value)
-    assert "model.dtype" in message
-    assert "train.epochs" in message
-    assert "train.learning_rate: is required and missing" in message
+    assert "model.dtype: Input should be 'float32' or 'bfloat16', got 'int8' (float32 | bfloat16: type of the frozen" in message
+    assert "train.epochs: Input should be greater than 0, got -1 (Passes over the training clips)" in message
+    assert "train.learning_rate: is required and missing (Peak learning rate)" in message
 
 
 @pytest.mark.parametrize(("text", "reason"), [("a: [1", "not YAML"), ("- 1", "a mapping"), ("", "a mapping")])
@@ -191,11 +268,7 @@ def test_every_field_is_read_somewhere():
         if path.parent.name != "config":
             tree = ast.parse(path.read_text("utf-8"))
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    classes = {
-        each for module in (sections, data, training, evaluation) for each in vars(module).values() if isinstance(each, type)
-    }
-    schemas = [each for each in classes if issubclass(each, sections.Section)]
-    unread = {f"{each.__name__}.{name}" for each in schemas for name in each.model_fields if name not in read}
+    unread = {name for name in FIELDS if name.partition(".")[2] not in read}
     together = {
         f"{each.__name__}.{name}"
         for each in (data.Clips, training.RewardWeights, evaluation.Gates) for name in each.model_fields

@@ -6,6 +6,7 @@ import yaml
 from conftest import REPO
 from evoxtral_train import shipped
 from evoxtral_train.config.data import SynthConfig
+from evoxtral_train.config.describe import config_of
 from evoxtral_train.config.evaluation import EvalConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Tags
@@ -16,7 +17,6 @@ from evoxtral_train.stages.init import with_value
 from evoxtral_train.synthesis.scripts import Grammar
 from evoxtral_train.text.tags import BASE_TAGS
 from evoxtral_train.text.taxonomy import Taxonomy
-from test_config import SCHEMAS, schema_of
 
 
 def files(folder) -> set[str]:
@@ -62,12 +62,11 @@ def test_the_tiny_project(call, tmp_path, monkeypatch):
     assert set(named) | {"data/tags.yaml", "data/scripts/grammar.yaml"} == files(tmp_path)
     for path in (tmp_path / "configs").iterdir():
         text = path.read_text("utf-8")
-        config = load_config(path, schema_of(path))
+        config = load_config(path, config_of(path))
         assert "demo/" not in text
         assert text.count("#") == (REPO / "configs/demo" / path.name).read_text("utf-8").count("#")
         assert not any(line.endswith(" ") for line in text.splitlines()), path
         assert getattr(config, "output", None) is None or config.output.parts[0] == "runs"
-    assert set(SCHEMAS) >= {path.stem for path in (tmp_path / "configs").iterdir()}
     small, demo = (load_config(folder / "synth.yaml", SynthConfig) for folder in (tmp_path / "configs", REPO / "configs/demo"))
     assert small.clips.train < demo.clips.train / 2
     assert load_config(tmp_path / "configs/sft.yaml", SftConfig).dataset.as_posix() == "runs/packed"

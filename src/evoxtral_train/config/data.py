@@ -7,50 +7,52 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from ..units import PREPAD_SAMPLES
-from .sections import Model, Range, Section, Split, Tags, Tracking
+from .sections import BatchTokens, Model, Range, Section, Split, Tags, Tracking
 
 
 class Source(Section):
-    """Where rows come from. `splits`: the source's split -> ours; None: the source has no splits."""
+    """Where the rows come from."""
 
-    kind: Literal["jsonl", "csv", "folder", "parquet", "dataset", "hub"]
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    splits: dict[str, Split] | None = None
-    streaming: bool = True
-    max_rows: PositiveInt | None = None
+    kind: Literal["jsonl", "csv", "folder", "parquet", "dataset", "hub"] = Field(
+        description="jsonl | csv (or .tsv) | folder (audio beside .txt or .json) | parquet | dataset | hub."
+    )
+    path: str = Field(description="File, folder or hub id.")
+    name: str | None = Field(None, description="Configuration of a hub dataset.")
+    revision: str | None = Field(None, description="Revision of a hub dataset. null: the latest.")
+    splits: dict[str, Split] | None = Field(None, description="The source's split: ours (dev: validation). null: none.")
+    streaming: bool = Field(True, description="Read a hub dataset as it arrives, without downloading all of it first.")
+    max_rows: PositiveInt | None = Field(None, description="Stop after this many rows. null: read all.")
 
 
 class Columns(Section):
-    """The source's names for what a manifest row holds; None: it has no such column."""
+    """The source's column for each part of a manifest row. null: it has none."""
 
-    audio: str = "audio"
-    text: str = "text"
-    id: str | None = None
-    split: str | None = None
-    speaker: str | None = None
-    license: str | None = None
-    words: str | None = None
-    events: str | None = None
-    plain_text: str | None = None
-    tags_used: str | None = None
+    audio: str = Field("audio", description="Path relative to the source, or the bytes.")
+    text: str = Field("text", description="Transcript with its tags.")
+    id: str | None = Field(None, description="Unique id. null: made from the row's place.")
+    split: str | None = Field(None, description="Split of the row.")
+    speaker: str | None = Field(None, description="Who speaks.")
+    license: str | None = Field(None, description="License of the row.")
+    words: str | None = Field(None, description="Word times, [{word, start_s, end_s}], also as JSON in a cell.")
+    events: str | None = Field(None, description="Tag times, [{tag, start_s, end_s}], also as JSON in a cell.")
+    plain_text: str | None = Field(None, description="Transcript without tags; its words must be those of `text`.")
+    tags_used: str | None = Field(None, description="List of tags; they must be those of `text`.")
 
 
 class LeadingTag(Section):
-    """A column that says how the whole clip is spoken; its values -> the tag that the text begins with."""
+    """A column that says how the whole clip is spoken; its tag then begins the text."""
 
-    column: str
-    tags: dict[str, str | None]
+    column: str = Field(description="Name of the column.")
+    tags: dict[str, str | None] = Field(description="The column's value: tag. null: no tag.")
 
 
 class Transcript(Section):
-    """From the source's way of writing events to tags in brackets."""
+    """How the source's events become tags in brackets."""
 
-    event_pattern: str | None = None
-    replace: dict[str, str | None] = {}
+    event_pattern: str | None = Field(None, description="Regular expression with one group, around an event's name: '<(\\w+)>'.")
+    replace: dict[str, str | None] = Field({}, description='Symbol: name, such as "😂": laughs. null leaves a symbol out.')
     leading_tag: LeadingTag | None = None
-    lower_case: bool = False
+    lower_case: bool = Field(False, description="Lower the case, for transcripts in capitals.")
 
     @field_validator("event_pattern")
     @classmethod
@@ -66,12 +68,16 @@ class Transcript(Section):
 
 
 class Deal(Section):
-    """How clips without a split are dealt out."""
+    """How clips without a split get one; each split gets its share of every tag."""
 
-    keep_given: bool = True
-    shares: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
-    group_by: list[Literal["speaker", "sentence"]] = ["sentence"]
-    seed: int = Field(default=0, ge=0)
+    keep_given: bool = Field(True, description="Keep the source's own splits. false: deal out every clip.")
+    shares: dict[Split, float] = Field(
+        {"train": 0.8, "validation": 0.1, "test": 0.1}, description="Share of the clips for each split; SFT leaves out `raft`."
+    )
+    group_by: list[Literal["speaker", "sentence"]] = Field(
+        ["sentence"], description="Clips of one speaker, of one sentence, or of either stay in one split."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the splits.")
 
     @field_validator("shares")
     @classmethod
@@ -84,63 +90,79 @@ class Deal(Section):
 class ImportConfig(Section):
     """`evoxtral data import`"""
 
-    output: Path
+    output: Path = Field(description="Folder for manifest.jsonl, rejected.jsonl, and audio/ where the source holds bytes.")
     source: Source
     columns: Columns = Columns()
     transcript: Transcript = Transcript()
     tags: Tags = Tags()
-    license: str | None = None
-    accept_license: str | None = None
+    license: str | None = Field(None, description="License written into every row; columns.license reads one for each row.")
+    accept_license: str | None = Field(None, description="Repeat a non-commercial license here to accept it.")
     deal: Deal = Deal()
     tracking: Tracking = Tracking()
 
 
 class Clips(Section):
-    train: PositiveInt
-    validation: PositiveInt
-    test: PositiveInt
-    raft: int = Field(default=0, ge=0)
+    """How many clips each split gets. Held-out splits share no sentence with the others."""
+
+    train: PositiveInt = Field(description="Clips for SFT.")
+    validation: PositiveInt = Field(description="Clips that choose the checkpoint.")
+    test: PositiveInt = Field(description="Clips for the evaluation.")
+    raft: int = Field(0, ge=0, description="Clips that SFT leaves to RAFT (docs/studies/raft.md).")
 
 
 class ElevenLabs(Section):
-    """`engine: elevenlabs`. The key comes from ELEVENLABS_API_KEY."""
+    """Used by `engine: elevenlabs`. The key comes from ELEVENLABS_API_KEY."""
 
-    model: str = "eleven_v3"
-    output_format: str = "mp3_44100_128"
-    max_characters: int = Field(default=0, ge=0)
-    usd_per_1000_characters: PositiveFloat | None = None
-    concurrent_requests: PositiveInt = 4
-    max_retries: int = Field(default=5, ge=0)
-    timeout_s: PositiveFloat = 120.0
-    paid_audio: Path = Path("data/elevenlabs")
-    base_url: str | None = None
+    model: str = Field("eleven_v3", description="Speech model. [ours: the one that acts tags]")
+    output_format: str = Field("mp3_44100_128", description="Audio format; mp3_44100_192, pcm_44100 … where your plan has them.")
+    max_characters: int = Field(0, ge=0, description="Most characters to pay for in one run. --dry-run shows how many it needs.")
+    usd_per_1000_characters: PositiveFloat | None = Field(None, description="Your plan's price; --dry-run then shows the cost.")
+    concurrent_requests: PositiveInt = Field(4, description="Requests at once, as your plan allows.")
+    max_retries: int = Field(5, ge=0, description="Retries of a request that failed, after 1, 2, 4 … seconds.")
+    timeout_s: PositiveFloat = Field(120.0, description="Seconds to wait for an answer.")
+    paid_audio: Path = Field(Path("data/elevenlabs"), description="Folder that keeps the paid audio; no run removes it.")
+    base_url: str | None = Field(None, description="Address of the service. null: ElevenLabs itself.")
 
 
 class SynthConfig(Section):
     """`evoxtral data synth`"""
 
-    output: Path
-    engine: Literal["espeak", "elevenlabs"] = "espeak"
-    grammar: Path = Path("data/scripts/grammar.yaml")
-    scripts: Path | None = None
+    output: Path = Field(description="Folder for manifest.jsonl and audio/.")
+    engine: Literal["espeak", "elevenlabs"] = Field(
+        "espeak", description="Speech engine: espeak (no key, exact times) | elevenlabs (real voices, paid)."
+    )
+    grammar: Path = Field(Path("data/scripts/grammar.yaml"), description="Grammar that scripts are drawn from.")
+    scripts: Path | None = Field(None, description="Your own JSONL of {text} or {id, text, split}. null: use the grammar.")
     tags: Tags = Tags()
     clips: Clips
-    untagged_share: float = Field(default=0.3, ge=0, le=1)
-    voices: list[str] | None = None
-    rates_wpm: Range[PositiveInt] = (160, 190)
+    untagged_share: float = Field(0.3, ge=0, le=1, description="Share of clips without tags. [ours: 0.25 to 0.35 is usual]")
+    voices: list[str] | None = Field(None, description="Voices, dealt in turn. null: all six of espeak-ng.")
+    rates_wpm: Range[PositiveInt] = Field((160, 190), description="Slowest and fastest speech, in words per minute; espeak only.")
     elevenlabs: ElevenLabs = ElevenLabs()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(0, ge=0, description="Random seed of the scripts and voices.")
     tracking: Tracking = Tracking()
 
 
 class Audio(Section):
-    max_seconds: PositiveFloat = 30.0
-    prepad_samples: int = Field(default=PREPAD_SAMPLES, ge=0)
+    """How long a clip may be, and the silence before it."""
+
+    max_seconds: PositiveFloat = Field(30.0, description="Longer clips are rejected, never cut.")
+    prepad_samples: int = Field(
+        PREPAD_SAMPLES, ge=0, description="Pad shorter clips with zeros to this many samples at 16 kHz; 240480 are 15.03 s. [RL]"
+    )
 
 
 class Layout(Section):
-    kind: str | None = None
-    room_tokens: PositiveInt = 65
+    """When the target is written, while the audio is heard."""
+
+    kind: str | None = Field(
+        None,
+        description="Realtime: deferred (after the clip) | packed (after the prompt) | aligned (by word; needs times). "
+        "null: the family's default. [measured: docs/studies/layouts.md]",
+    )
+    room_tokens: PositiveInt = Field(
+        65, description="Positions of 80 ms kept for the target; the audio cache covers them too. [RL: 64 new tokens and EOS]"
+    )
 
 
 CheckKind = Literal[
@@ -150,37 +172,41 @@ CheckKind = Literal[
 
 
 class Check(Section):
-    """What `data check` looks for beside what packing rejects, and how much of it is normal."""
+    """What `data check` reports beside what packing rejects."""
 
-    clipped_share: float = Field(default=0.01, ge=0, le=1)
-    silent_dbfs: float = -50.0
-    letters_per_second: Range[PositiveFloat] = (3.0, 30.0)
-    seconds_per_tag: float = Field(default=5.0, ge=0)
-    near_duplicate: float = Field(default=0.9, gt=0, le=1)
-    allow: list[CheckKind] = []
+    clipped_share: float = Field(0.01, ge=0, le=1, description="Most samples that may be clipped, as a share of the clip.")
+    silent_dbfs: float = Field(-50.0, description="A clip is silent when its loudest 20 ms stay below this level, in dBFS.")
+    letters_per_second: Range[PositiveFloat] = Field(
+        (3.0, 30.0), description="Slowest and fastest plausible speech. [ours: slower or faster than anybody speaks]"
+    )
+    seconds_per_tag: float = Field(5.0, ge=0, description="Extra seconds that each tag, such as a laugh or a pause, may take.")
+    near_duplicate: float = Field(0.9, gt=0, le=1, description="Report texts at least this similar, as a share from 0 to 1.")
+    allow: list[CheckKind] = Field([], description="Kinds of findings to show without failing (docs/data.md).")
 
 
 class PackConfig(Section):
     """`evoxtral data check` and `evoxtral data pack`"""
 
-    manifest: Path
-    output: Path
-    base: str
-    revision: str | None = None
+    manifest: Path = Field(description="Manifest to pack.")
+    output: Path = Field(description="Folder for the packed dataset.")
+    base: str = Field(description="Hub id or folder with the tokenizer and feature extractor.")
+    revision: str | None = Field(None, description="Hub branch, tag or commit. null: the latest.")
     audio: Audio = Audio()
-    target: Literal["tags", "text", "tagged_text"] = "tags"
+    target: Literal["tags", "text", "tagged_text"] = Field(
+        "tags", description="tags | text | tagged_text: what the model learns to write. [RL]"
+    )
     layout: Layout = Layout()
     tags: Tags = Tags()
     check: Check = Check()
-    processes: PositiveInt | None = None
+    processes: PositiveInt | None = Field(None, description="Processes that pack at once. null: one for each core.")
     tracking: Tracking = Tracking()
 
 
 class StatsConfig(Section):
     """`evoxtral data stats`"""
 
-    manifest: Path
-    output: Path
+    manifest: Path = Field(description="Manifest to describe.")
+    output: Path = Field(description="Folder for report.html, stats.json and pictures.")
     tags: Tags = Tags()
     tracking: Tracking = Tracking()
 
@@ -188,12 +214,14 @@ class StatsConfig(Section):
 class AlignConfig(Section):
     """`evoxtral data align`"""
 
-    manifest: Path
-    output: Path
+    manifest: Path = Field(description="Manifest with tagged transcripts; times are optional.")
+    output: Path = Field(description="Folder for manifest.jsonl with `words` and `events`, and rejected.jsonl.")
     model: Model
-    max_seconds: PositiveFloat = 30.0
-    min_heard_share: float = Field(default=0.5, ge=0, le=1)
-    keep_given_times: bool = True
-    batch_tokens: PositiveInt = 65_536
+    max_seconds: PositiveFloat = Field(30.0, description="Longer clips are rejected.")
+    min_heard_share: float = Field(
+        0.5, ge=0, le=1, description="Reject a row when the base hears a smaller share of its words: the text may be another's."
+    )
+    keep_given_times: bool = Field(True, description="Keep times that a row has. false: replace them, and report the difference.")
+    batch_tokens: BatchTokens = 65_536
     tags: Tags = Tags()
     tracking: Tracking = Tracking()

@@ -5,20 +5,23 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .sections import AudioCache, Model, Placement, Section, Tracking
+from .sections import AudioCache, BatchTokens, Compile, Model, Placement, Section, Tracking
 
 
 class System(Section):
-    """One line of an evaluation: the base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a
-    filter."""
+    """The base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a filter."""
 
-    name: str = Field(pattern=r"^[\w .+()-]+$", max_length=60)  # also a file name
-    adapter: Path | None = None
-    predictions: Path | None = None
-    yardstick: Literal["chance", "probe"] | None = None
-    top_k: PositiveInt | None = None
-    top_k_by: Literal["emission", "confidence"] = "emission"
-    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    name: str = Field(pattern=r"^[\w .+()-]+$", max_length=60, description="Name in tables and files.")
+    adapter: Path | None = Field(None, description="Run or PEFT folder. Without adapter, predictions and yardstick: the base.")
+    predictions: Path | None = Field(None, description="JSONL of {id, reference, prediction}.")
+    yardstick: Literal["chance", "probe"] | None = Field(
+        None, description="chance (the best constant answer) | probe (a linear classifier on frozen audio)."
+    )
+    top_k: PositiveInt | None = Field(None, description="Keep this many tags of a clip; the published filter keeps 2. null: all.")
+    top_k_by: Literal["emission", "confidence"] = Field(
+        "emission", description="Which to keep: emission (the first) | confidence (the most probable). [RL]"
+    )
+    min_confidence: float = Field(0.0, ge=0, le=1, description="Drop tags that the model gave a lower probability.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "System":
@@ -43,61 +46,71 @@ class System(Section):
 
 
 class Gates(Section):
-    """What `system` must reach; None: not asked for. `confident`: the worse end of the interval must."""
+    """What a system must reach, or the exit code is 3; everything is still written. null: no gate."""
 
-    system: str | None = None
-    baseline: str = "base"
-    confident: bool = False
-    micro_f1_min: float | None = None
-    macro_f1_min: float | None = None
-    card_f1_min: float | None = None
-    micro_precision_min: float | None = None
-    micro_recall_min: float | None = None
-    micro_hallucination_max: float | None = None
-    false_tags_per_untagged_clip_max: float | None = None
-    wer_max: float | None = None
-    cer_max: float | None = None
-    wer_regression_max: float | None = None
+    system: str | None = Field(None, description="System that must pass.")
+    baseline: str = Field("base", description="System that wer_regression_max is counted from.")
+    confident: bool = Field(False, description="Require the worse end of the interval to pass, not only the value.")
+    micro_f1_min: float | None = Field(None, description="Micro F1 of tags, a share from 0 to 1.")
+    macro_f1_min: float | None = Field(None, description="Mean F1 over tags, a share from 0 to 1.")
+    card_f1_min: float | None = Field(None, description="F1 as on the Realtime cards, a share from 0 to 1.")
+    micro_precision_min: float | None = Field(None, description="Share of written tags that are right.")
+    micro_recall_min: float | None = Field(None, description="Share of reference tags that are found.")
+    micro_hallucination_max: float | None = Field(None, description="Share of written tags that are not in the reference.")
+    false_tags_per_untagged_clip_max: float | None = Field(None, description="Tags per clip whose reference has none.")
+    wer_max: float | None = Field(None, description="Word error rate; 0.01: one word in a hundred.")
+    cer_max: float | None = Field(None, description="Character error rate; 0.01: one character in a hundred.")
+    wer_regression_max: float | None = Field(
+        None, description="Word error rate above the baseline's; 0.01: one more word in a hundred."
+    )
 
 
 class Decode(Section):
-    max_new_tokens: PositiveInt = 64
-    batch_tokens: PositiveInt = 65_536
-    compile: bool = False
+    """How the systems decode, always greedily."""
+
+    max_new_tokens: PositiveInt = Field(64, description="Most tokens to write for a clip.")
+    batch_tokens: BatchTokens = 65_536
+    compile: Compile = False
 
 
 class Bootstrap(Section):
-    """Intervals, and the tests between systems. `unit`: what is drawn, and whose answers are swapped."""
+    """95% intervals, and the randomization tests between systems (docs/evaluation.md)."""
 
-    unit: Literal["clip", "speaker"] = "clip"
-    samples: PositiveInt = 2000
-    permutations: int = Field(default=10_000, ge=199)
-    seed: int = Field(default=0, ge=0)
+    unit: Literal["clip", "speaker"] = Field(
+        "clip", description="clip | speaker: what is resampled. speaker generalizes to new voices."
+    )
+    samples: PositiveInt = Field(2000, description="Bootstrap samples per interval.")
+    permutations: int = Field(10_000, ge=199, description="Permutations per test.")
+    seed: int = Field(0, ge=0, description="Random seed of both.")
 
 
 class Comparison(Section):
-    """Which two systems are compared: what `after` has more than `before`."""
+    """Which two systems are compared."""
 
-    before: str
-    after: str
+    before: str = Field(description="Name of the system to compare with.")
+    after: str = Field(description="Name of the system whose gain is reported.")
 
 
 class EvalConfig(Section):
-    """`evoxtral eval`. `comparisons`: None compares a filter with its own system, any other system with the one before it."""
+    """`evoxtral eval`"""
 
-    output: Path
-    dataset: Path
-    split: str = "test"
+    output: Path = Field(description="Folder for report.html, tables, metrics and predictions.")
+    dataset: Path = Field(description="Packed dataset.")
+    split: str = Field("test", description="Split to measure. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
-    systems: list[System] = Field(min_length=1)
-    comparisons: list[Comparison] | None = None
+    systems: list[System] = Field(min_length=1, description="What is measured, one system per line.")
+    comparisons: list[Comparison] | None = Field(
+        None, description="null: compare each system with the one before it, each filter with its own system."
+    )
     decode: Decode = Decode()
     placement: Placement = Placement()
     bootstrap: Bootstrap = Bootstrap()
-    tags_table: Path = Path("data/tags.yaml")
+    tags_table: Path = Field(
+        Path("data/tags.yaml"), description="File with the groups of tags, to show what is confused with what."
+    )
     gates: Gates = Gates()
-    clips_shown: int = Field(default=8, ge=0)
+    clips_shown: int = Field(8, ge=0, description="Clips in report.html, with audio: this many of the worst and of the best.")
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
@@ -114,28 +127,28 @@ class EvalConfig(Section):
 
 
 class Card(Section):
-    """What the runs cannot know of a model card; the rest is read from them."""
+    """What the runs do not say about the model; the rest of its card is read from them."""
 
-    name: str
-    license: str = "apache-2.0"
-    language: list[str] = ["en"]
-    intended_use: str | None = None
-    limits: list[str] = []
+    name: str = Field(description="Title, and model name in the card's model-index.")
+    license: str = Field("apache-2.0", description="License of the adapter. [ours: the base's]")
+    language: list[str] = Field(["en"], description="Language codes.")
+    intended_use: str | None = Field(None, description="Your own paragraph.")
+    limits: list[str] = Field([], description="Your own sentences; what the runs show is added.")
 
 
 class ExportConfig(Section):
     """`evoxtral export`"""
 
-    output: Path
-    adapter: Path
+    output: Path = Field(description="Folder for the adapter, README.md, and merged/ and vllm/ where you ask for them.")
+    adapter: Path = Field(description="A run of sft, raft train or raft run.")
     model: Model
-    evaluation: Path | None = None
-    system: str | None = None
+    evaluation: Path | None = Field(None, description="Run of eval whose figures go into the card. null: no figures.")
+    system: str | None = Field(None, description="Which system of that run this adapter is.")
     card: Card
-    merged: bool = False
-    vllm_names: bool = False
-    push_to: str | None = None
-    private: bool = True
+    merged: bool = Field(False, description="Also write the whole model with the adapter merged in; 8.9 GB for the 4B model.")
+    vllm_names: bool = Field(False, description="Also write the adapter with vLLM's module names; never loaded in vLLM yet.")
+    push_to: str | None = Field(None, description="Hub repository, such as you/evoxtral-realtime; needs HF_TOKEN. null: no push.")
+    private: bool = Field(True, description="Make a new repository private.")
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

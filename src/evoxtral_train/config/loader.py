@@ -6,8 +6,6 @@ number, and `--set a.b=c` obeys the same rules as the file. All problems are rep
 
 import difflib
 import re
-import types
-import typing
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
 from ..reading import is_open_stream, is_writable, shown, why_not_a_file
+from .fields import description_of, field_at, item_of, model_of
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _MOST_VALUES = 10_000  # that aliases may add to a document
@@ -67,7 +66,7 @@ def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None =
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {_plain(each)}" for each in error.errors()]
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {_plain(each, schema)}" for each in error.errors()]
         raise ConfigError("; ".join(problems), where=str(path)) from None
 
 
@@ -192,9 +191,10 @@ def _slot(place: dict[str, Any] | list, part: str, name: str, override: str) -> 
 
 def _unknown_keys(content: Any, schema: Any, path: tuple[str, ...]) -> list[str]:
     """One line for each key that the schema lacks, at any depth."""
-    model = _model_of(schema)
-    if isinstance(content, list):
-        return [line for i, item in enumerate(content) for line in _unknown_keys(item, _item_of(schema), (*path, str(i)))]
+    model = model_of(schema)
+    if model is None and isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        return [line for name, item in items for line in _unknown_keys(item, item_of(schema), (*path, str(name)))]
     if model is None or not isinstance(content, dict):
         return []
     lines = []
@@ -208,20 +208,10 @@ def _unknown_keys(content: Any, schema: Any, path: tuple[str, ...]) -> list[str]
     return lines
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((model for each in typing.get_args(annotation) if (model := _model_of(each))), None)
-    return None
-
-
-def _item_of(annotation: Any) -> Any:
-    arguments = typing.get_args(annotation)
-    return arguments[0] if typing.get_origin(annotation) is list and arguments else None
-
-
-def _plain(error: dict) -> str:
+def _plain(error: dict, schema: type[BaseModel]) -> str:
+    """What is wrong, and what the key means."""
+    field = field_at(schema, error["loc"])
+    meaning = f" ({description_of(field).rstrip('.')})" if field and not model_of(field.annotation) else ""
     if error["type"] == "missing":
-        return "is required and missing"
-    return f"{error['msg']} (got {shown(error['input'])})"
+        return f"is required and missing{meaning}"
+    return f"{error['msg']}, got {shown(error['input'])}{meaning}"

@@ -6,57 +6,82 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..text.tags import canonical
-from .sections import AudioCache, Model, Pattern, Placement, Range, Section, Share, Tracking
+from .sections import AudioCache, BatchTokens, Compile, Model, Pattern, Placement, Range, Section, Share, Tracking
 
 
 class Lora(Section):
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 64
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Pattern = r".*language_model.*self_attn\.(q|k|v|o)_proj"
+    """The LoRA adapter."""
+
+    r: PositiveInt = Field(16, description="Rank of the matrices. [RL]")
+    alpha: PositiveFloat = Field(64, description="Scale: the adapter's output is weighted by alpha / r. [RL]")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropping an input of the adapter, while training.")
+    target_modules: Pattern = Field(
+        r".*language_model.*self_attn\.(q|k|v|o)_proj",
+        description="Regular expression for the modules to adapt. [RL: attention only, frozen audio path]",
+    )
 
 
 class Train(Section):
-    epochs: PositiveFloat
-    batch_size: PositiveInt = 2
-    gradient_accumulation: PositiveInt = 8
-    learning_rate: PositiveFloat
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup_steps: int = Field(default=20, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: PositiveFloat = 1.0
-    evaluate_every_steps: PositiveInt = 50
-    keep_checkpoints: PositiveInt = 2
-    gradient_checkpointing: bool = False
-    pad_weight: PositiveFloat = 1.0
-    sampling: Literal["natural", "square_root"] = "natural"
-    untagged_share: float | None = Field(default=None, ge=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    """How the adapter is trained."""
+
+    epochs: PositiveFloat = Field(description="Passes over the training clips.")
+    batch_size: PositiveInt = Field(2, description="Clips per step on each device. [3B]")
+    gradient_accumulation: PositiveInt = Field(8, description="Batches per optimizer step. [3B]")
+    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", description="Learning rate after the warmup: cosine | linear | constant_with_warmup. [3B, RL]"
+    )
+    warmup_steps: int = Field(20, ge=0, description="Optimizer steps until the peak learning rate. [RL]")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, as a factor.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm. [code]")
+    evaluate_every_steps: PositiveInt = Field(
+        50, description="Optimizer steps between checkpoints. SFT keeps the best on validation, RAFT the last."
+    )
+    keep_checkpoints: PositiveInt = Field(2, description="Checkpoints to keep on disk.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute the language model's activations: less memory, slower. [RL]"
+    )
+    pad_weight: PositiveFloat = Field(
+        1.0, description="Weight of a learned [STREAMING_PAD] in the loss; a word's token has weight 1."
+    )
+    sampling: Literal["natural", "square_root"] = Field(
+        "natural", description="natural (each clip once an epoch) | square_root (rare tags more often)."
+    )
+    untagged_share: float | None = Field(
+        None, ge=0, le=1, description="Share of drawn clips without tags. null: as in the dataset."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the adapter and the order of clips.")
 
 
 class Limits(Section):
-    """What a clip with a certain tag can bear; None: as much as any."""
+    """What a clip with a certain tag can bear. null: as much as any."""
 
-    gain_db: float | None = Field(default=None, ge=0)
-    noise_snr_db: float | None = None
-    stretch: float | None = Field(default=None, ge=0, lt=0.5)
-    pitch_semitones: float | None = Field(default=None, ge=0)
-    room: bool = True
+    gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
+    noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")
+    stretch: float | None = Field(None, ge=0, lt=0.5, description="Largest change of length, as a share.")
+    pitch_semitones: float | None = Field(None, ge=0, description="Largest change of pitch, in semitones.")
+    room: bool = Field(True, description="Allow reverberation.")
 
 
 class Augmentation(Section):
-    """Changes to the audio while training. `probability`: of each of them, for each clip; 0: none at all."""
+    """Random changes to the training audio. Needs the package extra `augment`; no audio cache."""
 
-    probability: float = Field(default=0.0, ge=0, le=1)
-    gain_db: float = Field(default=6.0, ge=0, le=60)
-    noise_snr_db: Range[float] = (15.0, 40.0)
-    noise_folder: Path | None = None
-    room: bool = True
-    room_folder: Path | None = None
-    stretch: float = Field(default=0.1, ge=0, lt=0.5)
-    pitch_semitones: float = Field(default=1.0, ge=0, le=24)
-    limits: dict[str, Limits] = {}
-    seed: int = Field(default=0, ge=0)
+    probability: float = Field(0.0, ge=0, le=1, description="Probability of each change, for each clip. 0: none. [3B]")
+    gain_db: float = Field(6.0, ge=0, le=60, description="Louder or softer by up to this, in dB.")
+    noise_snr_db: Range[float] = Field((15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB.")
+    noise_folder: Path | None = Field(None, description="Recordings of noise. null: coloured noise.")
+    room: bool = Field(True, description="Add reverberation.")
+    room_folder: Path | None = Field(None, description="Impulse responses. null: simulated rooms.")
+    stretch: float = Field(
+        0.1, ge=0, lt=0.5, description="Longer or shorter by up to this share, as far as the clip's row has room."
+    )
+    pitch_semitones: float = Field(1.0, ge=0, le=24, description="Higher or lower by up to this, in semitones.")
+    limits: dict[str, Limits] = Field(
+        {},
+        description="Tighter limits for a tag, so that it stays true. A clip keeps to those of all its tags. "
+        "[ours: reasoned, not measured]",
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the changes.")
 
     @field_validator("limits")
     @classmethod
@@ -67,8 +92,8 @@ class Augmentation(Section):
 class SftConfig(Section):
     """`evoxtral sft`"""
 
-    output: Path
-    dataset: Path
+    output: Path = Field(description="Folder for the run and its adapter.")
+    dataset: Path = Field(description="Packed dataset, with the splits train and validation.")
     model: Model
     audio_cache: AudioCache = "auto"
     augmentation: Augmentation = Augmentation()
@@ -78,29 +103,37 @@ class SftConfig(Section):
 
 
 class Generate(Section):
-    candidates: PositiveInt = 4
-    temperature: PositiveFloat = 0.7
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    max_new_tokens: PositiveInt = 64
-    batch_tokens: PositiveInt = 65_536
-    compile: bool = False
-    greedy: bool = True
-    seed: int = Field(default=0, ge=0)
+    """How candidates are sampled."""
+
+    candidates: PositiveInt = Field(4, description="Candidates per clip. [RL]")
+    temperature: PositiveFloat = Field(0.7, description="Sampling temperature: the logits are divided by this factor. [RL]")
+    top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability. [RL]")
+    top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens. 0: no limit. [ours: the card names none]")
+    max_new_tokens: PositiveInt = Field(64, description="Most tokens to write for a clip. [RL]")
+    batch_tokens: BatchTokens = 65_536
+    compile: Compile = False
+    greedy: bool = Field(True, description="Also decode greedily: the reward that the best candidate has to beat.")
+    seed: int = Field(0, ge=0, description="Random seed of the sampling.")
 
 
 class RewardWeights(Section):
-    """Weights in place of the profile's; None keeps it."""
+    """Weights of the reward's components, for profile counts only. null keeps the profile's."""
 
-    word_accuracy: float | None = None
-    tag_f1: float | None = None
-    extra_tags: float | None = None
-    missing_tags: float | None = None
-    misplaced_tags: float | None = None
+    word_accuracy: float | None = Field(None, description="Weight of 1 − WER.")
+    tag_f1: float | None = Field(None, description="Weight of the tag F1.")
+    extra_tags: float | None = Field(None, description="Weight of each tag that the reference lacks.")
+    missing_tags: float | None = Field(None, description="Weight of each tag that the candidate lacks.")
+    misplaced_tags: float | None = Field(None, description="Weight of each tag in the wrong place.")
 
 
 class Score(Section):
-    profile: Literal["card", "counts"] = "card"
+    """How candidates are scored."""
+
+    profile: Literal["card", "counts"] = Field(
+        "card",
+        description="card (0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)) | "
+        "counts (tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced tags, + 0.4 × (1 − WER) with words). [RL, code]",
+    )
     weights: RewardWeights = RewardWeights()
     placement: Placement = Placement()
 
@@ -112,48 +145,57 @@ class Score(Section):
 
 
 class Curate(Section):
-    """`drop_by`: "share" keeps floor(clips × (1 − share)) clips; "threshold" keeps those whose reward is above that of the clip
-    at place floor(clips × share) from below (the original RAFT code: clips that share the threshold all go)."""
+    """Which candidates to train on: the best of each clip, without the clips of lowest reward."""
 
-    drop_lowest_share: float = Share
-    drop_by: Literal["share", "threshold"] = "share"
-    skip_without_spread: bool = False
-    reference_replay: float = Field(default=0.0, ge=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    drop_lowest_share: Share = Field(description="Share of clips to drop, by their best candidate's reward. [RL]")
+    drop_by: Literal["share", "threshold"] = Field(
+        "share", description="share (drop that share) | threshold (drop all clips up to that quantile's reward)."
+    )
+    skip_without_spread: bool = Field(
+        False, description="Drop clips whose candidates all have one reward. [measured: docs/studies/raft.md]"
+    )
+    reference_replay: float = Field(
+        0.0, ge=0, le=1, description="Reference targets to add, as a share of the curated rows. [code]"
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the choice of references.")
 
 
 class Pairs(Section):
-    min_gap: float = Field(default=0.0, ge=0)
+    """Which pairs `raft pairs` exports for DPO."""
+
+    min_gap: float = Field(0.0, ge=0, description="Smallest difference in reward between the best and the worst candidate.")
 
 
 class Round(Section):
-    """What one round of RAFT does otherwise than `generate` says; None keeps it."""
+    """What one round of RAFT changes in `generate`. null: as there."""
 
-    candidates: PositiveInt | None = None
-    temperature: PositiveFloat | None = None
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    candidates: PositiveInt | None = Field(None, description="Candidates per clip.")
+    temperature: PositiveFloat | None = Field(None, description="Sampling temperature, as a factor.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Total probability of the tokens to sample from.")
 
 
 class Gate(Section):
-    """Which rounds help: measured greedily on `split` (None: no gate) before the first round and after each."""
+    """`raft run` keeps the adapter of the best round, and stops when rounds no longer help."""
 
-    split: str | None = "validation"
-    measure: Literal["reward", "micro_f1"] = "reward"
-    min_gain: float = 0.0
-    patience: PositiveInt = 1
+    split: str | None = Field("validation", description="Split to measure, before the first round and after each. null: no gate.")
+    measure: Literal["reward", "micro_f1"] = Field("reward", description="What a round must raise: reward | micro_f1.")
+    min_gain: float = Field(0.0, description="A round helps when it gains more points than this over the best before it.")
+    patience: PositiveInt = Field(1, description="Stop after this many rounds in a row without help.")
 
 
 class RaftConfig(Section):
     """`evoxtral raft generate | score | curate | train | pairs | run`"""
 
-    output: Path
-    rounds: list[Round] = Field(default=[Round()], min_length=1)
+    output: Path = Field(description="Folder for round-1/, round-2/ …, each with all four steps, and for result/.")
+    rounds: list[Round] = Field(
+        [Round()], min_length=1, description="One line per round, each from the adapter of the one before. [RL]"
+    )
     gate: Gate = Gate()
-    dataset: Path
-    split: str = "train"
+    dataset: Path = Field(description="Packed dataset.")
+    split: str = Field("train", description="Split to train on. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
-    adapter: Path
+    adapter: Path = Field(description="Adapter to start from: a run of `evoxtral sft`, or a PEFT folder.")
     generate: Generate = Generate()
     score: Score = Score()
     curate: Curate = Curate(drop_lowest_share=0.1)
@@ -163,23 +205,29 @@ class RaftConfig(Section):
 
 
 class TinyBaseConfig(Section):
-    """`evoxtral tiny-base`: train the small base checkpoint on synthetic speech."""
+    """`evoxtral tiny-base`"""
 
-    output: Path
-    grammar: Path = Path("data/scripts/grammar.yaml")
-    seed: int = Field(ge=0)
-    clips: PositiveInt
-    held_out_clips: PositiveInt
-    text_only_share: float = Share
-    vocabulary_ranks: int = Field(ge=300, le=130_000)
-    audio_width: int = Field(gt=0, multiple_of=32)
-    audio_layers: PositiveInt
-    text_width: int = Field(gt=0, multiple_of=32)
-    text_layers: PositiveInt
-    epochs: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_steps: PositiveInt
-    phoneme_weight: float = Field(ge=0)
-    acoustics_weight: float = Field(ge=0)
+    output: Path = Field(description="Folder for the checkpoint.")
+    grammar: Path = Field(Path("data/scripts/grammar.yaml"), description="Grammar that sentences are drawn from.")
+    seed: int = Field(ge=0, description="Random seed of the clips and the weights.")
+    clips: PositiveInt = Field(description="Spoken clips, all from the grammar's training share.")
+    held_out_clips: PositiveInt = Field(description="Clips for the word error rate.")
+    text_only_share: Share = Field(
+        description="Share of rows with words and tags over silence, so that every tag stays writable."
+    )
+    vocabulary_ranks: int = Field(ge=300, le=130_000, description="Entries of mistral-common's vocabulary.")
+    audio_width: int = Field(gt=0, multiple_of=32, description="Hidden size of the audio tower, in channels.")
+    audio_layers: PositiveInt = Field(description="Layers of the audio tower.")
+    text_width: int = Field(gt=0, multiple_of=32, description="Hidden size of the language model, in channels.")
+    text_layers: PositiveInt = Field(description="Layers of the language model.")
+    epochs: PositiveInt = Field(description="Passes over the rows.")
+    batch_size: PositiveInt = Field(description="Rows per optimizer step.")
+    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    warmup_steps: PositiveInt = Field(description="Optimizer steps until the peak; then a cosine down to 2%.")
+    phoneme_weight: float = Field(
+        ge=0, description="Weight of the phoneme read-out's loss; the read-out is thrown away afterwards."
+    )
+    acoustics_weight: float = Field(
+        ge=0, description="Weight of the acoustic descriptions' loss; they are thrown away afterwards."
+    )
     tracking: Tracking = Tracking()

@@ -30,8 +30,7 @@ from evoxtral_train.config.training import Lora, Train
 from evoxtral_train.dataset.reader import Example
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
-from evoxtral_train.families.base import Clip, Layout
-from evoxtral_train.families.network import Network
+from evoxtral_train.families.base import Clip, Layout, Network
 from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.families.realtime.layouts import LAYOUTS
 from evoxtral_train.families.realtime.model import CachedAudioVoxtralRealtimeForConditionalGeneration, network_of

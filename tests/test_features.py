@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evoxtral_train.families.realtime.features import log_mel, pad_mel, restore_silence, trim_silence
+from evoxtral_train.families.realtime.family import pad_mel
 from evoxtral_train.units import PREPAD_SAMPLES, samples_to_tokens
 
 
@@ -16,19 +16,19 @@ def speechlike(samples: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("samples", [1, 159, 16_000, 47_123, PREPAD_SAMPLES, 300_001])
-def test_equal_to_the_stock_processor_on_the_pre_padded_clip(processor, clock, samples):
+def test_equal_to_the_stock_processor_on_the_pre_padded_clip(processor, family, samples):
     clip = speechlike(samples)
     prepadded = np.pad(clip, (0, max(PREPAD_SAMPLES - samples, 0)))
     stock = processor(prepadded, return_tensors="np", sampling_rate=16_000)["input_features"][0]
-    ours = log_mel(clip, clock.stock_tokens(samples), processor.feature_extractor, clock)
+    ours = family.mel(clip, family.clock.stock_tokens(samples))
     assert ours.shape == stock.shape
     np.testing.assert_allclose(ours, stock, atol=2e-6)
 
 
-def test_longer_rows_continue_in_silence(processor, clock):
+def test_longer_rows_continue_in_silence(family):
     clip = speechlike(20_000)
-    short = log_mel(clip, 237, processor.feature_extractor, clock)
-    long = log_mel(clip, 300, processor.feature_extractor, clock)
+    short = family.mel(clip, 237)
+    long = family.mel(clip, 300)
     np.testing.assert_array_equal(long[:, : 237 * 8], short)
     assert (long[:, 237 * 8 :] == np.float32(-0.625)).all()
 
@@ -49,20 +49,20 @@ def test_padding_refuses_what_would_break_the_reshape():
         pad_mel(np.zeros((128, 17), np.float32), 16)
 
 
-def test_a_clip_longer_than_its_row_is_refused(processor, clock):
+def test_a_clip_longer_than_its_row_is_refused(family):
     with pytest.raises(ValueError, match="does not fit"):
-        log_mel(speechlike(48_000), 40, processor.feature_extractor, clock)
+        family.mel(speechlike(48_000), 40)
 
 
-def test_trimming_silence_loses_nothing(processor, clock):
-    mel = log_mel(speechlike(30_000), 237, processor.feature_extractor, clock)
-    kept, start = trim_silence(mel)
+def test_trimming_silence_loses_nothing(family):
+    mel = family.mel(speechlike(30_000), 237)
+    kept, start = family.trim_silence(mel)
     assert kept.shape[1] < 200
-    np.testing.assert_array_equal(restore_silence(kept, start, mel.shape[1]), mel)
-    for frames in (8, start, start + 5, 1000):
-        np.testing.assert_array_equal(restore_silence(kept, start, frames), mel[:, :frames])
-    nothing, start = trim_silence(np.full((128, 16), np.float32(-0.625)))
-    assert restore_silence(nothing, start, 16).shape == (128, 16)
+    np.testing.assert_array_equal(family.restore_silence(kept, start, 237), mel)
+    for tokens in (1, start // 8, start // 8 + 1, 125):
+        np.testing.assert_array_equal(family.restore_silence(kept, start, tokens), mel[:, : 8 * tokens])
+    nothing, start = family.trim_silence(np.full((128, 16), np.float32(-0.625)))
+    assert family.restore_silence(nothing, start, 2).shape == (128, 16)
 
 
 def test_tokens_cover_samples():

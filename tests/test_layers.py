@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from conftest import REPO
+from evoxtral_train.families.checkpoint import FAMILIES, family_named
 
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
@@ -63,3 +64,42 @@ def test_config_errors_scoring_and_curation_need_no_torch():
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('evoxtral_train.{name}')\n" for name in modules)
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _own_code(*layers: str):
+    """(path below the package, its syntax tree) of every module, but for those of `layers`."""
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE).as_posix()
+        if not relative.startswith(layers):
+            yield relative, ast.parse(path.read_text("utf-8"))
+
+
+def test_no_module_outside_its_family_names_a_layout():
+    layouts = {layout for name in FAMILIES for layout in family_named(name).layouts}
+    assert layouts == {"packed", "deferred", "aligned"}
+    compared, classes = [], {name.title() for name in layouts}
+    for path, tree in _own_code("families/realtime/"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare | ast.Match):
+                texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                compared += [f"{path}:{node.lineno}: compares with {name!r}" for name in texts & layouts]
+            if isinstance(node, ast.ImportFrom):
+                compared += [f"{path}: imports {alias.name}" for alias in node.names if alias.name in classes]
+            if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant) and node.value.value in layouts:
+                compared.append(f"{path}:{node.value.lineno}: {node.arg}={node.value.value!r}")
+    assert compared == []
+
+
+def test_nothing_above_the_families_asks_which_family_it_is():
+    """`tiny_bases` makes the checkpoints of a family, one module for each, and so knows it."""
+    asking = []
+    for path, tree in _own_code("families/", "tiny_bases/"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and "families.realtime" in (node.module or ""):
+                asking.append(f"{path}: imports {node.module}")
+            if isinstance(node, ast.Attribute) and node.attr == "model_type":
+                asking.append(f"{path}:{node.lineno}: reads model_type")
+            if isinstance(node, ast.Compare):
+                texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                asking += [f"{path}:{node.lineno}: compares with {name!r}" for name in texts & FAMILIES.keys()]
+    assert asking == []

@@ -8,7 +8,7 @@ import torch
 from conftest import REPO, TINY_BASE, load_tiny
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Model
-from evoxtral_train.config.training import Lora, SftConfig, Train
+from evoxtral_train.config.training import SftConfig, Train
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import UsageError
 from evoxtral_train.families.realtime.model import RealtimeNetwork
@@ -18,11 +18,6 @@ from evoxtral_train.training.dataset import StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
-
-
-@pytest.fixture(params=["packed", "deferred"])
-def rows(request, packed):
-    return TrainingSet(PackedSplit(packed[request.param], "train"))
 
 
 def test_a_batch_literally(packed, network):
@@ -35,30 +30,6 @@ def test_a_batch_literally(packed, network):
     assert batch["input_features"].shape == (2, 128, 42 * 8)
     assert (batch["input_features"][1, :, 40 * 8 :] == -0.625).all()
     assert batch["num_delay_tokens"] == 6
-
-
-def test_cutting_a_row_after_its_last_label_changes_no_logit_before_it(model, rows, network):
-    index = 3
-    row = rows.row(index)
-    cut = network.collate([rows[index]])
-    whole_mel = torch.from_numpy(rows._split.mel_of(index, len(row.ids)))[None]
-    with torch.inference_mode():
-        short = model(**cut)
-        whole = model(
-            input_ids=torch.tensor([row.ids]), input_features=whole_mel, labels=torch.tensor([row.labels]), num_delay_tokens=6
-        )
-    torch.testing.assert_close(short.logits, whole.logits[:, : row.needed_tokens], rtol=0, atol=2e-5)
-    torch.testing.assert_close(short.loss, whole.loss, rtol=0, atol=1e-5)
-
-
-def test_a_batch_is_its_rows_one_by_one(model, rows, network):
-    items = [rows[index] for index in range(6)]
-    collate = network.collate
-    with torch.inference_mode():
-        together = model(**collate(items)).loss
-        single = [(model(**collate([item])).loss, int((item["labels"] != -100).sum())) for item in items]
-    mean = sum(loss * count for loss, count in single) / sum(count for _, count in single)
-    torch.testing.assert_close(together, mean, rtol=0, atol=1e-5)
 
 
 def test_configs_sft_trains_exactly_9371648_parameters():
@@ -76,50 +47,6 @@ def test_the_published_recipe_trains_both_towers():
     network, _ = describe_model(config.model)
     network.model.requires_grad_(False)
     assert add_lora(network, config.lora, config.model).sizes()["trainable_parameters"] == 16_187_392
-
-
-def gradients(model, batch) -> dict[str, torch.Tensor]:
-    model.train()
-    model(**batch)["loss"].backward()
-    return {name: each.grad for name, each in model.named_parameters() if each.requires_grad}
-
-
-@pytest.fixture(scope="module")
-def saved_adapter(tmp_path_factory):
-    torch.manual_seed(0)
-    model = add_lora(load_tiny(), Lora(), CONFIG).model
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("cached", [False, True], ids=["stock forward", "cached audio"])
-@pytest.mark.parametrize("kind", ["fresh", "loaded"])
-def test_gradient_checkpointing_gives_equal_gradients(rows, saved_adapter, kind, cached, network):
-    batch = network.collate([rows[0], rows[1]])
-    if cached:
-        with torch.no_grad():
-            batch["audio_embeds"] = network.audio_embeddings(batch.pop("input_features"))
-    found = []
-    for checkpointing in (False, True):
-        if kind == "fresh":
-            torch.manual_seed(0)
-            adapted = add_lora(load_tiny(), Lora(), CONFIG)
-            for name, parameter in adapted.model.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.05)
-        else:
-            adapted = load_adapter(load_tiny(), find_adapter(saved_adapter), trainable=True)
-        if checkpointing:
-            adapted.checkpoint_language_model()
-        found.append(gradients(adapted.model, batch))
-    assert found[0].keys() == found[1].keys()
-    assert all(each.abs().sum() > 0 for each in found[0].values())
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0)
 
 
 def test_727_rows_make_46_steps():

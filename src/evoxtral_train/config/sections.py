@@ -72,6 +72,7 @@ class Model(Section):
 
     base: str = Field(description="Hub id or folder of the base model.")
     revision: str | None = Field(None, description="Hub branch, tag or commit. null: the latest.")
+    family: str | None = Field(None, description="For dry runs without the checkpoint, which says it itself: voxtral_realtime.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="float32 | bfloat16: type of the frozen weights. LoRA's own stay float32. [RL]"
     )

@@ -159,7 +159,7 @@ class _Worker:
                 if rows:
                     shards.write(split, rows)
         record = {
-            "layout": {"family": self._family.model_type} | self._layout.record(),
+            "layout": self._layout.record(),
             "rows": counts,
             "rejected": [asdict(each) for each in rejected],
             "fingerprint": digest.hexdigest(),

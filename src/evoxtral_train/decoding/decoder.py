@@ -23,10 +23,8 @@ from transformers import DynamicCache
 
 from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
-from ..families.base import Clip, Layout
-from ..families.network import Network
-from ..modeling.audio_cache import AudioSource
-from ..modeling.batching import leading_batch
+from ..families.base import Clip, Layout, Network
+from ..modeling.audio_cache import AudioSource, leading_batch
 from ..modeling.memory import shrink
 from .rows import RowTable
 from .sampling import Sampling, choose, row_key

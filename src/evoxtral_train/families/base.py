@@ -2,12 +2,16 @@
 
 - `Family`: the data side of one checkpoint: its tokenizer, its features, its layouts. Needs no torch.
 - `Layout`: where a target stands in a row, and what decoding starts from.
-- `Network` (in `network.py`): the model side.
+- `Network`: the model side, a loaded model that runs in two halves.
 
 To add a family, add a folder with these three and name it in `FAMILIES` (`checkpoint.py`).
 """
 
+from __future__ import annotations  # torch is named in annotations alone
+
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +22,8 @@ from ..errors import RowError, UsageError
 from ..text.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from .network import Network
+    import torch
+    from transformers import Cache, PreTrainedModel
 
 IGNORED = -100
 """The label of a position that is not learned."""
@@ -146,7 +151,7 @@ class Layout(ABC):
 
     @abstractmethod
     def record(self) -> dict:
-        """What `Family.restore_layout` needs, as JSON."""
+        """What `Family.restore_layout` needs, and the `family` that restores it, as JSON."""
 
 
 class Family(ABC):
@@ -162,7 +167,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path) -> "Family":
+    def open(cls, folder: Path) -> Family:
         """Raises EvoxtralError when the processor's files do not fit."""
 
     @abstractmethod
@@ -203,10 +208,105 @@ class Family(ABC):
                          fix="use a Voxtral Realtime base")  # fmt: skip
 
     @abstractmethod
-    def load(self, dtype: str) -> "Network":
+    def load(self, dtype: str) -> Network:
         """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError."""
 
     @classmethod
     @abstractmethod
-    def describe(cls, folder: Path | None) -> "Network":
+    def describe(cls, folder: Path | None) -> Network:
         """The model's shape on the meta device, without weights; None: the published model's."""
+
+
+class Network(ABC):
+    """`model`: the stock class or a subclass that reads the same checkpoints, bare or inside a PEFT wrapper. `eos_id` and
+    `pad_id`: the tokenizer's; None where nothing is decoded or collated."""
+
+    def __init__(self, model, eos_id: int | None = None, pad_id: int | None = None):
+        self.model, self.eos_id, self.pad_id = model, eos_id, pad_id
+
+    def around(self, model) -> Network:
+        """The same for `model`: this one with an adapter, or without."""
+        network = copy(self)
+        network.model = model
+        return network
+
+    @property
+    def stock(self) -> PreTrainedModel:
+        """The model inside the PEFT wrapper; its linear layers then carry the adapter."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stock.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model is."""
+        return self.stock.get_input_embeddings().weight.device
+
+    @property
+    def text_config(self):
+        """Sizes of the language model."""
+        return self.stock.config.text_config
+
+    @property
+    @abstractmethod
+    def language_parts(self) -> Sequence[torch.nn.Module]:
+        """All but the audio path."""
+
+    @property
+    @abstractmethod
+    def audio_parts(self) -> Sequence[torch.nn.Module]:
+        """The audio tower and the projector."""
+
+    def place_language_model(self, device: torch.device) -> None:
+        """With an audio cache a GPU never holds both halves."""
+        for part in self.language_parts:
+            part.to(device)
+
+    def place_audio_path(self, device: torch.device) -> None:
+        for part in self.audio_parts:
+            part.to(device)
+
+    @abstractmethod
+    def drop_audio_path(self) -> None:
+        """Free the audio path once its output is cached: `Trainer` moves all that is there."""
+
+    @abstractmethod
+    def checkpoint_language_model(self) -> None:
+        """Gradient checkpointing on the language model alone, after wrapping with an adapter."""
+
+    @abstractmethod
+    def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
+        """mel [B, 128, frames] -> what the language model hears at each position [B, T, hidden]."""
+
+    @abstractmethod
+    def hidden(
+        self, ids: torch.Tensor, audio: torch.Tensor, cache: Cache | None = None, position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """ids [B, T] and their audio [B, T, hidden] -> last hidden states [B, T, hidden]; `cache` is extended.
+
+        `position_ids` [B, T] and `attention_mask` [B, 1, T, keys] (bool) are for rows at positions of their own; by default
+        all rows continue where the cache ends.
+        """
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> [..., vocabulary]"""
+        return self.stock.lm_head(hidden)
+
+    @abstractmethod
+    def collate(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict:
+        """Training rows -> one batch, padded on the right, with the names that the model's forward takes.
+
+        Each row has `input_ids` [T], `labels` [T], either `input_features` [128, frames] or `audio_embeds` [T, hidden], and
+        optionally `label_weights` [T].
+        """
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters: all of them, and those that are trained."""
+        parameters = list(self.model.parameters())
+        return {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        }

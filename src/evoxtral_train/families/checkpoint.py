@@ -114,15 +114,17 @@ def family_of(folder: Path) -> type[Family]:
     return family_named(model_type)
 
 
-def family_for(base: str, revision: str | None) -> tuple[type[Family], Path | None]:
-    """The family of a base, and its folder; for a hub id that is neither in the cache nor can be downloaded, the default family
-    and None. Raises UsageError for a folder that is not there, or is no base."""
+def family_for(base: str, revision: str | None, family: str | None = None) -> tuple[type[Family], Path | None]:
+    """The family of a base, and its folder. For a hub id that is neither in the cache nor can be downloaded: `family`, or the
+    default one, and None. Raises UsageError for an unknown family, and for a folder that is not there or is no base."""
+    if family is not None and family not in FAMILIES:
+        raise UsageError(f"there is no family {family!r}", where="model.family", fix=f"use one of {', '.join(FAMILIES)}, or null")
     try:
         folder = resolve_base(base, revision, weights=False)
     except UsageError:
         if Path(base).exists() or base.startswith((".", "/")):
             raise
-        return family_named(DEFAULT), None
+        return family_named(family or DEFAULT), None
     return family_of(folder), folder
 
 

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from ..config.sections import Model
 from ..config.training import Lora
 from ..errors import UsageError
-from ..families.network import Network
+from ..families.base import Network
 from ..files import fingerprint_files
 from ..plain_text import one_line
 from ..runs import read_run, require_complete
-from .finite import non_finite
+from .weights import non_finite
 
 # peft asks transformers for a property by its old name; nothing a user could act on.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

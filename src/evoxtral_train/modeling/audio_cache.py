@@ -21,10 +21,9 @@ import torch
 
 from .. import processes
 from ..dataset.reader import PackedSplit
-from ..families.network import Network
+from ..families.base import Network
 from ..files import disk_errors
 from ..progress import progress
-from .batching import leading_batch
 from .cache_files import CacheFiles, cache_folder
 from .memory import shrink
 
@@ -152,6 +151,20 @@ def encoded_batches(audio: AudioSource, clips: list[int], tokens: list[int]) -> 
         else:
             held = len(batch) * max(lengths[: len(batch)])
             budget = shrink(held, held // 2 if len(batch) > 1 else None, "tokens")
+
+
+def leading_batch(lengths: Sequence[int], budget_tokens: int) -> int:
+    """How many of the first `lengths` fit into one padded batch of `budget_tokens`; at least one.
+
+    >>> leading_batch([3, 5, 4], budget_tokens=10)
+    2
+    """
+    longest = 0
+    for count, length in enumerate(lengths):
+        longest = max(longest, length)
+        if count and longest * (count + 1) > budget_tokens:
+            return count
+    return len(lengths)
 
 
 def _sync(file) -> None:

@@ -1,14 +1,17 @@
 """Opening a base with its adapter and its audio: what every command that runs a model begins with."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ..config.evaluation import EvalConfig
 from ..config.sections import Model
 from ..config.training import RaftConfig, SftConfig
 from ..dataset.reader import PackedSplit
 from ..errors import UsageError
-from ..families.base import Family
+from ..families.base import Family, Network
 from ..families.checkpoint import (
     base_fingerprint,
     family_for,
@@ -16,10 +19,25 @@ from ..families.checkpoint import (
     processor_fingerprint,
     resolve_base,
 )
-from ..families.network import Network
 from .adapters import Adapter, check_base, find_adapter, trains_audio_path
 from .audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
-from .devices import pick_device
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one; of several processes each takes its own GPU. Raises UsageError
+    for a device that is not here."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{own}"
+    try:
+        torch.empty(0, device=device).cpu()  # `meta` makes what cannot be read back
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        fix = "set model.device to auto" if own == 0 else "start as many processes as there are GPUs, or set model.device to cpu"
+        raise UsageError(f"device {device!r} cannot be used: {reason}", fix=fix) from None
+    return torch.device(device)
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ def describe_model(model: Model) -> tuple[Network, str]:
 
     A checkpoint that is not here is described by the published model's default config.
     """
-    family, folder = family_for(model.base, model.revision)
+    family, folder = family_for(model.base, model.revision, model.family)
     source = "the checkpoint's config" if folder else "the class's default config (the checkpoint is not here)"
     return family.describe(folder), source
 

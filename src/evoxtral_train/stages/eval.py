@@ -12,12 +12,11 @@ from ..decoding.confidences import tag_confidences
 from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
 from ..decoding.sampling import Sampling
 from ..errors import UsageError
-from ..families.network import Network
+from ..families.base import Network
 from ..files import fingerprint_files
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
-from ..modeling.bases import Base, open_adapter, open_base_of, open_for_decoding, open_whole_clips
-from ..modeling.devices import pick_device
+from ..modeling.bases import Base, open_adapter, open_base_of, open_for_decoding, open_whole_clips, pick_device
 from ..progress import format_seconds, progress
 from ..records import Prediction, read_rows
 from ..reporting.results import Evaluation, sentences

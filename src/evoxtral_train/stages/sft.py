@@ -10,10 +10,8 @@ from ..config.training import SftConfig
 from ..dataset.augmentation import Augmenter, check_folders
 from ..dataset.reader import PackedSplit, has_split
 from ..modeling.adapters import add_lora, find_adapter
-from ..modeling.bases import open_audio, open_base_of
-from ..modeling.devices import pick_device
-from ..modeling.finite import require_finite_weights
-from ..modeling.saving import save_errors
+from ..modeling.bases import open_audio, open_base_of, pick_device
+from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import format_seconds
 from ..runs import Options, Run, check_plan
 from ..tracking import Tracker
@@ -28,7 +26,8 @@ def run(config: SftConfig, options: Options) -> Report:
     if options.dry_run:
         return plan(config, options)
     processes.join(config.model.device)
-    check_folders(config.augmentation)
+    if config.augmentation.probability:
+        check_folders(config.augmentation)
     split = PackedSplit(config.dataset, "train")
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}

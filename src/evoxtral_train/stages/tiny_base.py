@@ -8,7 +8,7 @@ import torch
 from .. import shipped
 from ..config.training import TinyBaseConfig
 from ..files import fingerprint_files
-from ..modeling.saving import save_errors
+from ..modeling.weights import save_errors
 from ..progress import Progress, format_seconds
 from ..runs import Options, Run, check_output
 from ..tiny_bases.held_out import transcribe_held_out

@@ -10,7 +10,7 @@ from ..config.evaluation import EvalConfig
 from ..config.training import RaftConfig
 from ..dataset.reader import PackedSplit, has_split
 from ..errors import UsageError
-from ..families.network import Network
+from ..families.base import Network
 from ..modeling.bases import Base, open_whole_clips
 from ..modeling.pooling import pooled_audio
 from ..modeling.probe import LabelledClips, Probe

@@ -5,8 +5,7 @@ import numpy as np
 from ..config.training import TinyBaseConfig
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
-from ..families.base import Clip
-from ..families.network import Network
+from ..families.base import Clip, Network
 from ..families.realtime.family import Realtime
 from ..modeling.audio_cache import LiveAudio
 from ..records import Prediction

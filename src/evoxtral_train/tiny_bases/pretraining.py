@@ -20,12 +20,11 @@ from torch import nn
 
 from ..config.training import TinyBaseConfig
 from ..errors import EvoxtralError
-from ..families.base import IGNORED, Clip, Row
-from ..families.network import Network
+from ..families.base import IGNORED, Clip, Network, Row
 from ..families.realtime.clock import Clock
 from ..families.realtime.family import Realtime
 from ..families.realtime.layouts import RealtimeLayout
-from ..modeling.finite import require_finite_weights
+from ..modeling.weights import require_finite_weights
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
 from ..text.tags import BASE_TAGS

@@ -12,10 +12,9 @@ from transformers.trainer_utils import rotate_checkpoints
 from .. import processes
 from ..config.training import Train
 from ..errors import EvoxtralError, UsageError
-from ..families.network import Network
-from ..modeling.finite import require_finite_weights
+from ..families.base import Network
 from ..modeling.memory import shrink
-from ..modeling.saving import save_errors
+from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of

@@ -1,21 +1,28 @@
-"""Voxtral Realtime: it hears 80 ms of audio at every position of a row, and writes while it listens."""
+"""Voxtral Realtime: it hears 80 ms of audio at every position of a row, and writes while it listens.
+
+Its features are log-mel frames on the model's clock, by the checkpoint's own feature extractor. A clip is padded as the stock
+processor pads it: 32 tokens of silence on the left, 17 and more on the right, after the pre-padding to 240,480 samples. That is
+1,895 mel frames, not a multiple of 8, so log-mel silence pads it further to a whole number of audio tokens (237).
+"""
 
 from pathlib import Path
 
 import numpy as np
 
+from ...errors import RowError
 from ...text.taxonomy import Taxonomy
-from ...units import FRAMES_PER_TOKEN, samples_to_tokens
+from ...units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL, samples_to_tokens
 from ..base import Alignment, Family
 from ..checkpoint import load_processor, load_weights
-from . import features
 from .clock import Clock
-from .layouts import LAYOUTS, Aligned, Deferred, RealtimeLayout
+from .layouts import FAMILY, LAYOUTS, Aligned, Deferred, RealtimeLayout
 from .self_alignment import align
+
+_MARGIN_FRAMES = 2  # a window reaches 200 samples to either side: less than two hops of 160
 
 
 class Realtime(Family):
-    model_type = "voxtral_realtime"
+    model_type = FAMILY
     title = "Voxtral Realtime"
     layouts = tuple(LAYOUTS)
     default_layout = Deferred.name
@@ -39,17 +46,43 @@ class Realtime(Family):
         return LAYOUTS[record["layout"]](Clock(**record["clock"]), record["room_tokens"])
 
     def mel(self, samples: np.ndarray, tokens: int) -> np.ndarray:
-        return features.log_mel(samples, tokens, self.processor.feature_extractor, self.clock)
+        """Mono float32 `samples` at 16 kHz -> float32 [128, 8 × tokens], the clip after the left padding.
+
+        Equal to `processor(pre-padded clip).input_features` at the stock row length (a test); longer rows continue in silence.
+        Only the frames that can hear the clip are computed: the log-mel of digital silence is a constant. Raises ValueError
+        when the clip is longer than the row, RowError when a frame is not finite, as for samples near the largest float.
+        """
+        margin = np.zeros(_MARGIN_FRAMES * HOP_SAMPLES, np.float32)
+        tail = np.zeros(-len(samples) % HOP_SAMPLES, np.float32)
+        heard = np.concatenate([margin, samples.astype(np.float32), tail, margin])
+        extractor = self.processor.feature_extractor
+        mel = extractor(heard, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np").input_features[0]
+        if not np.isfinite(mel).all():
+            raise RowError("its features are not finite: its samples are far too large", fix="export it between -1 and 1")
+        left = self.clock.left_pad_tokens * FRAMES_PER_TOKEN - _MARGIN_FRAMES
+        silence = np.full((MEL_BINS, left), SILENCE_LOG_MEL, np.float32)
+        return pad_mel(np.concatenate([silence, mel], axis=1), tokens * FRAMES_PER_TOKEN)
 
     def mel_start(self, samples: np.ndarray, tokens: int) -> np.ndarray:
         whole = max(tokens, self.clock.left_pad_tokens + samples_to_tokens(len(samples)) + 1)
         return np.ascontiguousarray(self.mel(samples, whole)[:, : tokens * FRAMES_PER_TOKEN])
 
-    trim_silence = staticmethod(features.trim_silence)
+    @staticmethod
+    def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
+        """Drops frames of exact digital silence at both ends. Two thirds of a pre-padded row are such frames."""
+        sounding = np.flatnonzero((mel != np.float32(SILENCE_LOG_MEL)).any(axis=0))
+        if len(sounding) == 0:
+            return mel[:, :0], 0
+        first, last = int(sounding[0]), int(sounding[-1])
+        return mel[:, first : last + 1], first
 
     @staticmethod
     def restore_silence(kept: np.ndarray, first_frame: int, tokens: int) -> np.ndarray:
-        return features.restore_silence(kept, first_frame, tokens * FRAMES_PER_TOKEN)
+        frames = tokens * FRAMES_PER_TOKEN
+        mel = np.full((MEL_BINS, frames), SILENCE_LOG_MEL, np.float32)
+        count = max(min(kept.shape[1], frames - first_frame), 0)
+        mel[:, first_frame : first_frame + count] = kept[:, :count]
+        return mel
 
     @classmethod
     def align(cls, text: str, words: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
@@ -71,3 +104,13 @@ class Realtime(Family):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if folder else VoxtralRealtimeConfig()
         with torch.device("meta"):
             return RealtimeNetwork(VoxtralRealtimeForConditionalGeneration(config), config.default_num_delay_tokens)
+
+
+def pad_mel(mel: np.ndarray, frames: int) -> np.ndarray:
+    """[128, n] -> [128, frames], filled with silence on the right. Raises ValueError when n > frames
+    or `frames` is not a multiple of 8: the encoder's reshape would fail, or broadcast in silence."""
+    if frames % FRAMES_PER_TOKEN:
+        raise ValueError(f"{frames} mel frames are not a multiple of {FRAMES_PER_TOKEN}")
+    if mel.shape[0] != MEL_BINS or mel.shape[1] > frames:
+        raise ValueError(f"mel of shape {mel.shape} does not fit into [{MEL_BINS}, {frames}]")
+    return np.pad(mel, ((0, 0), (0, frames - mel.shape[1])), constant_values=SILENCE_LOG_MEL)

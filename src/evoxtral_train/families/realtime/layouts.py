@@ -23,6 +23,8 @@ from ..base import Clip, Heard, Layout, encode_text
 from .clock import Clock
 from .emission import written_tags, written_words
 
+FAMILY = "voxtral_realtime"
+
 
 @dataclass(frozen=True)
 class RealtimeLayout(Layout):
@@ -71,7 +73,7 @@ class RealtimeLayout(Layout):
         """The same in audio tokens; less than the clip already has where there is no room to spare."""
 
     def record(self) -> dict:
-        return {"layout": self.name, "room_tokens": self.room_tokens, "clock": asdict(self.clock)}
+        return {"family": FAMILY, "layout": self.name, "room_tokens": self.room_tokens, "clock": asdict(self.clock)}
 
 
 class Packed(RealtimeLayout):

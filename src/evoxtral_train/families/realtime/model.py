@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, VoxtralRealtimeForConditionalGeneration
 
 from ...units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
-from ..base import IGNORED
-from ..network import Network
+from ..base import IGNORED, Network
 from .clock import Clock
 
 

@@ -19,8 +19,7 @@ from ...errors import RowError, UsageError
 from ...families.base import Alignment, Family
 from ...files import fingerprint_files
 from ...modeling.audio_cache import LiveAudio
-from ...modeling.bases import open_base
-from ...modeling.devices import pick_device
+from ...modeling.bases import open_base, pick_device
 from ...progress import format_seconds, progress
 from ...runs import Options, Run, check_output
 from ...text.taxonomy import TagRules, Taxonomy, describe_changes

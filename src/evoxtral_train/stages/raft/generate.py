@@ -15,7 +15,7 @@ from ...dataset.reader import PackedSplit
 from ...decoding.decoder import Completion, Decoding, decode, requests_of
 from ...decoding.sampling import Sampling
 from ...errors import EvoxtralError
-from ...families.network import Network
+from ...families.base import Network
 from ...files import disk_errors, fingerprint_files, open_atomic
 from ...modeling.adapters import load_adapter
 from ...modeling.audio_cache import AudioSource

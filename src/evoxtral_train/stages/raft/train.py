@@ -11,8 +11,7 @@ from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...families.base import encode_text
 from ...modeling.adapters import find_adapter, load_adapter
-from ...modeling.bases import Base, open_adapter, open_audio, open_base_of
-from ...modeling.devices import pick_device
+from ...modeling.bases import Base, open_adapter, open_audio, open_base_of, pick_device
 from ...records import REFERENCE, Candidate, CuratedRow, iter_rows, read_rows
 from ...runs import Options, Run, check_plan, require_same_config, require_same_input
 from ...tracking import Tracker

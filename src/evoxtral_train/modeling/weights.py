@@ -1,0 +1,49 @@
+"""Weights that are loaded or saved must be finite, and whole on disk.
+
+A weight or a feature that is NaN or infinite spreads to everything computed from it. An adapter of NaNs saves, loads and decodes
+without an error: the token with the highest logit is then always the same one.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ..errors import EvoxtralError
+from ..files import disk_errors
+
+
+def non_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """`3 of 40 weights, the first in layers.0.lora_A` where a named tensor holds NaN or an infinity; None where none does."""
+    total = bad = 0
+    first = None
+    for name, tensor in tensors:
+        count = tensor.numel() - int(torch.isfinite(tensor).sum())
+        total, bad = total + tensor.numel(), bad + count
+        first = name if count and first is None else first
+    return f"{bad:,} of {total:,} weights, the first in {first}" if bad else None
+
+
+def require_finite_weights(model: torch.nn.Module, step: int, fix: str) -> None:
+    """Raises EvoxtralError when a weight that is trained is not finite after `step`."""
+    found = non_finite((name, each) for name, each in model.named_parameters() if each.requires_grad)
+    if found:
+        raise EvoxtralError(f"after step {step} the weights are not finite ({found})", fix=fix)
+
+
+@contextmanager
+def save_errors(path: Path) -> Iterator[None]:
+    """For a full disk torch.save raises RuntimeError, and safetensors an error of its own."""
+    try:
+        with disk_errors(path):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, SafetensorError) as error:
+        raise EvoxtralError(
+            f"could not be written: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix="free some space or choose another `output`, then resume with --resume",
+        ) from error

@@ -99,7 +99,7 @@ def test_an_unexpected_error_is_one_line_and_exit_code_1(call, monkeypatch):
     monkeypatch.setattr(doctor, "run", broken)
     result = call("doctor")
     assert result.exit_code == 1
-    assert result.stderr == "error: RuntimeError: the unforeseen — run again as `evoxtral --debug …` to see where\n"
+    assert result.stderr == "error: RuntimeError: the unforeseen — run `evoxtral --debug …` for the traceback\n"
 
 
 def test_check_fails_when_a_row_is_bad(call, clip_row, write_manifest):

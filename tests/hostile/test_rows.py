@@ -80,8 +80,8 @@ FIELD_FAULTS = {
 LINE_FAULTS = {
     "deep": (f'{{"id": "deep", "words": {DEEP}}}', "nested too deeply"),
     "half a row": ('{"id": "half a row", ', "not JSON"),
-    "an array in the middle": ("[1, 2]", "a row is a JSON object"),
-    "null": ("null", "a row is a JSON object"),
+    "an array in the middle": ("[1, 2]", "this row is not a JSON object"),
+    "null": ("null", "this row is not a JSON object"),
     "not UTF-8": ('{"id": "é"}'.encode("latin-1"), "not UTF-8 text"),
 }
 FAULTS = FIELD_FAULTS | LINE_FAULTS
@@ -364,15 +364,15 @@ def test_json_numbers_beyond_all_bounds():
 @pytest.mark.parametrize(
     ("row_type", "changes", "reason"),
     [
-        (Prediction, {"prediction": None}, "`prediction` is None, not of the type str"),
-        (Prediction, {"prediction": ["a"]}, r"`prediction` is \['a'\], not of the type str"),
-        (Prediction, {"speaker": {}}, "`speaker` is {}, not of the type str | None"),
+        (Prediction, {"prediction": None}, "`prediction` is None, not of type str"),
+        (Prediction, {"prediction": ["a"]}, r"`prediction` is \['a'\], not of type str"),
+        (Prediction, {"speaker": {}}, "`speaker` is {}, not of type str | None"),
         (Prediction, {"confidences": [0.5, None]}, r"`confidences` is \[0.5, None\]"),
         (Prediction, {"confidences": [float("nan")]}, r"`confidences` is \[nan\]"),
         (Prediction, {"id": HALF}, "`id` is '.ud83d'"),
-        (Candidate, {"candidate_id": True}, "`candidate_id` is True, not of the type int"),
-        (Candidate, {"token_ids": [1, "2"]}, r"`token_ids` is \[1, '2'\], not of the type list"),
-        (Candidate, {"mean_logprob": float("inf")}, "`mean_logprob` is inf, not of the type float"),
+        (Candidate, {"candidate_id": True}, "`candidate_id` is True, not of type int"),
+        (Candidate, {"token_ids": [1, "2"]}, r"`token_ids` is \[1, '2'\], not of type list"),
+        (Candidate, {"mean_logprob": float("inf")}, "`mean_logprob` is inf, not of type float"),
     ],
 )
 def test_a_record_has_the_types_of_its_class(row_type, changes, reason):

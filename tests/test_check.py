@@ -105,7 +105,7 @@ def test_every_planted_fault_is_found_and_nothing_else(findings, speak, tmp_path
         ("no-room", "rejected"): "tokens and EOS, but only",
         ("silent", "silent"): "dBFS — is this the right file?",
         ("cut", "too_little_speech"): "in 1.0 s: at least",
-        ("long", "too_much_speech"): "does the text hold all that is said?",
+        ("long", "too_much_speech"): "is the transcript complete?",
         ("twin", "duplicate_audio"): "the same audio as ann-2 (row 2)",
         ("alike", "near_duplicate_text"): "99% the words of ann-2 (row 2)",
         ("leak", "sentence_in_two_splits"): "is in test and, as cem-1 (row 5), in validation",

@@ -176,7 +176,7 @@ def test_when_it_stays_away_what_came_is_kept_and_resume_goes_on(synth, service,
     service.script = {TEXTS[3]: [503] * 3}
     stopped = synth(elevenlabs__max_retries=2, elevenlabs__concurrent_requests=1)
     assert stopped.exit_code == 1
-    assert "ElevenLabs still answers 503 after 2 retries: answer 503 — go on with --resume" in stopped.stderr
+    assert "ElevenLabs still answers 503 after 2 retries: answer 503 — resume later with --resume" in stopped.stderr
     before = Counter(text for text, *_ in service.requests)
     kept = len(list((tmp_path / "paid").iterdir()))
     assert kept >= 3

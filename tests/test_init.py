@@ -96,7 +96,7 @@ def test_defaults_are_found_anywhere_and_a_file_here_comes_first(tmp_path, monke
 
 def test_nothing_else_is_looked_for_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"data/my-tags.yaml: no such table of tags"):
+    with pytest.raises(UsageError, match=r"data/my-tags.yaml: no such tag table"):
         Taxonomy.load((tmp_path / "data/my-tags.yaml").relative_to(tmp_path))
     with pytest.raises(UsageError, match="no such model folder: ./data/other-base"):
         resolve_base("./data/other-base", None)

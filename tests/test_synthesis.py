@@ -168,7 +168,7 @@ def test_the_users_own_scripts(tmp_path):
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
     assert [reason.split(" — ")[0] for reason in reasons] == [
         "unknown tag [sihgs]", "duplicate id 'one'", "unknown split 'dev'",
-        "[calm] is followed by no words",
+        "no words follow [calm]",
     ]  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def test_half_a_character_is_printed_as_an_escape(odd_predictions, tmp_path):
     assert "si\x9b2j\u202e" in json.loads(done.stdout)["per_tag"], "it is JSON all the same"
     half = tmp_path / "half.jsonl"
     half.write_text(json.dumps({"id": "a", "reference": "hi", "prediction": "h\ud800"}) + "\n", "utf-8")
-    require_one_line(run("eval-predictions", half), 2, r"half.jsonl:1: `prediction` is 'h\ud800', which contains a lone surrogate")
+    what = r"half.jsonl:1: `prediction` is 'h\ud800', which contains a lone surrogate"
+    require_one_line(run("eval-predictions", half), 2, what)
     done = run("eval-predictions", os.fsdecode(b"/tmp/\xff\xfe.jsonl"))
     require_one_line(done, 2, r"/tmp/\udcff\udcfe.jsonl: no such file")
 
@@ -141,9 +142,9 @@ def decoding_error() -> UnicodeError:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply — look for"),
         (decoding_error(), 2, "not UTF-8 text: invalid continuation byte at 3, near b'caf\\xe9 and more' — save it as UTF-8"),
-        (UnicodeEncodeError("utf-8", "half \ud800", 5, 6, "surrogates not allowed"), 2, "near 'half \\ud800' — remove the lone surrogate"),
+        (UnicodeEncodeError("utf-8", "half \ud800", 5, 6, "surrogates not allowed"), 2, "'half \\ud800' — remove the lone"),
         (json.JSONDecodeError("Expecting value", '{"a": }', 6), 2, "a file is not JSON: Expecting value near '{\"a\": }'"),
-        (ModuleNotFoundError("No module named 'peft'"), 1, "a package cannot be imported: No module named 'peft' — install"),
+        (ModuleNotFoundError("No module named 'peft'"), 1, "a package cannot be imported: No module named 'peft' — reinstall"),
         (KeyError("inputs"), 1, "KeyError: 'inputs' — run `evoxtral --debug …` for the traceback"),
         (ValueError(""), 1, "ValueError: no message — run `evoxtral"),
     ],

@@ -147,7 +147,7 @@ def test_a_plan_first_and_a_limit_and_nothing_paid_twice(synth, service, tmp_pat
     assert f"{characters * 0.5 / 1000:.2f} USD" in plan.stdout
     refused = synth(elevenlabs__max_characters=characters - 1)
     assert refused.exit_code == 2
-    assert f"{characters} characters would have to be paid, {characters - 1} are allowed" in refused.stderr
+    assert f"{characters} characters, but only {characters - 1} are allowed" in refused.stderr
     assert service.requests == []
     assert not (tmp_path / "out").exists()
     assert synth(elevenlabs__max_characters=characters).exit_code == 0

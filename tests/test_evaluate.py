@@ -303,7 +303,7 @@ def test_the_last_lines_are_those_that_matter(whole, tmp_path):
     assert [line.split()[0] for line in lines[9:12]] == ["guess", "right", "chance"], "a filter is in its sentence"
     exact = ["[0.91–1.00]", "[0.00–0.18]"]  # bounds of 40 tagged clips that are all right, and of 20 untagged ones
     assert lines[10].split() == ["right", "1.00", exact[0], "1.00", exact[0], "1.00", exact[0], "0.00", exact[1]]
-    assert lines[12] == "95% intervals over clips. False tags: per untagged clip, of which there are 20."
+    assert lines[12] == "95% intervals over clips. False tags: mean per untagged clip (n = 20)."
     text = " ".join(lines[13:])
     assert "right against guess: " in text
     assert "right top-1 against right: " in text

@@ -190,7 +190,7 @@ def test_a_license_without_commercial_use_is_said_and_must_be_accepted(clips, da
     source, overrides = expresso(clips, tmp_path / "source")
     refused = data_import("import/expresso", source)
     assert refused.exit_code == 2
-    assert "allows no commercial use" in refused.stderr
+    assert "forbids commercial use" in refused.stderr
     assert "set accept_license: cc-by-nc-4.0" in refused.stderr
     assert not (tmp_path / "imported").exists()
     accepted = data_import("import/expresso", source, *overrides)
@@ -213,7 +213,7 @@ def test_a_license_of_each_row(clips, data_import, tmp_path):
     ]
     result = data_import("import", write_rows(tmp_path / "rows.jsonl", rows), "source.kind=jsonl", "columns.license=terms")
     assert "3 = 2 imported + 1 rejected" in result.stdout
-    assert "cc-by-nc-2.0 allows no commercial use" in rejected(tmp_path)[0]["reason"]
+    assert "cc-by-nc-2.0 forbids commercial use" in rejected(tmp_path)[0]["reason"]
 
 
 def test_every_bad_row_is_rejected_with_its_place_and_reason(clips, data_import, tmp_path):
@@ -241,7 +241,7 @@ def test_every_bad_row_is_rejected_with_its_place_and_reason(clips, data_import,
         "twice": "duplicate id, first seen in row 1", "no-audio": "no such audio file", "null": "there is no audio in this row",
         "text": "`text` is empty", "brackets": "unclosed bracket", "words": "`plain_text` and `tagged_text` have different words",
         "tags": "`tags_used` and the tags in `tagged_text` differ: laughs, sighs", "no-id": "`id` is empty",
-        "split": "unknown split 'holdout'", "column": "there is no 'text'",
+        "split": "unknown split 'holdout'", "column": "there is no column 'text'",
     }  # fmt: skip
     for name, reason in expected.items():
         assert reason in reasons[name], name
@@ -256,7 +256,7 @@ def test_a_folder_reports_what_has_no_counterpart(clips, data_import, tmp_path):
     result = data_import("import", folder, "source.kind=folder")
     assert "4 = 2 imported + 2 rejected" in result.stdout
     reasons = {Path(row["file"]).name: row["reason"] for row in rejected(tmp_path)}
-    assert "there is no 'text'" in reasons["mute.flac"]
+    assert "there is no column 'text'" in reasons["mute.flac"]
     assert "no audio file has this name" in reasons["lonely.txt"]
     assert {row["id"] for row in manifest(tmp_path)} == {"b/0", "a/1"}
 

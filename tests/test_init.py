@@ -41,7 +41,7 @@ def test_init_replaces_nothing(call, tmp_path):
     for option in ((), ("--tiny",)):
         result = call("init", *option, tmp_path)
         assert result.exit_code == 2
-        assert "nothing was written: 2 of the files are there already: configs/sft.yaml, data/tags.yaml" in result.stderr
+        assert "nothing was written: 2 of the files already exist: configs/sft.yaml, data/tags.yaml" in result.stderr
         assert files(tmp_path) == {"configs/sft.yaml", "data/tags.yaml"}
         assert (tmp_path / "configs/sft.yaml").read_text("utf-8") == "mine"
 

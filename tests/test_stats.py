@@ -60,7 +60,7 @@ def test_a_corpus_as_it_should_be_needs_no_advice():
     ("clips", "said"),
     [
         (corpus(10, **EVERY_TAG), "3% of the clips are untagged; 25% to 35% is usual"),
-        (corpus(900, **EVERY_TAG), "75% of the clips are without tags"),
+        (corpus(900, **EVERY_TAG), "75% of the clips are untagged"),
         (corpus(130, **(EVERY_TAG | {"pause": 15})), "Fewer than 20 training clips with [pause]"),
         (corpus(130, **(EVERY_TAG | {"pause": 9})), "Fewer than 10 test clips with [pause]"),
         (corpus(130, **(EVERY_TAG | {"pause": 0})), "No clip has [pause]"),

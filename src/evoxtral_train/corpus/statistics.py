@@ -97,18 +97,18 @@ def gather(clips: Iterable[Clip], taxonomy: Taxonomy) -> Statistics:
     return statistics
 
 
-def advise(found: Statistics) -> list[str]:
+def advise(statistics: Statistics) -> list[str]:
     """Sentences about what is unusual; empty if nothing is."""
     advice = []
     low, high = UNTAGGED_RANGE
-    if not low <= found.untagged_share <= high:
-        what = "too few to teach that most speech needs no tag" if found.untagged_share < low else "tags are rarely seen"
+    if not low <= statistics.untagged_share <= high:
+        what = "too few to teach that most speech needs no tag" if statistics.untagged_share < low else "tags are rarely seen"
         advice.append(
-            f"{found.untagged_share:.0%} of the clips are untagged; {low:.0%} to {high:.0%} is usual: {what}. "
+            f"{statistics.untagged_share:.0%} of the clips are untagged; {low:.0%} to {high:.0%} is usual: {what}. "
             "Use train.untagged_share to draw them more or less often."
         )
-    training = {tag: sum(splits.get(split, 0) for split in ("train", "raft")) for tag, splits in found.tags.items()}
-    absent = [tag for tag, splits in found.tags.items() if not sum(splits.values())]
+    training = {tag: sum(splits.get(split, 0) for split in ("train", "raft")) for tag, splits in statistics.tags.items()}
+    absent = [tag for tag, splits in statistics.tags.items() if not sum(splits.values())]
     if absent:
         advice.append(f"No clip has {_listed(absent)}: a tag without examples cannot be learned.")
     few = [tag for tag, clips in training.items() if clips < _FEW_TRAINING_CLIPS and tag not in absent]
@@ -121,16 +121,16 @@ def advise(found: Statistics) -> list[str]:
             "train.sampling: square_root evens that out."
         )
     for split in ("validation", "test"):
-        if split not in found.clips:
+        if split not in statistics.clips:
             advice.append(f"There is no {split} split.")
-    if "test" in found.clips:
-        thin = [tag for tag, splits in found.tags.items() if splits["test"] < _FEW_TEST_CLIPS and tag not in absent]
+    if "test" in statistics.clips:
+        thin = [tag for tag, splits in statistics.tags.items() if splits["test"] < _FEW_TEST_CLIPS and tag not in absent]
         if thin:
             advice.append(f"Fewer than {_FEW_TEST_CLIPS} test clips with {_listed(thin)}: their scores will be unreliable.")
-    if found.duration_s["longest"] > 30:
-        longest = found.duration_s["longest"]
+    if statistics.duration_s["longest"] > 30:
+        longest = statistics.duration_s["longest"]
         advice.append(f"The longest clip lasts {longest:.0f} s; by default audio.max_seconds rejects clips over 30 s.")
-    bound = [name for name in found.licenses if forbids_commercial_use(name)]
+    bound = [name for name in statistics.licenses if forbids_commercial_use(name)]
     if bound:
         advice.append(f"{', '.join(bound)}: no commercial use of the data or of models trained on it.")
     return advice
@@ -145,9 +145,9 @@ def histogram(durations_s: list[float], most_bins: int = 30) -> list[tuple[float
     return [(index * width, counts[index]) for index in range(max(counts) + 1)]
 
 
-def most_speakers(found: Statistics) -> dict[str, float]:
+def most_speakers(statistics: Statistics) -> dict[str, float]:
     """Hours of the speakers with the most; the rest together as "5 others"."""
-    items = list(found.speakers.items())
+    items = list(statistics.speakers.items())
     shown, rest = dict(items[:_MOST_SPEAKERS]), items[_MOST_SPEAKERS:]
     return shown | ({f"{len(rest)} others": sum(hours for _, hours in rest)} if rest else {})
 

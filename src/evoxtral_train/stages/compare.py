@@ -1,4 +1,4 @@
-"""`evoxtral compare`: the systems of several evaluations in one table, and on one page."""
+"""`evoxtral compare`: the systems of several evaluations in one table and on one page."""
 
 import json
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from .training_history import training_of
 
 
 def run(folders: list[Path], output: Path | None) -> Report:
-    """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError when the runs are not of one dataset
-    and split, or when one name stands for two different systems."""
+    """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError if the runs are not of the same dataset and
+    split, or if one name is used for two different systems."""
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
     adapters: dict[str, Path] = {}
@@ -40,11 +40,11 @@ def run(folders: list[Path], output: Path | None) -> Report:
         configs.append(config)
         for name, report in content["systems"].items():
             if systems.get(name, report) != report:
-                raise UsageError(f"the name {name!r} stands for two different systems", where=str(folder), fix="rename one")
+                raise UsageError(f"the name {name!r} is used for two different systems", where=str(folder), fix="rename one")
             if "confusion" not in report:
                 raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
             systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
-        adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
+        adapters |= {system.name: system.adapter for system in config.systems if system.adapter and not system.is_filtered}
     with_words = any("wer" in report for report in systems.values())
     defined = _systems(configs, list(systems))
     found = Evaluation(
@@ -64,7 +64,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
 
 
 def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
-    """The systems by name, as their configs have them; the base may be in none."""
+    """The systems as their configs define them; the base may be in none."""
     known = {system.name: system for config in reversed(configs) for system in config.systems}
     return [known.get(name, System(name=name)) for name in names]
 
@@ -72,8 +72,8 @@ def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
 def _comparisons(
     configs: list[EvalConfig], systems: list[System], rows: dict[str, list[Prediction]], with_words: bool
 ) -> list[dict]:
-    """What the configs name, or else what the runs' systems in this order declare; each by the settings of the run that holds
-    `after`, so that a pair is judged here as on its own run's page."""
+    """The pairs that the configs list, or else those that the order of the systems declares. Each uses the settings of the run
+    with `after`, so that a pair gets the same verdict here as on its own run's page."""
     bootstraps = {system.name: config.bootstrap for config in reversed(configs) for system in config.systems}
     named = dict.fromkeys((pair.before, pair.after) for config in configs for pair in config.comparisons or ())
     return [
@@ -88,7 +88,7 @@ def _config(folder: Path) -> EvalConfig:
 
 
 def _audio(config: EvalConfig, fingerprint: str) -> Callable[[str], bytes | None]:
-    """The clips of the dataset that was evaluated, if it is still where it was."""
+    """The audio of the evaluated clips, if the dataset is still there."""
     try:
         split = PackedSplit(config.dataset, config.split)
     except EvoxtralError:

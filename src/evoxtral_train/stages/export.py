@@ -1,4 +1,4 @@
-"""`evoxtral export`: an adapter with a model card made from the records of its runs, and from nothing else."""
+"""`evoxtral export`: an adapter with a model card made only from the records of its runs."""
 
 import json
 import shutil
@@ -23,17 +23,17 @@ from .report import Report
 
 
 def run(config: ExportConfig, options: Options) -> Report:
-    """Writes the adapter's files and `README.md`; `merged/` and `vllm/` where asked for; pushes where asked to.
+    """Writes the adapter's files and `README.md`; on request also `merged/` and `vllm/`, and pushes to the hub.
 
-    Raises UsageError when the evaluation is of another adapter, or the adapter of another base.
+    Raises UsageError if the evaluation is of another adapter, or the adapter is for another base.
     """
-    asked = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json")
     adapter = find_adapter(config.adapter)
     evaluated = _evaluated(config, adapter)
     facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
     facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
     if options.dry_run:
-        check_plan(config.output, "export", asked, options)
+        check_plan(config.output, "export", resolved, options)
         return Report("plan: export", facts | {"push to": config.push_to or "nowhere"})
     folder = resolve_base(config.model.base, config.model.revision)
     fingerprint = base_fingerprint(folder)
@@ -41,7 +41,7 @@ def run(config: ExportConfig, options: Options) -> Report:
     inputs = {"adapter": adapter.fingerprint, "base": fingerprint}
     if config.evaluation:
         inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    run = Run.open(config.output, "export", asked, inputs, options, [config.adapter, config.evaluation, folder])
+    run = Run.open(config.output, "export", resolved, inputs, options, [config.adapter, config.evaluation, folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def run(config: ExportConfig, options: Options) -> Report:
             facts["merged"] = config.output / "merged"
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
-            facts["vLLM names"] = f"{config.output / 'vllm'}: by reading alone, never loaded in vLLM"
+            facts["vLLM names"] = f"{config.output / 'vllm'}: untested, never loaded in vLLM"
         if config.push_to:
             facts["pushed to"] = _push(release, config.push_to, config.private)
         tracker.summary({"measured": bool(evaluated)})
@@ -68,7 +68,7 @@ def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
         return model_card(config, _trained(config.adapter), evaluated)
     except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
-        raise UsageError(what, where=str(config.adapter), fix="export the adapter's own folder, without records") from None
+        raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None
 
 
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
@@ -76,35 +76,34 @@ def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
         return None
     require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
     metrics = json.loads((config.evaluation / "metrics.json").read_text("utf-8"))
-    asked = yaml.safe_load((config.evaluation / "config.yaml").read_text("utf-8"))
-    systems = {each["name"]: each for each in asked["systems"]}
+    evaluation = yaml.safe_load((config.evaluation / "config.yaml").read_text("utf-8"))
+    systems = {system["name"]: system for system in evaluation["systems"]}
     if config.system not in systems:
         raise UsageError(f"has no system {config.system!r}", where=str(config.evaluation), fix=f"it has {', '.join(systems)}")
-    found = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
-    if found != adapter.fingerprint:
+    recorded = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
+    if recorded != adapter.fingerprint:
         raise UsageError(
             f"system {config.system!r} of this evaluation is another adapter than {config.adapter}",
             where=str(config.evaluation),
-            fix="evaluate this adapter, or name the system that it is",
+            fix="evaluate this adapter, or set `system` to its name in the evaluation",
         )
-    return Evaluated(config.system, metrics, asked["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
+    return Evaluated(config.system, metrics, evaluation["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
 
 
 def _trained(path: Path) -> list[Trained]:
-    """The runs that made the adapter, the first one first, as far as they are still where they were; none where it is a
-    bare PEFT folder."""
+    """The runs that made the adapter, oldest first, as far as they still exist; none for a bare PEFT folder."""
     if not (path / "run.json").is_file():
         return []
-    asked, record = yaml.safe_load((path / "config.yaml").read_text("utf-8")), read_run(path)
+    config, record = yaml.safe_load((path / "config.yaml").read_text("utf-8")), read_run(path)
     metrics = json.loads((path / "metrics.json").read_text("utf-8"))
-    own = Trained(record["stage"], asked, metrics, record, _data(Path(asked["dataset"]), record["inputs"]["dataset"]))
-    return [*_started_from(asked, record), own]
+    own = Trained(record["stage"], config, metrics, record, _data(Path(config["dataset"]), record["inputs"]["dataset"]))
+    return [*_started_from(config, record), own]
 
 
-def _started_from(asked: dict[str, Any], record: dict[str, Any]) -> list[Trained]:
-    if not asked.get("adapter"):
+def _started_from(config: dict[str, Any], record: dict[str, Any]) -> list[Trained]:
+    if not config.get("adapter"):
         return []
-    start = Path(asked["adapter"])
+    start = Path(config["adapter"])
     try:
         same = find_adapter(start).fingerprint == record["inputs"]["adapter"]
     except UsageError:
@@ -113,21 +112,21 @@ def _started_from(asked: dict[str, Any], record: dict[str, Any]) -> list[Trained
 
 
 def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
-    """What the packed dataset's records say of it; {} when it is gone, or another one stands in its place."""
+    """The packed dataset's own records; {} if it is gone or has been replaced."""
     if not (dataset / "dataset.json").is_file():
         return {}
     content = json.loads((dataset / "dataset.json").read_text("utf-8"))
     if content["fingerprint"] != fingerprint:
         return {}
-    found = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
+    data = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
     manifest = Path(yaml.safe_load((dataset / "config.yaml").read_text("utf-8"))["manifest"])
     recorded = read_run(dataset)["inputs"]["manifest"]
     if manifest.is_file() and fingerprint_files([manifest]) == recorded:
         rows = [row for _, row in read_jsonl(manifest)]
-        found["sources"] = sorted({str(row.get("source") or "not given") for row in rows})
-        found["licenses"] = sorted({str(row.get("license") or "not given") for row in rows})
-        found["speakers"] = len({str(row["speaker"]) for row in rows if row.get("speaker")})
-    return found
+        data["sources"] = sorted({str(row.get("source") or "not given") for row in rows})
+        data["licenses"] = sorted({str(row.get("license") or "not given") for row in rows})
+        data["speakers"] = len({str(row["speaker"]) for row in rows if row.get("speaker")})
+    return data
 
 
 def _push(folder: Path, repository: str, private: bool) -> str:
@@ -144,5 +143,5 @@ def _push(folder: Path, repository: str, private: bool) -> str:
         raise EvoxtralError(
             f"could not be pushed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             where=repository,
-            fix=f"everything is in {folder}; set HF_TOKEN and go on with --resume",
+            fix=f"everything is in {folder}; set HF_TOKEN, then resume with --resume",
         ) from None

@@ -34,11 +34,11 @@ from .report import Report
 def run(config: TinyBaseConfig, options: Options) -> Report:
     """Writes the checkpoint (bfloat16), the processor's files, `README.md` and the metrics."""
     facts = {"sentences": config.clips, "epochs": config.epochs, "output": config.output}
-    asked, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([shipped.find(config.grammar)])}
+    resolved, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([shipped.find(config.grammar)])}
     if options.dry_run:
-        check_output(config.output, "tiny-base", asked, inputs, options)
+        check_output(config.output, "tiny-base", resolved, inputs, options)
         return Report("plan: tiny-base", facts)
-    run = Run.open(config.output, "tiny-base", asked, inputs, options, [config.grammar])
+    run = Run.open(config.output, "tiny-base", resolved, inputs, options, [config.grammar])
     torch.manual_seed(config.seed)
     vocabulary = write_processor(run.path, config.vocabulary_ranks)
     model = tiny_model(vocabulary, config.audio_width, config.audio_layers, config.text_width, config.text_layers)
@@ -55,9 +55,9 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
 
         metrics = pretrain(config, model, processor, report)
         with save_errors(run.path):
-            model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
+            model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; the saved weights are the measured ones
         metrics |= transcribe_held_out(config, model.float().eval(), processor)
-        metrics["parameters"] = sum(each.numel() for each in model.parameters())
+        metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         tracker.summary(metrics)
         write_readme(run.path, config, metrics)
     run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
@@ -81,8 +81,8 @@ class _Mels:
 
 
 def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
-    """WER of greedy streaming transcription on sentences of the grammar's test share, half of the
-    clips plain and half with every kind of tag in their voice."""
+    """WER of greedy streaming transcription on sentences from the grammar's test share: half of the
+    clips plain, half with all kinds of tags in the voice."""
     clock, tokenizer, synthesizer = Clock.of(processor), text_tokenizer(processor), Synthesizer()
     scripts = draw_scripts(Grammar.load(config.grammar), {"test": config.held_out_clips}, 0.5, config.seed + 1)
     mels, requests = [], []
@@ -94,7 +94,7 @@ def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
     heard = {}
     decoding = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_tokens=8192)
     for completions in decode(model, clock, LiveAudio(model, _Mels(mels)), requests, decoding):
-        heard |= {each.utterance_id: tokenizer.decode(each.token_ids) for each in completions}
+        heard |= {row.utterance_id: tokenizer.decode(row.token_ids) for row in completions}
     rows = [Prediction(script.id, strip_tags(script.text), strip_tags(heard[script.id])) for script in scripts]
     plain = [row for row, script in zip(rows, scripts, strict=True) if not find_tags(script.text)]
     measures = {"held_out_clips": len(rows), "plain_clips": len(plain)}
@@ -105,7 +105,7 @@ def transcribe_held_out(config: TinyBaseConfig, model, processor) -> dict:
 
 
 def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:
-    """What the checkpoint is, how it was made and how well it transcribes, from the run's own record."""
+    """Describes the checkpoint, how it was made and how well it transcribes, from the run's record."""
     wer, plain = (
         f"{metrics[name]:.3f} | [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]" for name in ("wer", "plain_wer")
     )

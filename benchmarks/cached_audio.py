@@ -1,6 +1,6 @@
-"""What the audio cache saves: a training step from cached audio against the stock forward.
+"""Speedup of the audio cache: a training step from cached audio against the stock forward.
 
-Both ways run on the same batches of the demo's packed dataset, in turn, in one process.
+Both run alternately on the same batches of the demo's packed dataset, in one process.
 
     python benchmarks/cached_audio.py [--dataset runs/demo/packed] [--rounds 7] [--batches 6]
 """
@@ -43,12 +43,12 @@ def main() -> None:
     clock, split = Clock.of(load_processor(Path(arguments.base))), PackedSplit(arguments.dataset, "train")
     torch.manual_seed(0)
     model = add_lora(load_model(config), Lora(), config).train()
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
     cache = open_cache(stock(model), torch.device("cpu"), base_fingerprint(Path(arguments.base)), split, clock)
     rows = {"stock forward": TrainingSet(split, clock), "cached audio": TrainingSet(split, clock, cache=cache)}
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
     order, size = order[: arguments.batches * arguments.batch_size], arguments.batch_size
-    ways = {name: partial(steps, model, optimizer, each, Collator(clock), order, size) for name, each in rows.items()}
+    ways = {name: partial(steps, model, optimizer, way_rows, Collator(clock), order, size) for name, way_rows in rows.items()}
     seconds = in_turn(ways, arguments.rounds)
     print(f"LoRA training step, tiny base, {split.layout}: {machine()}")
     for name, times in seconds.items():

@@ -14,18 +14,18 @@ def marked(reference: str, prediction: str, with_words: bool) -> tuple[Line, Lin
     >>> marked("[sighs] no", "[laughs] [sighs]", with_words=False)[1].stretches
     [('[laughs]', 'false'), ('[sighs]', 'same')]
     """
-    said, written = _pieces(reference), _pieces(prediction)
-    compared = [place for place, (_, key) in enumerate(said) if with_words or key.startswith("[")]
-    said_marks, written_marks = ["same"] * len(said), ["same"] * len(written)
-    matcher = SequenceMatcher(None, [said[place][1] for place in compared], [key for _, key in written], autojunk=False)
-    for kind, begin, end, written_begin, written_end in matcher.get_opcodes():
+    references, predictions = _pieces(reference), _pieces(prediction)
+    compared = [place for place, (_, key) in enumerate(references) if with_words or key.startswith("[")]
+    keys, predicted_keys = [references[place][1] for place in compared], [key for _, key in predictions]
+    reference_marks, prediction_marks = ["same"] * len(references), ["same"] * len(predictions)
+    for kind, begin, end, predicted_begin, predicted_end in SequenceMatcher(None, keys, predicted_keys, False).get_opcodes():
         if kind != "equal":
             for place in compared[begin:end]:
-                said_marks[place] = "missed"
-            written_marks[written_begin:written_end] = ["false"] * (written_end - written_begin)
+                reference_marks[place] = "missed"
+            prediction_marks[predicted_begin:predicted_end] = ["false"] * (predicted_end - predicted_begin)
     return (
-        Line("reference", [(shown, mark) for (shown, _), mark in zip(said, said_marks, strict=True)]),
-        Line("prediction", [(shown, mark) for (shown, _), mark in zip(written, written_marks, strict=True)]),
+        Line("reference", [(shown, mark) for (shown, _), mark in zip(references, reference_marks, strict=True)]),
+        Line("prediction", [(shown, mark) for (shown, _), mark in zip(predictions, prediction_marks, strict=True)]),
     )
 
 

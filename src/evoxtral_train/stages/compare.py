@@ -47,7 +47,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
         adapters |= {system.name: system.adapter for system in config.systems if system.adapter and not system.is_filtered}
     with_words = any("wer" in report for report in systems.values())
     defined = _systems(configs, list(systems))
-    found = Evaluation(
+    evaluation = Evaluation(
         f"Comparison on {first[1]}", ", ".join(map(str, folders)), defined, systems, rows,
         _comparisons(configs, defined, rows, with_words), [], with_words, training_of(adapters), _audio(config, first[0]),
         config.clips_shown,
@@ -55,12 +55,12 @@ def run(folders: list[Path], output: Path | None) -> Report:
     files = [output.with_suffix(suffix) for suffix in (".md", ".json", ".html")] if output else []
     if files:
         content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
-        content |= {"systems": systems, "comparisons": found.comparisons}
-        texts = (markdown(found), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(found)[0])
+        content |= {"systems": systems, "comparisons": evaluation.comparisons}
+        texts = (markdown(evaluation), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(evaluation)[0])
         for path, text in zip(files, texts, strict=True):
             write_atomic(path, text)
     facts = {"runs": len(folders), "clips": f"{next(iter(systems.values()))['clips']} of split {first[1]}"}
-    return Report("compare", facts, table=last_lines(found, files))
+    return Report("compare", facts, table=last_lines(evaluation, files))
 
 
 def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:

@@ -51,7 +51,7 @@ def run_tiny(folder: Path) -> Report:
     configs = {}
     for path in (shipped.root() / "configs" / "demo").glob("*.yaml"):
         text = path.read_text("utf-8").replace("configs/demo/", "configs/")
-        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda found: f"runs/{found[1]}{' ' * 5 + found[2] if found[2] else ''}", text)
+        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda path: f"runs/{path[1]}{' ' * 5 + path[2] if path[2] else ''}", text)
         for key, value in _TINY_SIZES.get(path.name, {}).items():
             text = with_value(text, key, value)
         configs[Path(path.name)] = text

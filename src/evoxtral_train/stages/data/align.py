@@ -84,16 +84,16 @@ def run(config: AlignConfig, options: Options) -> Report:
     run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest, folder])
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
-        found, unfit = _align_all(config, rows, load_processor(folder), rules.taxonomy)
-        rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
-        aligned = [(row, found[row.id]) for row in rows if row.id in found]
-        written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
+        alignments, unaligned = _align_all(config, rows, load_processor(folder), rules.taxonomy)
+        rejected = sorted([*rejected, *unaligned], key=lambda row: row.line)
+        aligned = [(row, alignments[row.id]) for row in rows if row.id in alignments]
+        written = [_content(row, run.path, alignment.words, alignment.events) for row, alignment in aligned]
         written += [_content(row, run.path, row.words, row.events) for row in kept]
         run.write_rows("rejected.jsonl", rejected)
         if not written:
             raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
         run.write_rows("manifest.jsonl", written)
-        heard = [flag for _, each in aligned for flag in each.heard]
+        heard = [flag for _, alignment in aligned for flag in alignment.heard]
         metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
         metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
         metrics |= _errors(aligned)
@@ -129,16 +129,16 @@ def _align_all(
         row_tokens = layouts.clock_tokens("aligned", clock, samples, heard, 0, _ROOM_TOKENS)
         requests.append(Request.of(row.id, "aligned", clock, heard, row_tokens, index))
         durations[row.id] = samples / SAMPLE_RATE_HZ
-    device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
+    device, by_id, alignments = pick_device(config.model.device), {row.id: row for row in rows}, {}
     model = load_model(config.model)
     place_audio_path(model, device)
     place_language_model(model, device)
     decoding = Decoding(1, Sampling(), _ROOM_TOKENS, config.batch_tokens)
     with progress("listening", len(requests), "clips") as bar:
         for completions in decode(model, clock, LiveAudio(model, clips), requests, decoding):
-            for each in completions:
-                row = by_id[each.utterance_id]
-                words = written_words(clock, tokenizer, clock.prompt_tokens, each.token_ids)
+            for completion in completions:
+                row = by_id[completion.utterance_id]
+                words = written_words(clock, tokenizer, clock.prompt_tokens, completion.token_ids)
                 alignment = align(row.text, words, durations[row.id], taxonomy)
                 share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
                 if share < config.min_heard_share:
@@ -146,9 +146,9 @@ def _align_all(
                     error = RowError(f"the base wrote only {share:.0%} of the words: {written[:80]!r}")
                     rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
                 else:
-                    found[row.id] = alignment
+                    alignments[row.id] = alignment
             bar.advance(len(completions))
-    return found, rejected
+    return alignments, rejected
 
 
 def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
@@ -162,16 +162,16 @@ def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
     """The distance of words and tags from the manifest's own times, if it has any. Compares when each is due in a `tagged_text`
     target; for tags also in a `tags` target, where they are due at the end of the event."""
     distances: dict[str, list[float]] = {"word": [], "tag": [], "tag_end": []}
-    for row, found in aligned:
-        new = replace(row, words=found.words, events=found.events)
+    for row, alignment in aligned:
+        new = replace(row, words=alignment.words, events=alignment.events)
         try:
             given = timed_target(row, "tagged_text")
         except RowError:  # no times of its own
             continue
-        for (piece, due_s), (_, found_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
-            distances["tag" if piece.startswith("[") else "word"].append(abs(due_s - found_s))
-        for given_end, found_end in zip(_ends(row), _ends(new), strict=True):
-            distances["tag_end"].append(abs(given_end - found_end))
+        for (piece, given_s), (_, aligned_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
+            distances["tag" if piece.startswith("[") else "word"].append(abs(given_s - aligned_s))
+        for given_end_s, aligned_end_s in zip(_ends(row), _ends(new), strict=True):
+            distances["tag_end"].append(abs(given_end_s - aligned_end_s))
     measures = {}
     for kind, values in distances.items():
         if values:

@@ -104,7 +104,7 @@ def test_every_planted_fault_is_found_and_nothing_else(findings, speak, tmp_path
         ("brackets", "rejected"): "unclosed bracket at character 0",
         ("no-room", "rejected"): "tokens and EOS, but only",
         ("silent", "silent"): "dBFS — is this the right file?",
-        ("cut", "too_little_speech"): "in 1.0 s: at least",
+        ("cut", "too_little_speech"): "in 1.0 s: less than",
         ("long", "too_much_speech"): "is the transcript complete?",
         ("twin", "duplicate_audio"): "the same audio as ann-2 (row 2)",
         ("alike", "near_duplicate_text"): "99% the words of ann-2 (row 2)",

@@ -225,8 +225,8 @@ def test_events_and_words_end_with_the_clip(pack, tmp_path):
     rows = [row("in"), row("at the end", events=2.0, words=2.07), row("event", events=2.09), row("word", words=12.0)]
     reasons = pack(rows, packed=2)
     assert reasons == {
-        "event": "'[sighs]' ends at 2.09 s, but the clip ends at 2.00 s — check that this is the right audio",
-        "word": "'sighs' ends at 12 s, but the clip ends at 2.00 s — check that this is the right audio",
+        "event": "'[sighs]' ends at 2.09 s, but the clip ends at 2.00 s — check that this is the right audio, and complete",
+        "word": "'sighs' ends at 12 s, but the clip ends at 2.00 s — check that this is the right audio, and complete",
     }
 
 

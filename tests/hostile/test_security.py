@@ -388,7 +388,7 @@ def test_the_key_follows_no_redirect(synth, tmp_path):
     [
         ("mp3_44100_128", b"<html>Sign in to this network</html>", "it is text: '<html>Sign in to this network</html>'"),
         ("pcm_44100", b'{"detail": "try again later"}' * 400, "it is text"),
-        ("mp3_44100_128", bytes(range(256)) * 20, "no speech"),
+        ("mp3_44100_128", bytes(range(256)) * 20, "did not answer with speech"),
         ("mp3_44100_128", b"", "it is text: ''"),
         ("mp3_44100_128", speech(kind="WAV"), "it is not mp3"),
         ("mp3_44100_128", speech(90), "it lasts 90"),

@@ -1,14 +1,13 @@
-# make demo   the whole pipeline on synthetic speech, with a table at the end
-# make test   style check and tests, in two processes: about 4 minutes on 2 cores
-# make hostile  bad inputs and bad events: kills, full disks, rows from hell, two machines; the slow ones too
-# make test-wheel  the wheel alone, in an environment with everything installed anew (some minutes, mostly downloads)
-# make bench  speed against a plain baseline: ratios, on the demo's data; at full size where a CUDA GPU is
-# make scaling  packing 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
-# make configs  writes the comments of configs/ and docs/configuration.md again, from the descriptions in the models
-# make study  which layout, which reward: both studies at three seeds, about 1½ hours on 2 cores
-# make chaos  kills, full disks and second calls, at random, against every stage (about half an hour): docs/reliability.md
-# All install what is missing into .venv first. A finished step of the demo is not done again:
-# `make clean-demo` starts over.
+# make demo        run the whole pipeline on synthetic speech; ends with a results table
+# make test        style check and tests, in two processes (about 4 minutes on 2 cores)
+# make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; includes all slow tests
+# make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
+# make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU
+# make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
+# make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
+# make study       both studies, layouts and rewards, at three seeds (about 1½ hours on 2 cores)
+# make chaos       random kills, full disks and concurrent runs against every stage (about half an hour): docs/reliability.md
+# Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
 PYTHON ?= python3
 BIN := .venv/bin
 EVOXTRAL := $(BIN)/evoxtral
@@ -68,7 +67,7 @@ $(DEMO)/comparison.txt: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complet
 clean-demo:
 	rm -rf $(DEMO)
 
-# Ratios of two ways in one run, on the demo's dataset and adapter; full_size.py says so where there is no GPU.
+# Speedups, measured on the demo's dataset and adapter. Without a GPU, full_size.py says so and fails; bench continues.
 bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/cached_audio.py --dataset $(DEMO)/packed
 	$(BIN)/python benchmarks/generation.py --dataset $(DEMO)/packed --adapter $(DEMO)/sft
@@ -77,11 +76,11 @@ bench: $(DEMO)/sft/complete.json
 chaos: .venv/installed
 	$(BIN)/python benchmarks/chaos.py --document docs/reliability.md
 
-# The figures of docs/scaling.md.
+# Measures the figures in docs/scaling.md.
 scaling: .venv/installed
 	$(BIN)/python benchmarks/packing.py --rounds 3 --json docs/scaling.json
 
-# Tables and figures go into docs/studies. A study that was interrupted goes on where it stopped.
+# Writes tables and figures to docs/studies. An interrupted study resumes where it stopped.
 study: .venv/installed
 	$(BIN)/python benchmarks/study_layouts.py --document docs/studies/layouts.md
 	$(BIN)/python benchmarks/study_raft.py --document docs/studies/raft.md
@@ -89,7 +88,7 @@ study: .venv/installed
 configs: .venv/installed
 	$(BIN)/python -m evoxtral_train.config.describe
 
-# Trains data/tiny-base again from nothing.
+# Retrains data/tiny-base from scratch.
 tiny-base: .venv/installed
 	$(EVOXTRAL) tiny-base configs/tiny-base.yaml --overwrite
 	cd runs/tiny-base && cp README.md run.json metrics.json config.json generation_config.json \

@@ -1,6 +1,6 @@
-"""What the audio cache saves: a training step from cached audio against the stock forward.
+"""Speedup of the audio cache: a training step from cached audio against the stock forward.
 
-Both ways run on the same batches of the demo's packed dataset, in turn, in one process.
+Both run alternately on the same batches of the demo's packed dataset, in one process.
 
     python benchmarks/cached_audio.py [--dataset runs/demo/packed] [--rounds 7] [--batches 6]
 """
@@ -41,12 +41,14 @@ def main() -> None:
     base, split = open_base(config), PackedSplit(arguments.dataset, "train")
     torch.manual_seed(0)
     network = add_lora(base.family.load("float32"), Lora(), config)
-    optimizer = torch.optim.AdamW([each for each in network.model.train().parameters() if each.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in network.model.train().parameters() if parameter.requires_grad], lr=1e-4
+    )
     cache = open_cache(network, torch.device("cpu"), base.fingerprint, split)
     rows = {"stock forward": TrainingSet(split), "cached audio": TrainingSet(split, cache=cache)}
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0)).tolist()
     order, size = order[: arguments.batches * arguments.batch_size], arguments.batch_size
-    ways = {name: partial(steps, network, optimizer, each, order, size) for name, each in rows.items()}
+    ways = {name: partial(steps, network, optimizer, way_rows, order, size) for name, way_rows in rows.items()}
     seconds = in_turn(ways, arguments.rounds)
     print(f"LoRA training step, tiny base, {split.layout.name}: {machine()}")
     for name, times in seconds.items():

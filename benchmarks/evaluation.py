@@ -1,8 +1,8 @@
-"""What scoring adds to decoding: metrics with intervals, comparison and page of two systems, part by part.
+"""Time of scoring, part by part: metrics with intervals, comparison and page of two systems.
 
     python benchmarks/evaluation.py [--clips 1000] [--json FILE]
 
-`evoxtral eval` prints for any run how much of its time decoding took.
+`evoxtral eval` prints the share of its time spent on decoding.
 """
 
 import argparse
@@ -28,26 +28,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--json", type=Path, help="write the figures there")
-    asked = parser.parse_args()
-    rows = {name: predictions(asked.clips, right) for name, right in (("one", 0.7), ("other", 0.75))}
-    found: dict = {}
+    arguments = parser.parse_args()
+    rows = {name: predictions(arguments.clips, right) for name, right in (("one", 0.7), ("other", 0.75))}
+    scored: dict = {}
 
     def score() -> None:
-        wanted = Bootstrap()
-        found["reports"] = {name: summarize(each, True, TAXONOMY, wanted, Placement()) for name, each in rows.items()}
+        scored["reports"] = {
+            name: summarize(system_rows, True, TAXONOMY, Bootstrap(), Placement()) for name, system_rows in rows.items()
+        }
 
     def compare() -> None:
-        found["comparisons"] = compare_pairs([("one", "other")], rows, True, Bootstrap())
+        scored["comparisons"] = compare_pairs([("one", "other")], rows, True, Bootstrap())
 
     def draw() -> None:
-        page(Evaluation("", "", [], found["reports"], rows, found["comparisons"], [], True, Training(), lambda identity: None, 8))
+        reports, comparisons = scored["reports"], scored["comparisons"]
+        page(Evaluation("", "", [], reports, rows, comparisons, [], True, Training(), lambda identity: None, 8))
 
-    seconds = {"metrics of two systems": score, "their comparison": compare, "the page": draw}
-    results = {"machine": machine(), "clips": asked.clips} | {name: round(seconds_of(work), 2) for name, work in seconds.items()}
-    results["seconds in all"] = round(sum(results[name] for name in seconds), 2)
+    parts = {"metrics of two systems": score, "their comparison": compare, "the page": draw}
+    results = {"machine": machine(), "clips": arguments.clips}
+    results |= {name: round(seconds_of(work), 2) for name, work in parts.items()}
+    results["seconds in all"] = round(sum(results[name] for name in parts), 2)
     print(json.dumps(results, indent=2))
-    if asked.json:
-        asked.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 def predictions(clips: int, right: float) -> list[Prediction]:
@@ -56,9 +59,9 @@ def predictions(clips: int, right: float) -> list[Prediction]:
     for number in range(clips):
         tags = random.choice(TAXONOMY.tags, size=2).tolist()
         written = [tag if random.random() < right else str(random.choice(TAXONOMY.tags)) for tag in tags]
-        said = "[{}] one two three four. [{}] five six seven eight."
+        text = "[{}] one two three four. [{}] five six seven eight."
         confidences = random.random(2).round(3).tolist()
-        rows.append(Prediction(str(number), said.format(*tags), said.format(*written), None, None, confidences))
+        rows.append(Prediction(str(number), text.format(*tags), text.format(*written), None, None, confidences))
     return rows
 
 

@@ -1,15 +1,15 @@
-"""What a user meets at full size: the 4.4 B-parameter model with random weights, on a CUDA GPU; nothing is downloaded.
+"""Speed and memory at full size: the 4.4 B-parameter model with random weights on a CUDA GPU. Downloads nothing.
 
-Generation: 808 clips × 4 candidates of 64 tokens (random weights write no EOS, so this is the upper
-bound), audio encoding included, against one clip at a time through stock `generate`.
+Generation: 808 clips × 4 candidates of 64 tokens (an upper bound: random weights write no EOS), including
+audio encoding, against stock `generate`, one clip at a time.
 Training: 46 optimizer steps of 16 rows from cached audio, against the plain Trainer on the stock class.
-Peak memory of each. Where the plain way would take too long, a few clips or steps of it are timed
-and their time is scaled up; the table says so.
+Each with its peak memory. If the baseline would take too long, a few clips or steps are timed and scaled up;
+the table shows it.
 
     python benchmarks/full_size.py [--layout packed] [--only generation|training] [--json FILE]
     python benchmarks/full_size.py --device cpu --model data/tiny-base --clips 6 --plain-clips 2 --steps 2 --plain-steps 1
 
-The second line is for trying the script itself, without a GPU; peak memory is then the process's resident set.
+The second line tries out the script without a GPU; peak memory is then the process's resident set.
 """
 
 import argparse
@@ -48,13 +48,13 @@ CLOCK = Clock(
 )  # fmt: skip
 LORA, ROOM_TOKENS, NEW_TOKENS, CANDIDATES, TARGET_TOKENS = Lora(), 65, 64, 4, 10
 SHARPNESS = 4.0
-"""Random weights give a nearly flat distribution, from which no one would sample; the last norm times this
-makes it about as peaked as a trained model's."""
+"""Random weights give a nearly flat distribution. Scaling the last norm by this makes it about as peaked as a
+trained model's."""
 
 
 @dataclass
 class RandomSplit:
-    """A packed split of clips of 5 to 15 s without meaning: random mel, random targets of 10 tokens."""
+    """A packed split of meaningless clips of 5 to 15 s: random mel, random targets of 10 tokens."""
 
     layout: Layout
     clips: int
@@ -90,7 +90,7 @@ class Bench:
     """Measurements of one model shape, layout and device."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.asked = arguments
+        self.arguments = arguments
         self.device, self.layout = torch.device(arguments.device), LAYOUTS[arguments.layout](CLOCK, ROOM_TOKENS)
         self.config = AutoConfig.from_pretrained(arguments.model) if arguments.model else VoxtralRealtimeConfig()
         self.results: dict[str, dict] = {}
@@ -106,31 +106,31 @@ class Bench:
         return add_lora(network_of(model.requires_grad_(False).eval(), CLOCK), LORA, Model(base="random"))
 
     def measure(self, name: str, work: Callable[[], object], scaled_by: float = 1.0) -> None:
-        """Seconds and peak memory of `work`; `scaled_by`: how many times as much work the user has."""
+        """Seconds and peak memory of `work`; `scaled_by`: the full workload divided by `work`."""
         seconds, peak = peak_gb_of(work)
         self.results[name] = {"seconds": seconds * scaled_by, "measured_s": seconds, "scaled_by": scaled_by, "peak_gb": peak}
         scaled = f" ({seconds:.1f} s measured × {scaled_by:.3g})" if scaled_by != 1 else ""
         print(f"| {name} | {seconds * scaled_by:.1f} s{scaled} | {peak:.2f} GB |", flush=True)
 
     def generation(self, folder: Path) -> None:
-        split = RandomSplit(self.layout, self.asked.clips, folder / "generation")
+        split = RandomSplit(self.layout, self.arguments.clips, folder / "generation")
         requests = list(requests_of(split))
         self._our_generation(split, requests)
-        by_length = sorted(requests, key=lambda each: each.row_tokens)
-        few = by_length[:: max(1, len(requests) // self.asked.plain_clips)][: self.asked.plain_clips]
+        by_length = sorted(requests, key=lambda request: request.row_tokens)
+        few = by_length[:: max(1, len(requests) // self.arguments.plain_clips)][: self.arguments.plain_clips]
         self._plain_generation(split, few)
 
     def _our_generation(self, split: RandomSplit, requests: list[Request]) -> None:
         network = self.network(CachedAudioVoxtralRealtimeForConditionalGeneration)
         network.model.eval()
-        wanted = Decoding(CANDIDATES, Sampling(0.7, 0.9, 0, 0), NEW_TOKENS, self.asked.batch_tokens, self.asked.compile)
+        decoding = Decoding(CANDIDATES, Sampling(0.7, 0.9, 0, 0), NEW_TOKENS, self.arguments.batch_tokens, self.arguments.compile)
         cache = []
 
         def encode():
             cache.append(open_cache(network, self.device, "random", split))
 
         def generate():
-            completions = [each for batch in decode(network, cache[0], requests, wanted) for each in batch]
+            completions = [row for batch in decode(network, cache[0], requests, decoding) for row in batch]
             assert len(completions) == len(split) * CANDIDATES
 
         network.place_language_model(torch.device("cpu"))
@@ -154,24 +154,24 @@ class Bench:
         self.measure("the same by a plain `generate` loop", loop, scaled_by=len(split) / len(requests))
 
     def training(self, folder: Path) -> None:
-        for batch, accumulation in self.asked.batches:
-            split = RandomSplit(self.layout, 16 * self.asked.steps, folder / f"training-{batch}")
+        for batch, accumulation in self.arguments.batches:
+            split = RandomSplit(self.layout, 16 * self.arguments.steps, folder / f"training-{batch}")
             network = self.network(CachedAudioVoxtralRealtimeForConditionalGeneration)
             network.checkpoint_language_model()
             cache = open_cache(network, self.device, "random", split)
             network.drop_audio_path()
             rows = TrainingSet(split, cache=cache)
-            wanted = Train(
+            settings = Train(
                 epochs=1, batch_size=batch, gradient_accumulation=accumulation, learning_rate=5e-5, evaluate_every_steps=1000
             )
             tracker = Tracker(Tracking(mode="disabled"), "benchmark", folder, Tracking())
 
-            def train(network=network, rows=rows, wanted=wanted, batch=batch, tracker=tracker):
-                train_adapter(network, rows, None, wanted, folder / f"checkpoints-{batch}", False, tracker)
+            def train(network=network, rows=rows, settings=settings, batch=batch, tracker=tracker):
+                train_adapter(network, rows, None, settings, folder / f"checkpoints-{batch}", False, tracker)
 
-            self.measure(f"train {self.asked.steps} steps of {batch} × {accumulation}, cached audio, checkpointing", train)
+            self.measure(f"train {self.arguments.steps} steps of {batch} × {accumulation}, cached audio, checkpointing", train)
             del network, train
-        split = RandomSplit(self.layout, 16 * self.asked.plain_steps, folder / "plain")
+        split = RandomSplit(self.layout, 16 * self.arguments.plain_steps, folder / "plain")
         plain = self.network(VoxtralRealtimeForConditionalGeneration)
         arguments = TrainingArguments(
             output_dir=str(folder / "plain"), per_device_train_batch_size=2, gradient_accumulation_steps=8, num_train_epochs=1,
@@ -182,7 +182,9 @@ class Bench:
             model=plain.model.train(), args=arguments, train_dataset=TrainingSet(split), data_collator=plain.collate
         )
         self.measure(
-            "the same by the plain Trainer on the stock class, 2 × 8", trainer.train, self.asked.steps / self.asked.plain_steps
+            "the same by the plain Trainer on the stock class, 2 × 8",
+            trainer.train,
+            self.arguments.steps / self.arguments.plain_steps,
         )
 
 
@@ -199,17 +201,17 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=808)
     parser.add_argument("--plain-clips", type=int, default=8)
     parser.add_argument("--steps", type=int, default=46)
-    parser.add_argument("--batches", type=_batch, nargs="+", default=[(2, 8), (16, 1)], help="rows at a time × how often")
+    parser.add_argument("--batches", type=_batch, nargs="+", default=[(2, 8), (16, 1)], help="batch size × gradient accumulation")
     parser.add_argument("--plain-steps", type=int, default=4)
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--compile", action="store_true", help="torch.compile the decoding step")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--model", help="a folder with a config.json of another size; for trying the script")
+    parser.add_argument("--model", help="folder with a config.json of another size, to try out the script")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks/full_size.py needs a CUDA GPU; nothing was measured")
-    warnings.filterwarnings("ignore", module="peft")  # it looks for the config of a base that has none
+    warnings.filterwarnings("ignore", module="peft")  # it warns that the base has no config
     bench = Bench(arguments)
     with torch.device("meta"):
         parameters = VoxtralRealtimeForConditionalGeneration(bench.config).num_parameters()

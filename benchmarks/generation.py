@@ -1,7 +1,7 @@
-"""RAFT generation on the tiny base: the decoder against one clip at a time through stock `generate`.
+"""RAFT generation on the tiny base: our decoder against stock `generate`, one clip at a time.
 
-The same clips, adapter and sampling; both ways run in turn, in one process. Then: are the candidates the
-same at any batch and in any order, and how does the time grow with clips, N and clip length?
+Same clips, adapter and sampling; both run alternately in one process. Also: do the candidates depend on batch or
+order, and how does the time grow with clips, N and clip length?
 
     python benchmarks/generation.py [--dataset runs/demo/packed] [--adapter runs/demo/sft] [--clips 64] [--rounds 5]
 """
@@ -43,11 +43,11 @@ class Bench:
     def decode(self, requests: list[Request], candidates: int = 4, batch_tokens: int = 16_384) -> dict:
         decoding = Decoding(candidates, SAMPLING, NEW_TOKENS, batch_tokens)
         batches = decode(self.ours, self.audio, requests, decoding)
-        return {(each.utterance_id, each.candidate_id): each.token_ids for batch in batches for each in batch}
+        return {(row.utterance_id, row.candidate_id): row.token_ids for batch in batches for row in batch}
 
     @torch.inference_mode()
     def generate(self, requests: list[Request], candidates: int = 4) -> None:
-        """What a user writes without this toolkit, with the encoder's own cache that the stock class has."""
+        """What a user would write without this toolkit, using the stock class's own encoder cache."""
         delay_tokens = self.base.family.clock.delay_tokens
         for request in requests:
             mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None].to(self.plain.dtype)
@@ -62,7 +62,7 @@ class Bench:
 
 
 def _end(request: Request) -> int:
-    """Where a row may be no longer; in `aligned`, which writes from the start, after the clip has been heard."""
+    """The longest that a row may be; `aligned`, which writes from the start, counts new tokens from the clip's end."""
     return min(request.row_tokens, request.room_start + NEW_TOKENS)
 
 
@@ -72,22 +72,22 @@ def same_candidates(bench: Bench, requests: list[Request]) -> None:
     settings = {f"{clips} clips at a time": (requests, clips * 4 * width) for clips in (1, 7, 32)}
     settings["in reverse order"] = (requests[::-1], 16_384)
     for name, (ordered, budget) in settings.items():
-        found = bench.decode(ordered, batch_tokens=budget)
-        different = sum(found[key] != tokens for key, tokens in expected.items())
+        decoded = bench.decode(ordered, batch_tokens=budget)
+        different = sum(decoded[key] != tokens for key, tokens in expected.items())
         print(f"  {name:<20} {'identical' if not different else f'{different} differ'}")
 
 
 def work_of(bench: Bench, requests: list[Request], seconds: float) -> str:
-    """What a layout costs: positions that are known beforehand and read in one pass, positions that are written."""
+    """The cost of a layout: known positions, processed in one pass, and written positions."""
     prompt = statistics.mean(len(request.prompt) for request in requests)
     written = statistics.mean(1 + len(tokens) for tokens in bench.decode(requests).values())
-    each = 1000 * seconds / (4 * len(requests))
-    return f"in one pass {prompt:.0f} tokens per clip, written {written:.1f} per candidate, {each:.2f} ms per candidate"
+    candidate_ms = 1000 * seconds / (4 * len(requests))
+    return f"in one pass {prompt:.0f} tokens per clip, written {written:.1f} per candidate, {candidate_ms:.2f} ms per candidate"
 
 
 def scaling(bench: Bench) -> None:
-    """Milliseconds per candidate: a flat column is linear growth."""
-    print("\n| what grows | clips | N | mean prompt, tokens | mean written, tokens | seconds | ms per candidate |")
+    """Prints milliseconds per candidate; a constant column means linear growth."""
+    print("\n| varied | clips | N | mean prompt, tokens | mean written, tokens | seconds | ms per candidate |")
     print("|---|---|---|---|---|---|---|")
     by_length = sorted(bench.requests, key=lambda request: len(request.prompt))
     rows = [("clips", bench.requests[:clips], 4) for clips in (16, 64, 256, 1024)]
@@ -97,8 +97,8 @@ def scaling(bench: Bench) -> None:
         seconds = min(seconds_of(partial(bench.decode, requests, candidates)) for _ in range(3))
         prompt = statistics.mean(len(request.prompt) for request in requests)
         written = statistics.mean(1 + len(tokens) for tokens in bench.decode(requests, candidates).values())
-        each = 1000 * seconds / (len(requests) * candidates)
-        print(f"| {what} | {len(requests)} | {candidates} | {prompt:.0f} | {written:.1f} | {seconds:.2f} | {each:.2f} |")
+        candidate_ms = 1000 * seconds / (len(requests) * candidates)
+        print(f"| {what} | {len(requests)} | {candidates} | {prompt:.0f} | {written:.1f} | {seconds:.2f} | {candidate_ms:.2f} |")
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only-ratio", action="store_true", help="neither the same candidates nor the growth")
+    parser.add_argument("--only-ratio", action="store_true", help="skip the checks of candidates and of growth")
     arguments = parser.parse_args()
     bench = Bench(arguments.dataset, arguments.adapter, arguments.base, arguments.dtype)
     requests = bench.requests[: arguments.clips]

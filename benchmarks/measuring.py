@@ -1,4 +1,4 @@
-"""Two ways of the same work, timed in turn in one process; ratios with their spread; which machine it was."""
+"""Timing two implementations alternately in one process, ratios with their spread, peak memory, and the machine's name."""
 
 import datetime
 import gc
@@ -13,7 +13,7 @@ import torch
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock time of `work`, until the device is done too."""
+    """Wall-clock time of `work`, including outstanding work on the device."""
     _finish()
     started = time.perf_counter()
     work()
@@ -22,7 +22,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """name -> seconds of each round. Every way runs once before, unmeasured."""
+    """name -> seconds per round, after one unmeasured warm-up of each."""
     for work in ways.values():
         work()
     seconds = {name: [] for name in ways}
@@ -33,26 +33,26 @@ def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 
 
 def ratio(slow: list[float], fast: list[float]) -> str:
-    """The ratio of the times, round by round: "2.86 (2.40 to 3.13 in 7 rounds)", the median first."""
+    """Median and range of the ratio per round: "2.86 (2.40 to 3.13 in 7 rounds)"."""
     ratios = [one / other for one, other in zip(slow, fast, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
 
 
 def peak_gb_of(work: Callable[[], object]) -> tuple[float, float]:
-    """(seconds, peak memory in GB): what CUDA allocated, or without CUDA the resident set of the process."""
+    """(seconds, peak memory in GB): memory allocated by CUDA, or without CUDA the process's resident set."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return seconds_of(work), torch.cuda.max_memory_allocated() / 1e9
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     seconds = seconds_of(work)
     [kilobytes] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     return seconds, int(kilobytes) * 1024 / 1e9
 
 
 def machine() -> str:
-    """Date, device and torch, as they are noted beside a result."""
+    """Date, device and torch version, to note with a result."""
     date = datetime.datetime.now(tz=datetime.UTC).date()
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -1,9 +1,9 @@
-"""Packing: how much faster than real time one core is, what a second process gains, and whether memory stays flat.
+"""Packing: speed of one core relative to real time, gain from a second process, and whether memory stays constant.
 
     python benchmarks/packing.py [--rows 20000] [--clips 2000] [--processes 2] [--json FILE]
 
-The corpus is spoken by espeak-ng once (16 kHz FLAC); with more rows than clips, rows share audio files, which costs packing
-the same. Every figure is of the command `evoxtral data pack` as a user calls it, start included; ratios are of runs in turn.
+espeak-ng speaks the corpus once (16 kHz FLAC). If there are more rows than clips, rows share audio files, which takes packing
+just as long. All figures are for the command `evoxtral data pack` including its startup; ratios are of alternating runs.
 """
 
 import argparse
@@ -29,44 +29,44 @@ ROOT = Path(__file__).parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the large corpus")
-    parser.add_argument("--small", type=int, default=2_000, help="rows of the small one")
+    parser.add_argument("--small", type=int, default=2_000, help="rows of the small corpus")
     parser.add_argument("--clips", type=int, default=2_000, help="different audio files")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="of the large corpus, each way in turn")
-    parser.add_argument("--folder", type=Path, help="keep the corpus there, to use it again")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of the large corpus for each number of processes")
+    parser.add_argument("--folder", type=Path, help="keep the corpus there for the next run")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary)
-        manifests = {rows: corpus(folder, rows, asked.clips) for rows in (asked.small, asked.rows)}
-        results = measure(asked, folder, manifests)
+        folder = arguments.folder or Path(temporary)
+        manifests = {rows: corpus(folder, rows, arguments.clips) for rows in (arguments.small, arguments.rows)}
+        results = measure(arguments, folder, manifests)
     print(json.dumps(results, indent=2))
-    if asked.json:
-        asked.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
-def measure(asked: argparse.Namespace, folder: Path, manifests: dict[int, Path]) -> dict:
-    output, processes = folder / "packed", asked.processes
-    _, small = pack(manifests[asked.small], output, processes)
-    reading = {asked.small: read(output)}
+def measure(arguments: argparse.Namespace, folder: Path, manifests: dict[int, Path]) -> dict:
+    output, processes = folder / "packed", arguments.processes
+    _, small = pack(manifests[arguments.small], output, processes)
+    reading = {arguments.small: read(output)}
     one, many, large = [], [], (0.0, 0.0)
-    for _ in range(asked.rounds):
-        one.append(pack(manifests[asked.rows], output, 1)[0])
-        seconds, peak = pack(manifests[asked.rows], output, processes)
+    for _ in range(arguments.rounds):
+        one.append(pack(manifests[arguments.rows], output, 1)[0])
+        seconds, peak = pack(manifests[arguments.rows], output, processes)
         many.append(seconds)
         large = tuple(map(max, large, peak))
-    reading[asked.rows] = read(output)
-    size = sum(each.stat().st_size for each in output.rglob("*") if each.is_file())
+    reading[arguments.rows] = read(output)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     shutil.rmtree(output)
-    audio_s = 3600 * hours_of(manifests[asked.rows])
+    audio_s = 3600 * hours_of(manifests[arguments.rows])
     return {
-        "machine": machine(), "rows": asked.rows, "hours of audio": round(audio_s / 3600, 2),
-        "seconds, one process": [round(each, 1) for each in one],
-        f"seconds, {processes} processes": [round(each, 1) for each in many],
+        "machine": machine(), "rows": arguments.rows, "hours of audio": round(audio_s / 3600, 2),
+        "seconds, one process": [round(seconds, 1) for seconds in one],
+        f"seconds, {processes} processes": [round(seconds, 1) for seconds in many],
         f"{processes} processes against one": ratio(one, many),
         "times real time, one process": round(audio_s / float(np.median(one))),
         f"times real time per core, {processes} processes": round(audio_s / float(np.median(many)) / processes),
-        "peak memory of the largest process and of all together, MB": {asked.small: small, asked.rows: large},
+        "peak memory of the largest process and of all together, MB": {arguments.small: small, arguments.rows: large},
         "peak memory, large against small": round(large[1] / small[1], 3),
         "reading": reading,
         "GB on disk": round(size / 1e9, 2), "KB on disk per second of audio": round(size / 1e3 / audio_s, 1),
@@ -74,18 +74,18 @@ def measure(asked: argparse.Namespace, folder: Path, manifests: dict[int, Path])
 
 
 def corpus(folder: Path, rows: int, clips: int) -> Path:
-    """A manifest of so many rows over `clips` spoken clips."""
+    """A manifest of `rows` rows over `clips` spoken clips."""
     spoken = folder / "spoken"
     if not (spoken / "complete.json").is_file():
         split = {"train": round(0.8 * clips), "validation": round(0.1 * clips), "test": round(0.1 * clips)}
         overrides = [f"clips.{name}={count}" for name, count in split.items()]
         evoxtral("data", "synth", ROOT / "configs/synth.yaml", "--overwrite", *sets(f"output={spoken}", *overrides))
-    found = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
+    clip_rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()]
     path = spoken / f"manifest-{rows}.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for index in range(rows):
-            row = found[index % len(found)]
-            file.write(json.dumps(row | {"id": f"{row['id']}-{index // len(found)}"}) + "\n")
+            row = clip_rows[index % len(clip_rows)]
+            file.write(json.dumps(row | {"id": f"{row['id']}-{index // len(clip_rows)}"}) + "\n")
     return path
 
 
@@ -96,7 +96,7 @@ def hours_of(manifest: Path) -> float:
 
 
 def pack(manifest: Path, output: Path, processes: int) -> tuple[float, tuple[float, float]]:
-    """(seconds, (peak memory of the largest process, of all of them together, in MB))."""
+    """(seconds, (peak memory of the largest process, of all processes together, in MB))."""
     config = yaml.safe_load((ROOT / "configs/demo/pack.yaml").read_text("utf-8"))
     config |= {"manifest": str(manifest), "output": str(output), "processes": processes}
     path = output.with_suffix(".yaml")
@@ -130,8 +130,8 @@ print(json.dumps({{"rows": len(split), "ms to open": round(1e3 * (opened - start
 
 
 class Peak:
-    """The memory of a process and its children that is their own, sampled ten times a second: pages of files that are
-    mapped belong to the system, which takes them back when it needs them."""
+    """The private memory of a process and its children, sampled ten times a second. Pages of mapped files do not count: the
+    system reclaims them when it needs memory."""
 
     def __init__(self):
         self._largest, self._together, self._done = 0, 0, threading.Event()
@@ -144,8 +144,8 @@ class Peak:
         while not self._done.wait(0.1):
             sizes = []
             try:
-                for each in [root, *root.children(recursive=True)]:
-                    memory = each.memory_info()
+                for process in [root, *root.children(recursive=True)]:
+                    memory = process.memory_info()
                     sizes.append(memory.rss - memory.shared)
             except psutil.NoSuchProcess:
                 continue
@@ -158,7 +158,7 @@ class Peak:
 
 
 def sets(*overrides: str) -> list[str]:
-    return [each for override in overrides for each in ("--set", override)]
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def evoxtral(*arguments, on_start=lambda process: None) -> None:

@@ -1,8 +1,7 @@
-"""What the studies share: the project's own commands run in phases, and scores over several seeds.
+"""Shared by the studies: running the project's commands in phases, and scoring over several seeds.
 
-A study is a list of phases; the commands of one phase do not depend on each other and run `jobs` at a time, each
-with its share of the cores. A command whose output is finished is skipped, so that a study that was
-interrupted goes on by calling it again.
+A study is a list of phases. The commands of one phase are independent and run `jobs` at a time, each with its
+share of the cores. Finished commands are skipped, so an interrupted study resumes when it is run again.
 """
 
 import json
@@ -33,15 +32,15 @@ DIFFERENCES = ("micro_f1", "hallucination", "false_tags_per_untagged_clip", "tag
 
 @dataclass(frozen=True)
 class Command:
-    """`evoxtral` with arguments; finished when `result` is a finished run."""
+    """An `evoxtral` command. It is finished if `result` is a finished run."""
 
     words: Sequence[str]
     result: Path
 
     @classmethod
     def of(cls, command: str, config: Path, output: Path, result: str = "", **settings) -> "Command":
-        """Double underscores stand for dots: of("sft", "sft.yaml", out, train__seed=1). `result`: the folder in
-        `output` that the command finishes, where it is not `output` itself."""
+        """Double underscores stand for dots: of("sft", "sft.yaml", out, train__seed=1). `result`: the subfolder of
+        `output` that becomes the finished run, if it is not `output` itself."""
         changes = {"output": output, "tracking.mode": "disabled"}
         changes |= {name.replace("__", "."): value for name, value in settings.items()}
         sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
@@ -52,7 +51,7 @@ class Command:
 
 
 def run_phases(phases: Sequence[Iterable[Command]], jobs: int, logs: Path) -> None:
-    """Run what is not finished; the first failure ends the study with the end of its log."""
+    """Run all unfinished commands. The first failure ends the study and prints the end of its log."""
     phases = [list(phase) for phase in phases]
     everything = [command for phase in phases for command in phase]
     finished = sum(is_complete(command.result) for command in everything)
@@ -84,20 +83,20 @@ def _run(command: Command, jobs: int, logs: Path) -> tuple[Command, float]:
 
 
 def measure_yardsticks(dataset: Path, output: Path) -> Command:
-    """What every study's table begins with: the best constant answer, and a linear probe on the frozen audio. They need
-    the corpus and the base alone, no adapter."""
+    """The first rows of every study's table: the best constant answer, and a linear probe on the frozen audio. They need
+    only the corpus and the base, no adapter."""
     systems = ", ".join(f"{{name: {name}, yardstick: {name}}}" for name in YARDSTICKS)
     return Command.of("eval", DEMO / "eval-sft.yaml", output, dataset=dataset, systems=f"[{systems}]")
 
 
 def yardsticks_of(folder: Path) -> dict[str, dict]:
-    """name -> its scores; they have no seed."""
+    """name -> scores; yardsticks have no seeds."""
     rows = systems_of(folder)
     return {name: score_over_seeds({name: rows[name]}) | {"micro_f1_of_seeds": []} for name in YARDSTICKS}
 
 
 def each_seed(report: dict) -> str:
-    """The table's cell: micro F1 of each seed."""
+    """A table cell with the micro F1 of each seed."""
     return ", ".join(f"{value:.3f}" for value in report["micro_f1_of_seeds"]) or "—"
 
 
@@ -107,9 +106,9 @@ def systems_of(folder: Path) -> dict[str, list[Prediction]]:
 
 
 def score_over_seeds(predictions: Mapping[str, list[Prediction]]) -> dict:
-    """All seeds pooled, as `evaluate` gives it, and each seed's micro F1. Clips are drawn for the intervals, with
-    what every seed wrote for them: they hold for these seeds; how far the seeds differ stands beside them.
-    `tags_that_are_none`: brackets whose content is no tag of the references."""
+    """`evaluate` on all seeds pooled, plus each seed's micro F1. The intervals resample clips, keeping all seeds' answers
+    to a clip together: they hold for these seeds only. `tags_that_are_none`: brackets whose content is not a tag of the
+    references."""
     report = evaluate(
         [row for rows in predictions.values() for row in rows], False, Bootstrap(samples=SAMPLES, seed=BOOTSTRAP_SEED)
     )
@@ -121,13 +120,13 @@ def score_over_seeds(predictions: Mapping[str, list[Prediction]]) -> dict:
 
 
 def differences(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, dict]:
-    """What `after` has more than `before`, with 95% intervals over clips; what all seeds wrote for a clip goes together."""
+    """`after` minus `before`, with 95% intervals over clips that keep all seeds' answers to a clip together."""
     first, second, clips = sums(before, False), sums(after, False), [row.id for row in before]
     return {name: difference(first[name], second[name], clips, PRIMARY_LEVEL, 10_000, BOOTSTRAP_SEED) for name in DIFFERENCES}
 
 
 def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:
-    """The predictions with the manifest's events, whatever layout they were packed in."""
+    """The predictions with the manifest's events, whatever their layout."""
     events = {row["id"]: row["events"] for _, row in read_jsonl(manifest)}
     return [replace(row, events=events[row.id]) for row in rows]
 
@@ -138,8 +137,8 @@ def slug(name: str) -> str:
 
 
 def publish(document: Path, sections: Mapping[str, str], results: dict) -> None:
-    """Write the results beside the document, and each section between its marks in it:
-    `<!-- name -->` … `<!-- end -->`. The prose around them is written by people."""
+    """Write the results beside the document, and each section between its markers in the document:
+    `<!-- name -->` … `<!-- end -->`. The text around them is written by hand."""
     write_atomic(document.with_suffix(".json"), json.dumps(results, ensure_ascii=False) + "\n")
     write_atomic(document, filled(document.read_text("utf-8"), sections))
 

@@ -1,15 +1,15 @@
 """Where should the tags be written? Three layouts, the same corpus, steps and adapter, three seeds: `make study`.
 
     packed      right after the prompt: the published recipe
-    deferred    when the clip has ended
-    aligned     each tag when its event has ended; with the true times and with those that the base's own transcript
-                gives (`data align`), with pads at full and at a fifth of the loss weight
+    deferred    at the end of the clip
+    aligned     each tag when its event has ended; with true times, and with times from the base's own transcript
+                (`data align`); with pads at full loss weight and at a fifth
 
-The recipe is the demo's (`configs/demo/`). The base writes in its own streaming form alone, so that neither
-`packed` nor `deferred` is known to it; `aligned` is that form. `packed` is also given twice the steps. The pads'
-weight is chosen on the validation split; everything else is told of the test split.
+The recipe is the demo's (`configs/demo/`). The base was pretrained on its streaming format only: `aligned` is that
+format, `packed` and `deferred` are new to it. `packed` is also trained for twice the steps. The weight of the pads is
+chosen on the validation split; all other results are on the test split.
 
-Writes the results and the figure, and with `--document` puts the tables into it.
+Writes the results and the figure; `--document` also updates the document's tables.
 """
 
 import argparse
@@ -92,20 +92,20 @@ def main() -> None:
 
 
 def sections(content: dict) -> dict[str, str]:
-    """The tables of the document, by the name of their place in it."""
+    """The document's tables, by marker name."""
     return {"layouts": layouts_table(content), "pads": pads_table(content)}
 
 
 def phases(options: argparse.Namespace, manifest: Path) -> list[list[Command]]:
     variants = {name: VARIANTS[name] for name in options.only}
-    # The audio is the same in every layout; the cache of `packed` alone ends before the clip does.
+    # The audio is the same in every layout, but the cache of `packed` ends before the clip does.
     dataset = options.output / "packed" / min(variant.layout for variant in variants.values())
     yardsticks = measure_yardsticks(dataset, options.output / "eval" / "yardsticks")
     return [*_data_phases(options, manifest, variants), [yardsticks], *_adapter_phases(options, variants)]
 
 
 def _data_phases(options: argparse.Namespace, manifest: Path, variants: dict[str, Variant]) -> list[list[Command]]:
-    """Speak; pack in each layout and, where asked for, listen; pack with the times as heard."""
+    """Synthesize; pack in each layout and, if needed, align; pack with the aligned times."""
     clips = {f"clips__{split}": count for split, count in ({"raft": 0} | options.clips).items()}
     spoken = Command.of("data synth", DEMO / "synth.yaml", manifest.parent, seed=options.corpus_seed, **clips)
     layouts = sorted({variant.layout for variant in variants.values()})
@@ -123,7 +123,7 @@ def _pack(options: argparse.Namespace, name: str, manifest: Path, **settings) ->
 
 
 def _adapter_phases(options: argparse.Namespace, variants: dict[str, Variant]) -> list[list[Command]]:
-    """Train every variant with every seed, the longest first; then decode both held-out splits."""
+    """Train every variant with every seed, longest first; then decode both held-out splits."""
     root, train, evaluate = options.output, [], []
     for name, variant in variants.items():
         folders = {seed: root / "sft" / slug(name) / f"seed-{seed}" for seed in options.seeds}
@@ -147,7 +147,7 @@ def _rows(root: Path, name: str, split: str, manifest: Path) -> dict[str, list[P
 
 
 def recall_by_time(predictions: dict[str, list[Prediction]], edges_s: Sequence[float] = EDGES_S, fewest: int = 10) -> list[dict]:
-    """`scoring.event_times.recall_by_time` over all seeds together; `events` are counted once."""
+    """`scoring.event_times.recall_by_time` over all seeds pooled; `events` counts each event once."""
     rows = [row for each in predictions.values() for row in each]
     seeds = len(predictions)
     table = event_times.recall_by_time(rows, edges_s, fewest * seeds, SAMPLES, BOOTSTRAP_SEED)
@@ -167,7 +167,7 @@ def layouts_table(content: dict) -> str:
 
 
 def pads_table(content: dict) -> str:
-    """On the validation split: what the default was chosen by."""
+    """Results on the validation split, on which the default was chosen."""
     rows = []
     for name, report in content["validation"].items():
         if name.startswith("aligned"):
@@ -183,7 +183,7 @@ def _seconds(value: float | None) -> str:
 
 
 def draw(recall: dict[str, list[dict]], path: Path) -> None:
-    """Recall against the time of the event, a line and a 95% band for each layout."""
+    """Recall by event time, with a line and a 95% band for each layout."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,18 +212,16 @@ def draw(recall: dict[str, list[dict]], path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/studies/layouts"))
-    parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the adapter's start and the order of the rows"
-    )
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "test": 500})
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument(
-        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="some of the variants"
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="run only these variants"
     )
-    parser.add_argument("--fewest-events", type=int, default=10, help="a bin of the figure with fewer is left out")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
+    parser.add_argument("--fewest-events", type=int, default=10, help="leave out bins of the figure with fewer events")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

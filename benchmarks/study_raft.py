@@ -1,11 +1,10 @@
-"""What does RAFT win, with the published reward and with ours? `make study`, after `study_layouts.py`.
+"""What does RAFT gain, with the published reward and with ours? `make study`, after `study_layouts.py`.
 
-The adapters are those of the layouts' study, one for each seed. RAFT samples on other clips than they were trained on:
-on those that SFT has seen there is less to choose between. Rewards `card` and `counts`, 4 and 8
-candidates, one and three rounds, without a gate; and `counts` with the clips without spread skipped and reference targets
-replayed. The reward needs references, so there is another use for those clips: "SFT on both" trains from nothing on the
-clips of SFT and RAFT together, with as many optimizer steps as SFT and three rounds have. All are told of the
-layouts' test split.
+Starts from the adapters of the layout study, one per seed. RAFT samples on clips that they were not trained on; on clips that
+SFT has seen, candidates differ less. Arms: rewards `card` and `counts`, 4 and 8 candidates, one and three rounds, no gate;
+and `counts` with `skip_without_spread` and reference replay. The rewards need references, so the same clips could be used for
+SFT: "SFT on both" trains from scratch on the clips of SFT and RAFT together, with as many optimizer steps as SFT plus three
+rounds. All results are on the layout study's test split.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from evoxtral_train.records import Prediction, dump_row, read_jsonl
 from evoxtral_train.reporting.tables import interval, markdown_table
 
 ROUNDS = 3
-TOLD = (1, ROUNDS)
+REPORTED = (1, ROUNDS)
 BOTH = "SFT on both"
 
 
@@ -66,9 +65,9 @@ def main() -> None:
     predictions[BOTH] = systems_of(options.output / "eval" / "both")
     for name in ARMS:
         systems = systems_of(options.output / "eval" / slug(name))
-        for number in TOLD:
-            told = {f"seed {seed}": systems[f"seed {seed} round {number}"] for seed in options.seeds}
-            predictions[f"{name}, {number} round{'s' * (number > 1)}"] = told
+        for number in REPORTED:
+            by_seed = {f"seed {seed}": systems[f"seed {seed} round {number}"] for seed in options.seeds}
+            predictions[f"{name}, {number} round{'s' * (number > 1)}"] = by_seed
     before = _pooled(predictions["SFT"])
     systems = {
         name: score_over_seeds(rows) | {"against_sft": differences(before, _pooled(rows))} for name, rows in predictions.items()
@@ -94,7 +93,7 @@ def data_phases(options: argparse.Namespace) -> list[list[Command]]:
 
 
 def write_both(options: argparse.Namespace) -> None:
-    """The manifest of "SFT on both": the training clips of both corpora, and the validation clips of SFT's."""
+    """Write the manifest of "SFT on both": the training clips of both corpora, and SFT's validation clips."""
     rows = []
     for prefix, folder, splits in (("", options.layouts, ("train", "validation")), ("raft-", options.output, ("train",))):
         path = folder / "data" / "manifest.jsonl"
@@ -119,7 +118,7 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
                 "train__seed": 100 * seed, "score__profile": arm.profile, **arm.settings,
             }  # fmt: skip
             runs.append(Command.of("raft run", DEMO / "raft.yaml", output, result="result", **settings))
-            systems |= {f"seed {seed} round {number}": output / f"round-{number}/train" for number in TOLD}
+            systems |= {f"seed {seed} round {number}": output / f"round-{number}/train" for number in REPORTED}
         evaluations.append(_evaluate(options, slug(name), systems))
     runs.sort(key=lambda command: "N-8" not in str(command.result))  # the longest first
     folders = {seed: root / "runs" / "both" / f"seed-{seed}" for seed in options.seeds}
@@ -130,7 +129,7 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
 
 
 def epochs_on_both(options: argparse.Namespace) -> float:
-    """So many that the steps are those of SFT and of all rounds together, but for what rounding makes of them."""
+    """Epochs that give as many steps as SFT and all rounds together, up to rounding."""
     sft = json.loads((options.layouts / "results.json").read_text("utf-8"))
     raft_clips = options.clips * (1 - load_config(DEMO / "raft.yaml", RaftConfig).curate.drop_lowest_share)
     seen = sft["epochs"] * sft["clips"]["train"] + ROUNDS * raft_clips
@@ -153,7 +152,7 @@ def _pooled(rows: dict[str, list[Prediction]]) -> list[Prediction]:
 
 
 def _rounds(options: argparse.Namespace, name: str) -> list[dict]:
-    """The rounds of an arm, each measure a mean over the seeds."""
+    """The rounds of an arm; each measure is a mean over the seeds."""
     folders = [options.output / "runs" / slug(name) / f"seed-{seed}" / "result" for seed in options.seeds]
     seeds = [json.loads((folder / "metrics.json").read_text("utf-8"))["rounds"][1:] for folder in folders]
     measures = ("greedy_reward", "mean_reward", "best_reward", "clips_without_spread_share", "curated", "replayed")
@@ -161,7 +160,7 @@ def _rounds(options: argparse.Namespace, name: str) -> list[dict]:
 
 
 def sections(content: dict) -> dict[str, str]:
-    """The tables of the document, by the name of their place in it."""
+    """The document's tables, by marker name."""
     header = ["system", "micro F1", "each seed", "micro halluc.", "false tags / untagged clip", "tags / clip"]
     rows, against = [], []
     for name, report in content["systems"].items():
@@ -190,7 +189,7 @@ def _signed(measure: dict) -> str:
 
 
 def draw(systems: dict[str, dict], path: Path) -> None:
-    """Micro F1 against false tags per untagged clip: SFT and where each arm goes from there."""
+    """Micro F1 against false tags per untagged clip: SFT, and each arm's change from it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,14 +228,14 @@ def _error(measure: dict) -> list[list[float]]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", type=Path, default=Path("runs/studies/layouts"), help="the finished study of layouts")
+    parser.add_argument("--layouts", type=Path, default=Path("runs/studies/layouts"), help="the finished layout study")
     parser.add_argument("--output", type=Path, default=Path("runs/studies/raft"))
-    parser.add_argument("--document", type=Path, help="the Markdown file whose tables are written")
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
     parser.add_argument("--layout", default="deferred")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--corpus-seed", type=int, default=12)
-    parser.add_argument("--clips", type=int, default=1200, help="that RAFT samples on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands at a time; on a GPU 1")
+    parser.add_argument("--clips", type=int, default=1200, help="number of clips that RAFT samples on")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

@@ -139,7 +139,7 @@ def test_words_and_events_with_bad_times_are_reported(clip_row, write_manifest, 
     report = pack.run(config(manifest, tmp_path), Options())
     found = {identity: reason for identity, reason in rejected(tmp_path).values()}
     assert found.keys() == faults.keys()
-    assert found["no-list"].startswith("`events` is not a list of objects — {tag, start_s, end_s} each")
+    assert found["no-list"].startswith("`events` is not a list of objects — write each as {tag, start_s, end_s}")
     assert "bad times of a word or event" in found["no-time"]
     assert "0 ≤ start_s ≤ end_s" in found["backwards"]
     assert report.facts["packed"] == 1

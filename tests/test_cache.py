@@ -54,7 +54,7 @@ def test_only_what_is_no_longer_valid_goes_and_nothing_else(call, tree):
     gone = {f"old/audio-cache/{NAME}/train.{kind}" for kind in ("bin", "json")}
     assert before - files(tree) == gone
     assert files(tree) <= before
-    assert "nothing: every cache here is valid" in call("cache", "remove", tree, "--yes").stdout
+    assert "nothing: all caches here are valid" in call("cache", "remove", tree, "--yes").stdout
     call("cache", "remove", tree, "--yes", "--all")
     assert before - files(tree) == gone | {f"valid/audio-cache/{NAME}/train.{kind}" for kind in ("bin", "json")}
     assert (tree / "audio-cache/mine/train.bin").is_file()

@@ -147,7 +147,7 @@ def test_a_plan_first_and_a_limit_and_nothing_paid_twice(synth, service, tmp_pat
     assert f"{characters * 0.5 / 1000:.2f} USD" in plan.stdout
     refused = synth(elevenlabs__max_characters=characters - 1)
     assert refused.exit_code == 2
-    assert f"{characters} characters would have to be paid, {characters - 1} are allowed" in refused.stderr
+    assert f"{characters} characters, but only {characters - 1} are allowed" in refused.stderr
     assert service.requests == []
     assert not (tmp_path / "out").exists()
     assert synth(elevenlabs__max_characters=characters).exit_code == 0
@@ -176,7 +176,7 @@ def test_when_it_stays_away_what_came_is_kept_and_resume_goes_on(synth, service,
     service.script = {TEXTS[3]: [503] * 3}
     stopped = synth(elevenlabs__max_retries=2, elevenlabs__concurrent_requests=1)
     assert stopped.exit_code == 1
-    assert "ElevenLabs still answers 503 after 2 retries: answer 503 — go on with --resume" in stopped.stderr
+    assert "ElevenLabs still answers 503 after 2 retries: answer 503 — resume later with --resume" in stopped.stderr
     before = Counter(text for text, *_ in service.requests)
     kept = len(list((tmp_path / "paid").iterdir()))
     assert kept >= 3

@@ -66,7 +66,7 @@ def test_base_adapters_filters_and_a_file_in_one_run(evaluate, demo, tmp_path):
         assert surest.confidences == ([max(whole.confidences)] if whole.confidences else [])
     assert metrics(tmp_path)["comparisons"][-1]["after"] == "mine"
     assert "- mine against " in (tmp_path / "eval/table.md").read_text("utf-8")
-    assert result.stdout.endswith(f"To look at and listen to: {tmp_path}/eval/report.html\n")
+    assert result.stdout.endswith(f"Open in a browser: {tmp_path}/eval/report.html\n")
     assert systems["mine"]["calibration"]["reliability"]["tags"] == 10
     page = (tmp_path / "eval/report.html").read_text("utf-8")
     for title in ("Systems", "Differences", "Confusion", "Confidence", "Loss", "Worst clips of mine", "Best clips of mine"):
@@ -97,7 +97,7 @@ def test_a_confident_gate_is_not_passed_by_a_handful_of_clips():
     report = summarize(rows, False, Taxonomy.load(REPO / "data/tags.yaml"), Bootstrap(samples=50), Placement())
     gates = Gates(system="SFT", confident=True, false_tags_per_untagged_clip_max=0.01)
     assert failed_gates(gates, {"SFT": report}) == [
-        "gate false_tags_per_untagged_clip_max of SFT: 0.9222, at most 0.01 is asked for"
+        "gate false_tags_per_untagged_clip_max of SFT: 0.9222, but must be at most 0.01"
     ]
 
 
@@ -106,7 +106,7 @@ def test_a_gate_that_is_not_passed_is_exit_code_3_and_named(evaluate, tmp_path):
     result = evaluate(systems, "gates.system=SFT", "gates.micro_f1_min=0.99", "gates.false_tags_per_untagged_clip_max=99")
     assert result.exit_code == 3, result.stderr
     value = metrics(tmp_path)["systems"]["SFT"]["micro"]["f1"]["value"]
-    said = f"gate micro_f1_min of SFT: {value:.4f}, at least 0.99 is asked for"
+    said = f"gate micro_f1_min of SFT: {value:.4f}, but must be at least 0.99"
     assert said in result.stdout
     assert metrics(tmp_path)["gates_not_passed"] == [said]
     assert said in (tmp_path / "eval/report.html").read_text("utf-8")
@@ -269,7 +269,7 @@ def test_the_page_leads_with_clips_a_picture_and_a_short_table(whole):
     html = page(whole)[0]
     assert re.findall("<h2>(.*?)</h2>", html) == [
         "Said and written", "How well each tag is heard", "Systems", "Details",
-        "Every measure", "Differences", "Tag by tag", "Confusion", "Recall by time", "Confidence", "Loss", "Rewards",
+        "All measures", "Differences", "Tag by tag", "Confusion", "Recall by time", "Confidence", "Loss", "Rewards",
         "Worst clips of right", "Best clips of right",
     ]  # fmt: skip
     first_screen, details = html.split("<h2>Details</h2>")
@@ -301,12 +301,12 @@ def test_the_last_lines_are_those_that_matter(whole, tmp_path):
     assert [line.split()[0] for line in lines[9:12]] == ["guess", "right", "chance"], "a filter is in its sentence"
     exact = ["[0.91–1.00]", "[0.00–0.18]"]  # bounds of 40 tagged clips that are all right, and of 20 untagged ones
     assert lines[10].split() == ["right", "1.00", exact[0], "1.00", exact[0], "1.00", exact[0], "0.00", exact[1]]
-    assert lines[12] == "95% intervals over clips. False tags: per untagged clip, of which there are 20."
+    assert lines[12] == "95% intervals over clips. False tags: mean per untagged clip (n = 20)."
     text = " ".join(lines[13:])
     assert "right against guess: " in text
     assert "right top-1 against right: " in text
     assert text.count(" against ") == len(whole.comparisons) == 2
-    assert lines[-2:] == [f"Every measure: {tmp_path}/c.md, {tmp_path}/c.json", f"To look at and listen to: {tmp_path}/c.html"]
+    assert lines[-2:] == [f"All measures: {tmp_path}/c.md, {tmp_path}/c.json", f"Open in a browser: {tmp_path}/c.html"]
     assert max(map(len, lines[:-2])) <= 80
     assert len(lines) < 26
     assert "`--output NAME` writes" in last_lines(whole, [])

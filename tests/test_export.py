@@ -106,9 +106,9 @@ def test_a_start_that_was_replaced_is_not_described(export, demo, tmp_path, monk
     assert export(f"adapter={copy}", "evaluation=null", "system=null").exit_code == 0
     text = (tmp_path / "out/release/README.md").read_text("utf-8")
     assert "`sft`" not in text
-    assert "what it started from is no longer where it was" in text
-    assert "which is no longer there" in text
-    assert "The records of its training data were not at hand" in text
+    assert "the adapter that it started from is no longer available" in text
+    assert "which is no longer available" in text
+    assert "The records of its training data were not available" in text
 
 
 def greedy(model, split: PackedSplit, index: int) -> list[int]:
@@ -240,7 +240,7 @@ def test_a_push_through_huggingface_hub(demo, tmp_path):
     (refused, _, error), (pushed, printed, other_error) = map(json.loads, done.stdout.splitlines())
     assert refused == 1
     assert "you/it: could not be pushed" in error
-    assert "set HF_TOKEN and go on with --resume" in error
+    assert "set HF_TOKEN, then resume with --resume" in error
     assert pushed == 0, other_error
     [created] = hub.created
     assert (created["name"], created["organization"]) == ("it", "you")

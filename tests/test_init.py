@@ -41,7 +41,7 @@ def test_init_replaces_nothing(call, tmp_path):
     for option in ((), ("--tiny",)):
         result = call("init", *option, tmp_path)
         assert result.exit_code == 2
-        assert "nothing was written: 2 of the files are there already: configs/sft.yaml, data/tags.yaml" in result.stderr
+        assert "nothing was written: 2 of the files already exist: configs/sft.yaml, data/tags.yaml" in result.stderr
         assert files(tmp_path) == {"configs/sft.yaml", "data/tags.yaml"}
         assert (tmp_path / "configs/sft.yaml").read_text("utf-8") == "mine"
 
@@ -95,7 +95,7 @@ def test_defaults_are_found_anywhere_and_a_file_here_comes_first(tmp_path, monke
 
 def test_nothing_else_is_looked_for_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"data/my-tags.yaml: no such table of tags"):
+    with pytest.raises(UsageError, match=r"data/my-tags.yaml: no such tag table"):
         Taxonomy.load((tmp_path / "data/my-tags.yaml").relative_to(tmp_path))
     with pytest.raises(UsageError, match="no such model folder: ./data/other-base"):
         resolve_base("./data/other-base", None)

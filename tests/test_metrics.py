@@ -142,7 +142,7 @@ def test_eval_predictions_needs_no_model(call, tmp_path):
         ('{"id": "a", "reference": "x"}\n', r":1: `prediction` is missing"),
         ('{"id": "a", "reference": "x", "prediction": "y"}\n' * 2, r":2: duplicate id 'a', first seen in row 1"),
         ("{\n", r":1: not JSON"),
-        ("3\n", r":1: a row is a JSON object"),
+        ("3\n", r":1: this row is not a JSON object"),
         ("[]\n", "no predictions"),
         ("", "no predictions"),
     ],

@@ -41,13 +41,13 @@ def test_synth(stage, tmp_path):
 
 def test_synth_of_an_empty_file(stage, tmp_path):
     path = write_rows(tmp_path / "scripts.jsonl", [])
-    assert f"{path}: there is no script in it" in stage("data synth", "configs/synth.yaml", f"scripts={path}")
+    assert f"{path}: contains no scripts" in stage("data synth", "configs/synth.yaml", f"scripts={path}")
 
 
 def test_import(stage, tmp_path):
     source = ("source.kind=jsonl", f"source.path={tmp_path / 'clips.jsonl'}")
     write_rows(tmp_path / "clips.jsonl", [])
-    assert "there is no row in it" in stage("data import", "configs/import.yaml", *source)
+    assert "contains no rows" in stage("data import", "configs/import.yaml", *source)
     write_rows(tmp_path / "clips.jsonl", [{"audio": f"{name}.wav", "text": "oh."} for name in "abc"])
     said = stage("data import", "configs/import.yaml", *source)
     assert f"no row can be imported: all 3 are rejected — first reason: {tmp_path / 'clips.jsonl'}:1: no such audio file" in said
@@ -60,7 +60,7 @@ def test_pack_check_and_stats(stage, call, clip_row, write_manifest, tmp_path):
     assert "no row can be read: all 2 are rejected — first reason: unclosed bracket" in said
     checked = call("data", "check", DEMO / "pack.yaml", "--set", f"manifest={manifest}")
     assert checked.exit_code == 2
-    assert checked.stdout.endswith("no row is good: packing would have nothing to do\n")
+    assert checked.stdout.endswith("no row is good: there would be nothing to pack\n")
     assert f"{manifest}:2: b: rejected: unclosed bracket" in checked.stdout
 
 
@@ -75,7 +75,7 @@ def test_align(stage, clip_row, write_manifest, tmp_path):
     timed = clip_row("a") | {"words": [{"word": "i", "start_s": 0.1, "end_s": 0.2}]}
     model = ("model.base=data/tiny-base", "model.dtype=float32")
     said = stage("data align", "configs/align.yaml", f"manifest={write_manifest([timed])}", *model)
-    assert "nothing to align: 1 rows have times — use it as it is, or set keep_given_times to false" in said
+    assert "nothing to align: 1 rows have times — use the manifest as it is, or set keep_given_times to false" in said
     manifest = write_manifest([clip_row("a", text="[sighs")])
     assert "no row can be aligned" in stage("data align", "configs/align.yaml", f"manifest={manifest}", *model)
     assert [row["id"] for row in rejected(tmp_path)] == ["a"]
@@ -101,4 +101,4 @@ def test_an_empty_split(stage, call, test_split_alone, tmp_path):
     for step in ("train", "run"):
         planned = call("raft", step, DEMO / "raft.yaml", *(f"--set={key}" for key in keys), "--dry-run")
         assert planned.exit_code == 2
-        assert "curate.drop_lowest_share: of 1 clips none would be left — drop a smaller share" in planned.stderr
+        assert "curate.drop_lowest_share: none of the 1 clips would be kept — drop a smaller share" in planned.stderr

@@ -91,7 +91,7 @@ def _die(*_) -> None:
 
 def test_a_killed_process_is_said_and_loses_nothing(config, monkeypatch):
     monkeypatch.setattr(packing, "_start", _die)
-    with pytest.raises(EvoxtralError, match="a worker process was killed, maybe for memory — start again with a smaller"):
+    with pytest.raises(EvoxtralError, match="a worker process was killed, perhaps for lack of memory — run again with a smaller"):
         pack.run(config("cut", processes=2), Options())
     monkeypatch.undo()
     assert pack.run(config("cut", processes=2), Options(resume=True)).facts["packed"] == 34

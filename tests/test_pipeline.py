@@ -30,7 +30,7 @@ def test_it_ends_with_the_table(demo):
     assert [line.split()[0] for line in last[table + 1 : table + 4]] == ["base", "SFT", "RAFT"]
     said = " ".join(last)
     assert said.count(" against ") + said.count(" wrote the same as ") == len(comparison["comparisons"]) == 4
-    assert last[-1] == f"To look at and listen to: {demo}/runs/comparison.html"
+    assert last[-1] == f"Open in a browser: {demo}/runs/comparison.html"
 
 
 def test_a_finished_demo_is_not_done_again(demo):

@@ -90,7 +90,7 @@ def test_inputs_made_from_something_else_are_refused(raft, demo, call, packed, t
     wrong = raft("train", "--overwrite", "--set", f"adapter={other}")
     assert "was made from another adapter than" in wrong.stderr
     wrong = call("compare", demo / "runs/eval-sft", demo / "runs/eval-sft", demo / "runs/sft")
-    assert "holds a run of `sft`, not of `eval`" in wrong.stderr
+    assert "contains a run of `sft`, not of `eval`" in wrong.stderr
 
 
 TWO_ROUNDS = ("--set", "rounds=[{}, {candidates: 3, temperature: 1.1, top_p: 1.0}]")

@@ -134,7 +134,7 @@ def test_the_plan_counts_what_stays(rule, clips):
 def test_a_missing_or_double_score_is_refused():
     candidates, scores = make({"a": [0.1, 0.2]})
     for wrong in (scores[:1], [*scores, scores[0]], [*scores, ScoredCandidate("b", 0, 1.0, {})]):
-        with pytest.raises(ValueError, match="do not hold the same"):
+        with pytest.raises(ValueError, match="do not have the same"):
             curate(candidates, wrong, Curate(drop_lowest_share=0.1))
 
 
@@ -154,7 +154,7 @@ def test_clips_without_spread_are_skipped_when_asked():
     curated, dropped = curate(*rows, Curate(drop_lowest_share=0.5, skip_without_spread=True))
     assert [row.utterance_id for row in curated] == ["high"]
     assert {(row.utterance_id, row.reason) for row in dropped if row.utterance_id != "high"} == {
-        ("flat", "all candidates of this clip have this reward"),
+        ("flat", "all candidates of this clip have the same reward"),
         ("low", "candidate 1 of this clip has reward 0.2"),
         ("low", "among the lowest 50% of clips"),
     }

@@ -58,14 +58,14 @@ def test_a_bad_row_leaves_the_others(write):
     assert numbers == (1, 2, 3, 4, 5)
     assert (rows[0], rows[3]) == ({"id": 1}, {"id": 4})
     assert [str(row).partition(":")[0] for row in rows if isinstance(row, RowError)] == [
-        "not JSON", "a row is a JSON object", "not UTF-8 text — save the file as UTF-8",
+        "not JSON", "this row is not a JSON object", "not UTF-8 text — save the file as UTF-8",
     ]  # fmt: skip
     numbers, rows = zip(*iter_jsonl(write('[{"id": 1}, 2, {"id": 3}]')), strict=True)
-    assert (numbers, rows[0], str(rows[1]), rows[2]) == ((1, 2, 3), {"id": 1}, "a row is a JSON object", {"id": 3})
+    assert (numbers, rows[0], str(rows[1]), rows[2]) == ((1, 2, 3), {"id": 1}, "this row is not a JSON object", {"id": 3})
 
 
 def test_errors_say_where(write, tmp_path):
-    with pytest.raises(UsageError, match=r"rows.json, row 2: a row is a JSON object"):
+    with pytest.raises(UsageError, match=r"rows.json, row 2: this row is not a JSON object"):
         list(read_jsonl(write('[{"id": 1}, 2]')))
     with pytest.raises(UsageError, match=r"rows.json: not a JSON array: .* line 2 .*write one JSON object per line"):
         list(read_jsonl(write('[{"id": 1},\n{"id": 2')))
@@ -90,18 +90,18 @@ def test_manifests_scripts_and_sources_take_an_array(write, tag_rules, clip_row)
     assert [(row.id, row.line) for row in rows] == [("one", 1)]
     assert [str(each).partition(" — ")[0] for each in rejected] == [
         f"{path}, row 2: duplicate id, first seen in row 1",
-        f"{path}, row 3: a row is a JSON object",
+        f"{path}, row 3: this row is not a JSON object",
         f"{path}, row 4: unclosed bracket at character 0",
     ]
     assert str(Rejected(str(write("{}", "m.jsonl")), 7, None, "why")).endswith("m.jsonl:7: why")
     scripts, rejected = read_scripts(write('[{"text": "[sighs] oh."}, {"text": 3}, []]'), tag_rules, {})
     assert [script.id for script in scripts] == ["script-00001"]
     assert [(each.line, each.reason.partition(" — ")[0]) for each in rejected] == [
-        (2, "`text` is missing or empty"), (3, "a row is a JSON object"),
+        (2, "`text` is missing or empty"), (3, "this row is not a JSON object"),
     ]  # fmt: skip
     found = list(read_source(Source(kind="jsonl", path=str(write('[{"audio": "a.wav"}, 1]'))), "audio", ()))
     assert [(row.number, row.columns) for row in found] == [
-        (1, {"audio": "a.wav"}), (2, {"(error)": "a row is a JSON object"}),
+        (1, {"audio": "a.wav"}), (2, {"(error)": "this row is not a JSON object"}),
     ]  # fmt: skip
 
 

@@ -58,13 +58,13 @@ def test_foreign_folders_are_left_alone(tmp_path):
         folder.mkdir()
         (folder / name).write_text(content)
         for options in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(UsageError, match="holds files that no finished run wrote"):
+            with pytest.raises(UsageError, match="contains files that are not from a finished run"):
                 open_run(folder, **options)
         assert (folder / name).read_text() == content
     Run.open(tmp_path / "e", "eval", {}, {}, Options())
     release_all()
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(UsageError, match="holds a run of `eval`"):
+        with pytest.raises(UsageError, match="contains a run of `eval`"):
             open_run(tmp_path / "e", **options)
     assert (tmp_path / "e.partial" / "run.json").is_file()
 
@@ -201,14 +201,14 @@ def test_an_output_may_not_hold_what_the_stage_reads(tmp_path):
     open_run(tmp_path / "out").finish({}, "abc")
     (tmp_path / "out/raw").mkdir()
     (tmp_path / "out/raw/recording.wav").write_text("irreplaceable")
-    with pytest.raises(UsageError, match="the output holds what this stage reads: .*out/raw"):
+    with pytest.raises(UsageError, match="the output contains an input of this stage: .*out/raw"):
         Run.open(tmp_path / "out", "sft", {}, {}, Options(overwrite=True), [tmp_path / "out/raw"])
     assert (tmp_path / "out/raw/recording.wav").read_text() == "irreplaceable"
 
 
 def test_a_number_that_is_not_finite_is_no_result(tmp_path):
     run = open_run(tmp_path / "run")
-    with pytest.raises(EvoxtralError, match="a number that was measured is not finite"):
+    with pytest.raises(EvoxtralError, match="a measured number is not finite"):
         run.finish({"loss": float("inf")}, "abc")
     release_all()
     assert not (tmp_path / "run").exists()
@@ -289,7 +289,7 @@ def test_a_kill_in_the_middle_of_a_stage_is_resumed(tmp_path):
     assert 20 < done < 154
     refused = subprocess.run([*SYNTH, *output], cwd=REPO, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "an unfinished run is here — use --resume" in refused.stderr
+    assert "there is an unfinished run here — use --resume" in refused.stderr
     subprocess.run([*SYNTH, *output, "--resume"], cwd=REPO, check=True, capture_output=True)
     assert (tmp_path / "data" / "manifest.jsonl").read_bytes().count(b"\n") == 154
 

@@ -163,12 +163,12 @@ def test_the_outcome_in_one_sentence():
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*better)}, False, QUICK)
     said = sentence(found)
     assert said.startswith("RAFT against SFT: micro F1 higher (+0.200 [+0.")
-    assert "; no difference in false tags per untagged clip shown; micro recall higher (+0.333 [" in said
+    assert "; no significant difference in false tags per untagged clip; micro recall higher (+0.333 [" in said
     nearly = [*CLIPS[:-1], ("[pause] d", "")]
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*nearly)}, False, QUICK)
     said = sentence(found)
-    assert said.startswith("RAFT against SFT: no difference in micro F1 shown (-0.024 [-0.137, +0.094]")
-    assert "]; these clips could show 0." in said
+    assert said.startswith("RAFT against SFT: no significant difference in micro F1 (-0.024 [-0.137, +0.094]")
+    assert "]; smallest detectable: 0." in said
     [found] = compare_pairs([("SFT", "RAFT")], {"SFT": rows(*CLIPS), "RAFT": rows(*CLIPS)}, False, QUICK)
     assert sentence(found) == "RAFT wrote the same as SFT."
     assert list(found["measures"]) == ["micro_f1", "false_tags_per_untagged_clip", "micro_recall"]

@@ -59,14 +59,14 @@ def test_a_corpus_as_it_should_be_needs_no_advice():
 @pytest.mark.parametrize(
     ("clips", "said"),
     [
-        (corpus(10, **EVERY_TAG), "3% of the clips are without tags; 25% to 35% is usual"),
-        (corpus(900, **EVERY_TAG), "75% of the clips are without tags"),
+        (corpus(10, **EVERY_TAG), "3% of the clips are untagged; 25% to 35% is usual"),
+        (corpus(900, **EVERY_TAG), "75% of the clips are untagged"),
         (corpus(130, **(EVERY_TAG | {"pause": 15})), "Fewer than 20 training clips with [pause]"),
         (corpus(130, **(EVERY_TAG | {"pause": 9})), "Fewer than 10 test clips with [pause]"),
-        (corpus(130, **(EVERY_TAG | {"pause": 0})), "No clip at all with [pause]"),
-        (corpus(330, **(EVERY_TAG | {"pause": 500})), "25 times the clips of the rarest: train.sampling: square_root"),
+        (corpus(130, **(EVERY_TAG | {"pause": 0})), "No clip has [pause]"),
+        (corpus(330, **(EVERY_TAG | {"pause": 500})), "25 times as many clips as the rarest: train.sampling: square_root"),
         ([each for each in corpus(130, **EVERY_TAG) if each.split != "validation"], "There is no validation split."),
-        ([*corpus(130, **EVERY_TAG), Clip("train", 44.0, "long.")], "The longest clip lasts 44 s: audio.max_seconds"),
+        ([*corpus(130, **EVERY_TAG), Clip("train", 44.0, "long.")], "The longest clip lasts 44 s; by default audio.max_seconds"),
         ([*corpus(130, **EVERY_TAG), Clip("train", 4.0, "x.", license="cc-by-nc-4.0")], "cc-by-nc-4.0: no commercial use"),
     ],
 )

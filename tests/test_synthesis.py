@@ -65,7 +65,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         synth.run(config(tmp_path / "cut"), Options())
     assert not (tmp_path / "cut" / "complete.json").exists()
-    with pytest.raises(UsageError, match="an unfinished run is here — use --resume"):
+    with pytest.raises(UsageError, match="there is an unfinished run here — use --resume"):
         synth.run(config(tmp_path / "cut"), Options())
     with pytest.raises(UsageError, match="cannot resume: changed since this run began: seed"):
         synth.run(config(tmp_path / "cut", seed=12), Options(resume=True))
@@ -168,7 +168,7 @@ def test_the_users_own_scripts(tmp_path):
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()]
     assert [reason.split(" — ")[0] for reason in reasons] == [
         "unknown tag [sihgs]", "duplicate id 'one'", "unknown split 'dev'",
-        "[calm] is followed by no words",
+        "no words follow [calm]",
     ]  # fmt: skip
 
 

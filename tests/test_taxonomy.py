@@ -31,9 +31,9 @@ def test_the_shipped_table_has_the_base_tags_in_their_groups():
         ({}, "[Giggles]  oh, [SIGHS] no.", "[laughs] oh, [sighs] no.", {"[giggles] → [laughs]": 1}),
         ({}, "plain words,  as they are", "plain words, as they are", {}),
         ({"unknown": "keep"}, "[coughs] oh.", "[coughs] oh.", {"[coughs] kept, unknown": 1}),
-        ({"unknown": "drop"}, "oh [coughs], no. [coughs]", "oh , no.", {"[coughs] left out": 2}),
+        ({"unknown": "drop"}, "oh [coughs], no. [coughs]", "oh , no.", {"[coughs] dropped": 2}),
         ({"map": {"Coughs": "clears throat"}}, "[coughs] oh.", "[clears throat] oh.", {"[coughs] → [clears throat]": 1}),
-        ({"map": {"laughs": None}}, "[laughs] oh.", "oh.", {"[laughs] left out": 1}),
+        ({"map": {"laughs": None}}, "[laughs] oh.", "oh.", {"[laughs] dropped": 1}),
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_tag(settings, text, expected, changes):
@@ -54,7 +54,7 @@ def test_an_unknown_tag_names_the_nearest_and_counts_nothing():
 
 
 def test_a_map_to_a_tag_that_there_is_not_is_refused():
-    with pytest.raises(UsageError, match=r"tags.map: \[cough\] is mapped to \[coughs\], which is no tag of"):
+    with pytest.raises(UsageError, match=r"tags.map: \[cough\] is mapped to \[coughs\], which is not in"):
         rules(map={"cough": "coughs"})
 
 
@@ -70,16 +70,16 @@ def test_a_taxonomy_of_ones_own_takes_the_tables_place(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("sound: {laughs: [giggles], sighs: [giggles]}", "'giggles' stands twice"),
+        ("sound: {laughs: [giggles], sighs: [giggles]}", "'giggles' is listed twice"),
         ("sound: [laughs]", "the group 'sound' is not a mapping"),
         ("sound: {'[laughs]': []}", "cannot be a tag"),
         ("[1", "not YAML"),
-        ("", "not a table of tags"),
+        ("", "not a tag table"),
     ],
 )
 def test_what_is_no_table(tmp_path, content, reason):
     (tmp_path / "tags.yaml").write_text(content, "utf-8")
     with pytest.raises(UsageError, match=reason):
         Taxonomy.load(tmp_path / "tags.yaml")
-    with pytest.raises(UsageError, match="no such table of tags"):
+    with pytest.raises(UsageError, match="no such tag table"):
         Taxonomy.load(tmp_path / "none.yaml")

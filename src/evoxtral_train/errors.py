@@ -1,12 +1,12 @@
 """Errors that a user can act on.
 
-Every message says what is wrong, where, and what to do about it. The command line prints
-it on one line and exits with `exit_code`; a traceback is shown only under `--debug`.
+Every message says what is wrong, where, and how to fix it. The command line prints it on
+one line and exits with `exit_code`; `--debug` adds the traceback.
 """
 
 
 class EvoxtralError(Exception):
-    """A stage could not do its work although the call was right (exit code 1)."""
+    """A stage failed although the call was correct (exit code 1)."""
 
     exit_code = 1
 
@@ -19,14 +19,14 @@ class EvoxtralError(Exception):
 
 
 class UsageError(EvoxtralError):
-    """Something in the call, the config or the data that the user can mend (exit code 2)."""
+    """Something in the call, the config or the data that the user can fix (exit code 2)."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A YAML file or a `--set` that does not follow the schema."""
+    """A YAML file or a `--set` that does not match the schema."""
 
 
 class RowError(UsageError):
-    """One bad manifest row or clip; the stage rejects the row, reports it and goes on."""
+    """One bad manifest row or clip; the stage rejects the row, reports it and continues."""

@@ -1,4 +1,4 @@
-"""Writing files whole, saying plainly what went wrong on disk, and what files hold."""
+"""Atomic writes, clear messages for disk errors, and fingerprints of files."""
 
 import errno
 import hashlib
@@ -21,27 +21,27 @@ _FIXES = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: "choose a path on a file system that is not read-only",
-    errno.ENOENT: "check the path; a folder of it may have been moved or removed",
-    errno.ENOTDIR: "check the path: a part of it is a file, not a folder",
+    errno.ENOENT: "check the path; one of its folders may have been moved or removed",
+    errno.ENOTDIR: "check the path: part of it is a file, not a folder",
     errno.EISDIR: "check the path: it is a folder, not a file",
-    errno.EEXIST: "check the path: a file or a broken link has a name that a folder should have",
+    errno.EEXIST: "check the path: a file or a broken link is where a folder should be",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "check the path: its links go in a circle",
+    errno.ELOOP: "check the path: its symbolic links form a loop",
     errno.EMFILE: "allow more open files (`ulimit -n 4096`), then resume with --resume",
 }
-_NO_FAULT_OF_THE_CALL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, None}
+_NOT_THE_USERS_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, None}
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """The whole file or none of it: written beside, synced, then renamed."""
+    """Write the whole file or nothing: to a temporary file, synced, then renamed."""
     with open_atomic(path) as file:
-        # A lone surrogate, which UTF-8 has no bytes for, as JSON escapes it: \ud800.
+        # UTF-8 cannot encode a lone surrogate; write it as JSON does: \ud800.
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """As `write_atomic`, for content that is written piece by piece."""
+    """Like `write_atomic`, for content that is written piece by piece."""
     temporary = path.with_name(f".{path.name}.part")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def disk_errors(path: Path):
-    """Turn a full disk or a forbidden folder into an error that says which file and what to do."""
+    """Turn an OSError, such as a full disk or missing permission, into an error that names the file and the fix."""
     try:
         yield
     except OSError as error:
@@ -62,13 +62,13 @@ def disk_errors(path: Path):
 
 
 def refused(error: OSError, what: str, where: str | None) -> EvoxtralError:
-    """What the system refused, with what to do about it."""
-    kind = EvoxtralError if error.errno in _NO_FAULT_OF_THE_CALL else UsageError
+    """The error for what the system refused, with a fix."""
+    kind = EvoxtralError if error.errno in _NOT_THE_USERS_FAULT else UsageError
     return kind(f"{what}: {error.strerror or error}", where=where, fix=_FIXES.get(error.errno))
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
-    """16 hex digits over the names and the contents of files."""
+    """16 hex digits that depend on the files' names and contents."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(path.name.encode())
@@ -83,14 +83,13 @@ def fingerprint_text(text: str) -> str:
 
 @contextmanager
 def full_disk(folder: Path):
-    """Whatever library was writing into `folder`: a full disk is an error that says where, and what to do."""
+    """Report a full disk with place and fix, whichever library was writing into `folder`."""
     try:
         yield
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors' errors are no OSErrors
-        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+        os_error = re.search(r"\(os error (\d+)\)", str(error))  # safetensors does not raise OSError
+        number = getattr(error, "errno", None) or (int(os_error[1]) if os_error else None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = str(getattr(error, "filename", None) or folder)
-        fix = "free some space or choose another `output`, then resume with --resume"
-        raise EvoxtralError(f"could not be written: {os.strerror(number)}", where=where, fix=fix) from error
+        raise EvoxtralError(f"could not be written: {os.strerror(number)}", where=where, fix=_NO_ROOM) from error

@@ -1,7 +1,7 @@
-"""Several processes, started by `accelerate launch`: who is first, who does what, waiting for each other.
+"""Several processes, started by `accelerate launch`: ranks, splitting work, waiting for each other.
 
-One process is the ordinary case, in which all of this does nothing. What is written once (run folders,
-tracking, the terminal) is the first process's; work is shared out by `share`.
+With a single process, the usual case, all of this does nothing. The first process alone writes run folders,
+tracking and the terminal; `share` splits the work.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 ResultT = TypeVar("ResultT")
 
-_PATIENCE = timedelta(days=1)  # one process may encode or decode for hours; a dead one ends them all at once
+_TIMEOUT = timedelta(days=1)  # one process may encode or decode for hours; if one dies, all end at once anyway
 
 
 def count() -> int:
@@ -29,16 +29,16 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the other processes. `device`: as in the config; the CPU talks over gloo, CUDA over NCCL."""
+    """Connect to the other processes: over gloo on the CPU, NCCL on CUDA. `device`: as in the config."""
     if count() > 1:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
+        PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
 
 
 def leave() -> None:
-    """Part from the other processes; one that ends without a word may be taken for a crash."""
+    """Disconnect from the other processes. A process that just exits may look like a crash."""
     if count() > 1 and "torch" in sys.modules:
         import torch.distributed
 
@@ -47,7 +47,7 @@ def leave() -> None:
 
 
 def share(items: Iterable[ResultT]) -> Iterator[ResultT]:
-    """This process's part of a stream: every `count()`-th, so that similar neighbours are spread evenly."""
+    """This process's part of a stream: every `count()`-th item, which spreads similar neighbours evenly."""
     return islice(items, rank(), None, count())
 
 
@@ -59,7 +59,7 @@ def wait() -> None:
 
 
 def first(work: Callable[[], ResultT]) -> ResultT:
-    """`work()` in the first process alone; all get its result. Its error ends the others without a word."""
+    """Run `work()` in the first process only; all processes get its result. If it fails, the others exit silently."""
     if count() == 1:
         return work()
     from accelerate.utils import broadcast_object_list
@@ -68,7 +68,7 @@ def first(work: Callable[[], ResultT]) -> ResultT:
     if is_first():
         try:
             result = work()
-        except BaseException as raised:  # noqa: BLE001 - raised again below, after the others know
+        except BaseException as raised:  # noqa: BLE001 - raised again below, once the others know
             error = raised
     exit_code = None if error is None else getattr(error, "exit_code", 1)
     result, exit_code = broadcast_object_list([result, exit_code])
@@ -80,7 +80,7 @@ def first(work: Callable[[], ResultT]) -> ResultT:
 
 
 def gather(items: list[ResultT]) -> list[ResultT]:
-    """The items of all processes, in the order of the processes."""
+    """The items of all processes, in rank order."""
     if count() == 1:
         return items
     from accelerate.utils import gather_object

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a live bar on a terminal, a plain line every ten seconds in a log."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ _LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts `advance` calls towards `total` and shows the rate and the time left; `total` None: it is not known."""
+    """Counts `advance` calls towards `total` (None: unknown) and shows the rate and the time left."""
 
     def __init__(self, label: str, total: int | None, unit: str):
         self.label, self.total, self.unit = label, total, unit
@@ -24,7 +24,7 @@ class Progress:
             self._bar, self._task = _rich_bar(label, total, unit)
 
     def skip(self, count: int) -> None:
-        """Work that an earlier run already did: it counts as done, not towards the rate."""
+        """Count work that an earlier run did: as done, but not towards the rate."""
         self.done += count
         if self._bar:
             self._bar.update(self._task, completed=self.done)

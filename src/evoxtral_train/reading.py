@@ -1,4 +1,4 @@
-"""Reading what a user names or wrote: files that are none, JSON that is out of bounds, and text that cannot be written again."""
+"""Reading untrusted input: paths that are not files, JSON with absurd numbers or nesting, text that UTF-8 cannot encode."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ _short.maxstring = _short.maxother = 80
 
 
 def why_not_a_file(path: Path) -> str | None:
-    """Why a path cannot be read as a file, to follow its name: "does not exist", "is a pipe, not a file"; None: it can.
+    """Why a path cannot be read as a file, worded to follow its name: "does not exist", "is a pipe, not a file". None if it can.
 
-    Opening a pipe would wait for a writer, and a device may never end.
+    Opening a pipe would block until something writes to it, and reading a device may never end.
     """
     try:
         mode = path.stat().st_mode
@@ -31,25 +31,25 @@ def why_not_a_file(path: Path) -> str | None:
         return "does not exist"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except ValueError:  # half a character, or NUL
-        return "cannot be read: its name is no text"
+    except ValueError:  # a lone surrogate or NUL
+        return "cannot be read: its name is not valid text"
     return None if stat.S_ISREG(mode) else f"is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def is_open_stream(path: Path) -> bool:
-    """Standard input, or what a shell puts in the place of <(…): this process holds its end, so reading it ends."""
+    """Standard input, or the path that a shell passes for <(…). Reading these does end."""
     return str(path) == "/dev/stdin" or str(path.parent) in _STREAMS
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`; a number beyond a float's range is infinite. Raises RowError when it is not JSON or too deep, or when an
-    object has one key twice: Python would keep the last."""
+    """Like `json.loads`, but integers beyond a float's range become infinite. Raises RowError if it is not JSON, is nested too
+    deeply, or has a key twice in one object: Python would keep the last."""
     try:
         return json.loads(text, parse_int=_integer, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise RowError(f"not JSON: {error}") from None
     except RecursionError:
-        raise RowError("not JSON that can be read: it is nested too deeply") from None
+        raise RowError("the JSON is nested too deeply") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _edited(path: Path, what: str) -> UsageError:
 
 
 def is_writable(text: str) -> bool:
-    r"""Whether it is whole characters: JSON and file names may hold half of one ("\ud83d"), which UTF-8 cannot write."""
+    r"""Whether UTF-8 can encode it. JSON and file names may contain lone surrogates ("\ud83d"), which it cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -109,21 +109,21 @@ def is_writable(text: str) -> bool:
 
 
 def writable(text: str, most: int = 1000) -> str:
-    """One line that can be written and shown: half characters and control characters escaped, at most so many characters."""
+    """One printable line of at most `most` characters, with lone surrogates and control characters escaped."""
     line = " ".join(text[: most + 1].split()).encode("utf-8", "backslashreplace").decode("utf-8")
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     return line if len(line) <= most else line[:most] + "…"
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: as Python writes it, but short."""
+    """A value's repr, shortened for an error message."""
     return _short.repr(value)
 
 
 def file_name(identity: str) -> str:
-    """An id as the name of a file, without its suffix: safe, at most 97 characters, and another one for each id.
+    """A safe file name (without suffix) for an id: unique per id, at most 97 characters.
 
-    An id that is a good name already keeps it; the others get a hash behind a "~", which no such id has:
+    An id that is already safe stays as it is; any other gets "~" and a hash, which no safe id contains:
     "clip-1" -> "clip-1", "book 1/p. 3" -> "book-1-p.-3~8a4b…".
     """
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", identity)[:_LONGEST_SLUG].strip("-.")

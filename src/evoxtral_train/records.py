@@ -1,4 +1,4 @@
-"""Typed JSONL rows, the ids that join them, and reading and appending them safely."""
+"""Typed JSONL rows, the ids that join them, and safe reading and appending."""
 
 import codecs
 import json
@@ -21,8 +21,8 @@ _BLOCK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled completion (`candidates.jsonl`). `mean_logprob` is over the written tokens, EOS
-    included, under the model without temperature; to 4 digits, since rounding differs with the batch.
+    """One sampled completion (`candidates.jsonl`). `mean_logprob`: mean over the written tokens, including
+    EOS, without temperature; rounded to 4 digits because float rounding depends on the batch.
     `written`: see `Prediction`."""
 
     utterance_id: str
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """`scores.jsonl`: the reward and every component it is the weighted sum of."""
+    """`scores.jsonl`: the reward, and the components that it is the weighted sum of."""
 
     utterance_id: str
     candidate_id: int
@@ -46,12 +46,12 @@ class ScoredCandidate:
 
 
 GREEDY, REFERENCE = -1, -2
-"""Candidate ids of what was not sampled: the greedy completion, and the reference itself."""
+"""Candidate ids of completions that were not sampled: the greedy one, and the reference itself."""
 
 
 @dataclass(frozen=True)
 class CuratedRow:
-    """`curated.jsonl`: what the adapter will be trained to write for a clip; `candidate_id` REFERENCE is replay."""
+    """`curated.jsonl`: the text to train on for a clip. `candidate_id` REFERENCE marks replay."""
 
     utterance_id: str
     candidate_id: int
@@ -61,7 +61,7 @@ class CuratedRow:
 
 @dataclass(frozen=True)
 class DroppedRow:
-    """`dropped.jsonl`: a candidate that is not trained on, and why."""
+    """`dropped.jsonl`: a candidate that is not trained on, and the reason."""
 
     utterance_id: str
     candidate_id: int
@@ -71,9 +71,9 @@ class DroppedRow:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """`pairs.jsonl`: a better and a worse answer to one clip, in TRL's names. `prompt`, `chosen` and `rejected` are
-    texts (the prompt is empty: the audio is what is asked); the `_ids`, which TRL's preference collator takes, are what
-    stands on the model's clock. TRL itself feeds no audio to this model: a trainer has to add it."""
+    """`pairs.jsonl`: a better and a worse answer to one clip, with TRL's field names. `prompt`, `chosen` and `rejected` are
+    texts (the prompt is empty: the input is the audio). The `_ids` are the token ids on the model's clock, for TRL's
+    preference collator. TRL does not feed audio to this model; a trainer has to add that."""
 
     utterance_id: str
     audio: str
@@ -89,10 +89,11 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets. Where they are
-    known, `events` are the reference's tags {tag, start_s, end_s} and `written` the predicted ones
-    {tag, at_s, written_s}: the place in the clip that a tag speaks of, and when it was complete. `confidences`:
-    the probability of each predicted tag. `speaker`: whose voice it is."""
+    """`predictions.jsonl`: reference and prediction of one clip, both with tags in brackets.
+
+    If known: `events`, the reference's tags {tag, start_s, end_s}; `written`, the predicted tags {tag, at_s, written_s},
+    with the time that each tag refers to and the time at which it was complete; `confidences`, the probability of each
+    predicted tag; `speaker`, whose voice it is."""
 
     id: str
     reference: str
@@ -104,10 +105,10 @@ class Prediction:
 
 
 def iter_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    """(row number, row) of a JSONL, one line at a time, or of a file that is one JSON array of rows, read at once.
+    """(row number, row) of a JSONL file, read line by line, or of a JSON array of rows, read at once.
 
-    The number is the line's, from 1, or the place in the array. A row that is not an object comes as the RowError that
-    says why. A byte-order mark is skipped. Raises UsageError when there is no such file, or its array is broken.
+    The number is the line number or the index in the array, from 1. A row that is not an object is yielded as a RowError.
+    A byte-order mark is skipped. Raises UsageError if the file does not exist or the array is malformed.
     """
     if reason := why_not_a_file(path):
         what = "no such file" if reason == "does not exist" else reason
@@ -150,11 +151,11 @@ def _row_of_line(text: bytes) -> dict[str, Any] | RowError:
 
 
 def _row(content: Any) -> dict[str, Any] | RowError:
-    return content if isinstance(content, dict) else RowError("a row is a JSON object")
+    return content if isinstance(content, dict) else RowError("this row is not a JSON object")
 
 
 def row_place(path: Path, number: int) -> str:
-    """Where a row of `iter_jsonl` stands: "clips.jsonl:3", or "clips.json, row 3" of an array."""
+    """Where a row of `iter_jsonl` is: "clips.jsonl:3", or "clips.json, row 3" in an array."""
     return f"{path}, row {number}" if path.is_file() and _holds_array(path) else f"{path}:{number}"
 
 
@@ -165,12 +166,12 @@ def _holds_array(path: Path) -> bool:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`iter_jsonl` for files whose every row must be good. Raises UsageError with the place of the first that is not."""
+    """`iter_jsonl` for files in which every row must be good. Raises UsageError with the place of the first bad row."""
     return _all_good(iter_jsonl(path), path)
 
 
 def read_jsonl_or_stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """As `read_jsonl`, also from standard input and from <(…) in a shell, which can be read once."""
+    """Like `read_jsonl`; also reads standard input and a shell's <(…), which can be read only once."""
     return _all_good(_iter_lines(path) if is_open_stream(path) else iter_jsonl(path), path)
 
 
@@ -196,13 +197,13 @@ def iter_rows(path: Path, row_type: type[RowT]) -> Iterator[RowT]:
 
 
 def typed_row(row_type: type[RowT], content: dict[str, Any]) -> RowT:
-    """A row of `row_type`, each field of the type that the class declares. Raises RowError for the first that is not."""
+    """`content` as a `row_type`. Raises RowError for the first field that is not of its declared type."""
     kinds = _kinds_of(row_type)
     for name, value in content.items():
         if isinstance(value, str) and not is_writable(value):
-            raise RowError(f"`{name}` is {shown(value)}, which holds half a character (a lone surrogate): remove it")
+            raise RowError(f"`{name}` is {shown(value)}, which contains a lone surrogate (half a character): remove it")
         if name in kinds and not _fits(value, kinds[name]):
-            raise RowError(f"`{name}` is {shown(value)}, not of the type {getattr(kinds[name], '__name__', kinds[name])}")
+            raise RowError(f"`{name}` is {shown(value)}, not of type {getattr(kinds[name], '__name__', kinds[name])}")
     try:
         return row_type(**content)
     except TypeError as error:
@@ -210,13 +211,13 @@ def typed_row(row_type: type[RowT], content: dict[str, Any]) -> RowT:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a declared type. A whole number is a float too; one that is not finite is none."""
+    """Whether a JSON value has the declared type. An integer counts as a float; infinity and NaN do not."""
     if get_origin(kind) is types.UnionType:
-        return any(_fits(value, each) for each in get_args(kind))
+        return any(_fits(value, member) for member in get_args(kind))
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(each, get_args(kind)[0]) for each in value)
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
     if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(each, get_args(kind)[1]) for each in value.values())
+        return isinstance(value, dict) and all(_fits(item, get_args(kind)[1]) for item in value.values())
     if kind is str:
         return isinstance(value, str) and is_writable(value)
     if kind is float:
@@ -230,7 +231,7 @@ def dump_row(row: Any) -> str:
 
 
 class JsonlAppender:
-    """Appends whole rows. A line that a killed process left half-written is dropped on opening."""
+    """Appends whole rows. Opening drops a partial line that a killed process left behind."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -239,7 +240,7 @@ class JsonlAppender:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, rows: list[Any]) -> None:
-        """All of `rows` in one write; they are on disk when this returns."""
+        """Write `rows` at once and sync: they are on disk when this returns."""
         self._file.write("".join(map(dump_row, rows)))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -252,7 +253,7 @@ class JsonlAppender:
 
 
 def drop_partial_line(path: Path) -> None:
-    """Cut off a last line that has no line end."""
+    """Truncate a last line that has no newline."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -260,9 +261,9 @@ def drop_partial_line(path: Path) -> None:
         while whole:  # block by block from the end: the file may be larger than memory
             start = max(whole - _BLOCK_BYTES, 0)
             file.seek(start)
-            found = file.read(whole - start).rfind(b"\n")
-            if found >= 0:
-                whole = start + found + 1
+            newline = file.read(whole - start).rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
                 break
             whole = start
         if whole != size:

@@ -1,9 +1,9 @@
-"""Where a run lies on disk: made beside its place, locked, put there whole, and replaced without touching foreign files.
+"""A run's folders on disk: made beside its output, locked, moved there whole, and replaced without touching foreign files.
 
 runs/sft            the finished run
-runs/sft.partial    the run that is being made
+runs/sft.partial    the run in progress
 runs/.sft.lock      held by the process that makes it
-runs/sft.replaced   for a moment: the run that `--overwrite` replaces
+runs/sft.replaced   exists briefly: the run that `--overwrite` replaces
 """
 
 import os
@@ -17,8 +17,8 @@ from .errors import UsageError
 from .files import disk_errors
 
 COMPLETE, FILES = "complete.json", "files.txt"
-_DERIVED = ("audio-cache",)  # what later stages keep inside a finished run, and make again
-_held: dict[Path, FileLock] = {}  # by this process
+_DERIVED = ("audio-cache",)  # what later stages keep inside a finished run, and can make again
+_held: dict[Path, FileLock] = {}  # the outputs that this process has locked
 
 
 def is_complete(path: Path) -> bool:
@@ -26,17 +26,17 @@ def is_complete(path: Path) -> bool:
 
 
 def partial(output: Path) -> Path:
-    """Where a run is made until it is finished: runs/sft -> runs/sft.partial."""
+    """The folder of the run in progress: runs/sft -> runs/sft.partial."""
     return output.with_name(f"{output.name}.partial")
 
 
 def real_path(output: Path) -> Path:
-    """A link stays a link: what it points to is replaced."""
+    """The target of a symbolic link: a run replaces the target and keeps the link."""
     return Path(os.path.realpath(output))
 
 
 def lock(output: Path) -> None:
-    """Hold the output until `finish` or the end of this process. Raises UsageError when another process holds it."""
+    """Lock the output until `finish` or the end of this process. Raises UsageError if another process holds it."""
     if output in _held:
         return
     with disk_errors(output):
@@ -57,13 +57,13 @@ def release(output: Path) -> None:
 
 
 def release_all() -> None:
-    """Give up what a stage that failed still holds."""
+    """Release the locks that a failed stage still holds."""
     for output in list(_held):
         release(output)
 
 
 def recover(output: Path) -> None:
-    """Finish what a kill in the middle of `finish` left."""
+    """Complete a `finish` that was killed halfway."""
     if is_complete(partial(output)) or _replaced(output).is_dir():
         lock(output)
         put_in_place(output)
@@ -71,8 +71,8 @@ def recover(output: Path) -> None:
 
 
 def put_in_place(output: Path) -> None:
-    """The finished run beside `output` takes its place; foreign files of the old one move over. Killed anywhere in it, another
-    call does the rest."""
+    """Move the finished run to `output`; foreign files of the old run move over. If killed at any point, the next call does the
+    rest."""
     made, old = partial(output), _replaced(output)
     if is_complete(made):
         if output.is_dir() and any(output.iterdir()):
@@ -86,8 +86,8 @@ def put_in_place(output: Path) -> None:
 
 
 def remove_own(folder: Path) -> None:
-    """Remove what the run's own list names, and what later stages derived from it; the list itself stays. A run of an earlier
-    version has no list, and loses nothing."""
+    """Remove the files that the run lists as its own, and what later stages derived from it; keep the list itself. A run from an
+    earlier version has no list and loses nothing."""
     if (folder / FILES).is_file():
         for name in (folder / FILES).read_text("utf-8").splitlines():
             # A list that somebody edited, or that came with a stranger's run, reaches nothing outside the run.
@@ -100,7 +100,7 @@ def remove_own(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a run, finished or not; foreign files in a finished one stay."""
+    """Remove a run, finished or not; keep foreign files in a finished one."""
     if not is_complete(folder):
         remove(folder)
         return
@@ -112,8 +112,8 @@ def discard(folder: Path) -> None:
 
 
 def _move_over(old: Path, output: Path) -> None:
-    """Foreign files keep their place. Where the new run has a file of that name, and of a run without a list, they stay in a
-    folder beside it."""
+    """Move foreign files to the same place in the new run. If the new run has a file of that name, or the old one has no list,
+    they stay in a folder beside it."""
     listed = (old / FILES).is_file()
     for path in sorted(old.rglob("*"), reverse=True):
         target = output / path.relative_to(old)
@@ -128,13 +128,13 @@ def _move_over(old: Path, output: Path) -> None:
     if any(old.iterdir()):
         kept = _free_name(output)
         old.replace(kept)
-        print(f"kept: {kept} holds what the replaced run did not write", file=sys.stderr)
+        print(f"kept: {kept} has the files that the replaced run did not write", file=sys.stderr)
     else:
         old.rmdir()
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder of ours, whole. The marker and the record go first, so that a kill leaves nothing that counts."""
+    """Remove a whole folder of ours. Marker and record go first, so that a kill leaves nothing that looks like a run."""
     for name in (COMPLETE, "run.json"):
         (folder / name).unlink(missing_ok=True)
     for path in sorted(folder.rglob("*"), reverse=True):
@@ -154,7 +154,7 @@ def _replaced(output: Path) -> Path:
 
 
 def _free_name(output: Path) -> Path:
-    """runs/sft.old-1, or the next number that is free."""
+    """runs/sft.old-1, or the next free number."""
     number = 1
     while (path := output.with_name(f"{output.name}.old-{number}")).exists():
         number += 1

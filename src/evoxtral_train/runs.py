@@ -1,17 +1,17 @@
-"""Run directories: what a stage was asked, what it was made from, and whether it finished.
+"""Run directories: a stage's config, its inputs, and whether it finished.
 
-    runs/sft            a finished run: a folder of this name is never half done
+    runs/sft            a finished run; a folder of this name is never incomplete
       config.yaml       the resolved config
-      run.json          stage, versions, git commit, inputs and their fingerprints, seed
+      run.json          stage, versions, git commit, fingerprints of the inputs
       metrics.json      what was measured
       files.txt         every file that the run wrote
-      complete.json     the marker, written last, with the fingerprint of the result
-    runs/sft.partial    the same, while it is made; `finish` renames it
+      complete.json     the completion marker, written last, with the fingerprint of the result
+    runs/sft.partial    the run in progress; `finish` renames it
     runs/.sft.lock      held by the process that makes it
 
-An unfinished run resumes with `--resume`, and only with the config and the inputs that it was started with. `--overwrite` makes
-the new run beside the finished one and puts it in its place at the end; of the old one only what `files.txt` lists is removed,
-and everything else that lay there is kept in the new folder. So a run that is refused, fails or is killed leaves what was there.
+`--resume` continues an unfinished run; its config and inputs must be unchanged. `--overwrite` makes the new run beside the
+finished one and swaps them at the end. It removes only what the old run's `files.txt` lists; everything else in the old folder
+moves to the new one. So a run that is refused, fails or is killed leaves the old one untouched.
 """
 
 import importlib.metadata
@@ -34,15 +34,16 @@ from .records import dump_row
 from .run_folders import COMPLETE, FILES, files_in, is_complete, lock, partial, put_in_place, real_path, recover, release, remove
 
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
+# Settings that may differ when a run resumes: they do not change its result.
 _HARMLESS = {
     "tracking", "device", "batch_tokens", "compile", "audio_cache", "processes", "max_characters", "usd_per_1000_characters",
     "concurrent_requests", "max_retries", "timeout_s", "paid_audio", "base_url",
-}  # settings that do not change a run's result  # fmt: skip
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every stage takes beside its config."""
+    """What every stage takes besides its config."""
 
     resume: bool = False
     overwrite: bool = False
@@ -51,8 +52,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `path`: where its files are written until `finish` puts the folder in its place, `output`. `resumed` tells
-    whether earlier work in it goes on."""
+    """An open run. `path`: where its files are written until `finish` moves the folder to `output`. `resumed`: whether it
+    continues earlier work."""
 
     output: Path
     path: Path
@@ -64,16 +65,16 @@ class Run:
         cls, output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options,
         sources: Iterable[Path | str | None] = (),
     ) -> "Run":  # fmt: skip
-        """`config`: what the stage was asked, as it is written to YAML. `inputs`: name -> fingerprint of everything that it
-        reads; `sources`: where that lies.
+        """Start or resume a run. `config`: the resolved config. `inputs`: name -> fingerprint of everything that the stage
+        reads. `sources`: the paths of those inputs.
 
-        Raises UsageError when another process makes this run, when the output holds a finished run, an unfinished one without
-        `--resume`, anything that is not a run of this stage, or one of `sources`.
+        Raises UsageError if another process makes this run, or if the output contains a finished run, an unfinished one (without
+        `--resume`), anything that is not a run of this stage, or one of `sources`.
         """
         output = real_path(output)
         check_output(output, stage, config, inputs, options, sources)
         lock(output)
-        check_output(output, stage, config, inputs, options, sources)  # what another process finished meanwhile
+        check_output(output, stage, config, inputs, options, sources)  # again: another process may have finished meanwhile
         path = partial(output)
         resumed = options.resume and (path / "run.json").is_file()
         if not resumed and path.is_dir():
@@ -90,22 +91,22 @@ class Run:
         write_atomic(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Raises EvoxtralError for a number that is not finite: it is no JSON, and no result."""
+        """Raises EvoxtralError for a number that is not finite."""
         try:
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         except ValueError:
-            raise EvoxtralError("a number that was measured is not finite", where=str(self.path / name)) from None
+            raise EvoxtralError("a measured number is not finite", where=str(self.path / name)) from None
         write_atomic(self.path / name, text + "\n")
 
     def write_rows(self, name: str, rows: Iterable[Any]) -> None:
-        """One after the other: `rows` may be more than memory holds."""
+        """Write rows one at a time: there may be more than fit in memory."""
         with open_atomic(self.path / name) as file:
             for row in rows:
                 file.write(dump_row(row).encode("utf-8"))
 
     def finish(self, metrics: dict[str, Any], fingerprint: str) -> None:
-        """Mark the run as finished and put it in its place. `fingerprint` identifies the run's result; later stages compare it.
-        Called when nothing writes into the folder any more, the tracker included."""
+        """Mark the run as finished and move it to its output. `fingerprint` identifies the result; later stages compare it.
+        Call this only when nothing writes to the folder any more, not even the tracker."""
         self.write_json("metrics.json", metrics)
         self.write_text(FILES, "".join(f"{name}\n" for name in sorted({*files_in(self.path), FILES, COMPLETE})))
         self.write_json(COMPLETE, {"stage": self.stage, "fingerprint": fingerprint})
@@ -118,24 +119,24 @@ def check_output(
     output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options,
     sources: Iterable[Path | str | None] = (),
 ) -> None:  # fmt: skip
-    """The refusals of `Run.open`, without making anything (also part of every dry run)."""
+    """The checks of `Run.open`, without creating anything (also part of every dry run)."""
     where, output = str(output), real_path(output)
     if output.exists() and not output.is_dir():
         raise UsageError("is a file, not a folder", where=where, fix="choose another `output`")
     if Path.cwd().is_relative_to(output) or os.path.ismount(output):
         what = "the current folder, or one above it" if Path.cwd().is_relative_to(output) else "a mount point"
-        raise UsageError(f"is {what}, which cannot be replaced whole", where=where, fix="choose a folder inside it as `output`")
+        raise UsageError(f"is {what}, which cannot be replaced", where=where, fix="choose a folder inside it as `output`")
     for source in sources:
         if source is not None and Path(source).exists() and real_path(Path(source)).is_relative_to(output):
-            what = f"the output holds what this stage reads: {source}"
+            what = f"the output contains an input of this stage: {source}"
             raise UsageError(what, where=where, fix="choose another `output`")
     recover(output)
     if output.is_dir() and any(output.iterdir()):
         if not is_complete(output):
-            raise UsageError("holds files that no finished run wrote", where=where, fix="choose another `output`")
+            raise UsageError("contains files that are not from a finished run", where=where, fix="choose another `output`")
         _require_stage(output, stage, where)
         if not options.overwrite and not (options.resume and (partial(output) / "run.json").is_file()):
-            raise UsageError("this run is finished", where=where, fix="use --overwrite to do it again, or another `output`")
+            raise UsageError("this run is finished", where=where, fix="use --overwrite to repeat it, or another `output`")
     _check_partial(output, stage, config, inputs, options)
 
 
@@ -144,48 +145,49 @@ def _check_partial(output: Path, stage: str, config: dict[str, Any], inputs: dic
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not (path / "run.json").is_file():
-        if {each.name for each in path.iterdir()} <= {"config.yaml", ".config.yaml.part", ".run.json.part"}:
-            return  # all that a kill at the very start leaves
-        raise UsageError("holds files that no run wrote", where=str(path), fix="move it away, or choose another `output`")
+        if {file.name for file in path.iterdir()} <= {"config.yaml", ".config.yaml.part", ".run.json.part"}:
+            return  # left by a kill at the very start
+        fix = "move it away, or choose another `output`"
+        raise UsageError("contains files that are not from a run", where=str(path), fix=fix)
     earlier = _require_stage(path, stage, str(path))
     if options.overwrite:
         return
     if not options.resume:
-        raise UsageError("an unfinished run is here", where=str(path), fix="use --resume to go on, or --overwrite")
+        raise UsageError("there is an unfinished run here", where=str(path), fix="use --resume to continue it, or --overwrite")
     changed = _changed_keys(read_record(path / "config.yaml"), config)
     changed += [f"input {name}" for name in {*earlier["inputs"], *inputs} if earlier["inputs"].get(name) != inputs.get(name)]
     if changed:
         raise UsageError(
             f"cannot resume: changed since this run began: {', '.join(sorted(changed))}",
             where=str(path),
-            fix="put them back, or use --overwrite",
+            fix="change them back, or use --overwrite",
         )
 
 
 def _require_stage(path: Path, stage: str, where: str) -> dict[str, Any]:
     record = read_run(path)
     if record["stage"] != stage:
-        raise UsageError(f"holds a run of `{record['stage']}`", where=where, fix="choose another `output`")
+        raise UsageError(f"contains a run of `{record['stage']}`", where=where, fix="choose another `output`")
     return record
 
 
 def check_plan(path: Path, stage: str, config: dict[str, Any], options: Options) -> None:
-    """`check_output` for a dry run whose inputs may not exist yet: what can be refused without them."""
+    """`check_output` for a dry run whose inputs may not exist yet: only the checks that do not need them."""
     if not options.resume:
         check_output(path, stage, config, {}, options)
 
 
 def require_complete(path: Path, stage: str, hint: str) -> str:
-    """The fingerprint of a finished run of `stage` at `path`. `hint`: the command that makes one."""
+    """The fingerprint of the finished run of `stage` at `path`. `hint`: the command that makes one."""
     recover(real_path(path))
     if not is_complete(path):
         begun = partial(real_path(path)).is_dir()
         fix = f"finish it with: {hint} --resume" if begun else f"first run: {hint}"
         raise UsageError(f"the input of this stage {'is not finished' if begun else 'does not exist'}", where=str(path), fix=fix)
-    found = read_record(path / COMPLETE)
-    if found["stage"] != stage:
-        raise UsageError(f"holds a run of `{found['stage']}`, not of `{stage}`", where=str(path), fix=f"first run: {hint}")
-    return found["fingerprint"]
+    marker = read_record(path / COMPLETE)
+    if marker["stage"] != stage:
+        raise UsageError(f"contains a run of `{marker['stage']}`, not of `{stage}`", where=str(path), fix=f"first run: {hint}")
+    return marker["fingerprint"]
 
 
 def require_unedited(folder: Path, files: Iterable[Path], fingerprint: str) -> None:
@@ -204,25 +206,25 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def require_same_input(path: Path, name: str, fingerprint: str, now: str) -> None:
-    """Refuse when the run at `path` was made from another `name` than the one at hand (`now`, its path)."""
+    """Refuse if the run at `path` was made from another `name` than the current one, which is at `now`."""
     recorded = read_run(path)["inputs"].get(name)
     if recorded != fingerprint:
         raise UsageError(
-            f"was made from another {name} than {now} ({recorded} there, {fingerprint} now)",
+            f"was made from another {name} than {now} (fingerprint {recorded} then, {fingerprint} now)",
             where=str(path),
             fix="make it again from this one, or point the config at the right one",
         )
 
 
 def require_same_config(path: Path, config: dict[str, Any], sections: Iterable[str]) -> None:
-    """Refuse when one of `sections` of the config differs from what the run at `path` was asked."""
+    """Refuse if one of `sections` differs between the config and that of the run at `path`."""
     earlier = read_record(path / "config.yaml")
     changed = [key for name in sections for key in _changed_keys(earlier.get(name), config.get(name), name)]
     if changed:
         raise UsageError(
             f"was made with another config: {', '.join(changed)} differ",
             where=str(path),
-            fix="make it again with --overwrite, or put the config back",
+            fix="make it again with --overwrite, or change the config back",
         )
 
 
@@ -237,7 +239,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this clone; an installed package has none, and may lie in a repository of its user's."""
+    """The commit of this clone. None for an installed package, which may be inside the user's own repository."""
     if not shipped.is_checkout():
         return None
     try:

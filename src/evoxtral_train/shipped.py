@@ -1,6 +1,6 @@
 """The files that come with evoxtral: configs, the tag table, the grammar, the tiny base.
 
-A checkout holds them at its top; a wheel carries the same files inside the package (see pyproject.toml).
+A clone has them at its top level; a wheel has them inside the package (see pyproject.toml).
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ TINY_BASE = Path("data/tiny-base")
 
 
 def is_checkout() -> bool:
-    """Whether this is a clone of the repository, also one that is installed with `pip install -e`."""
+    """Whether this is a clone of the repository, including one installed with `pip install -e`."""
     return not _IN_WHEEL.is_dir()
 
 
 def root() -> Path:
-    """The folder that holds the shipped `configs/` and `data/`."""
+    """The folder with the shipped `configs/` and `data/`."""
     return _PACKAGE.parents[1] if is_checkout() else _IN_WHEEL
 
 
 def find(path: Path) -> Path:
-    """`path` as a config names it, from the current folder; where one of the three defaults is not there, the shipped one."""
+    """`path`, relative to the current folder. If it is one of the three defaults and does not exist there, the shipped one."""
     return root() / path if path in (TAGS, GRAMMAR, TINY_BASE) and not path.exists() else path

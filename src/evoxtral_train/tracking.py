@@ -1,7 +1,7 @@
-"""Weights & Biases in every stage; nothing about it can fail a run, and no recording or transcript leaves unasked.
+"""Weights & Biases in every stage. It cannot fail a run, and uploads no audio or transcript unless asked.
 
-Online with a key, offline without, silent when W&B is broken: every call is guarded, the first
-failure is reported once, and from then on nothing is logged.
+Online with a key, offline without. Every call is guarded: the first failure is reported, and after that nothing
+is logged.
 """
 
 import os
@@ -17,7 +17,7 @@ from .plain_text import one_line, without_places
 
 
 class Tracker:
-    """One W&B run for one stage. Use as a context manager; the run is closed on the way out."""
+    """One W&B run for one stage. Use it as a context manager, which closes the run."""
 
     def __init__(self, settings: Tracking, stage: str, folder: Path, config: BaseModel):
         self._run, self._uploads_media = None, settings.upload_media
@@ -35,22 +35,22 @@ class Tracker:
             self._guard(self._run.summary.update, flatten(metrics))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Numbers and names. What was said goes into `media_table`."""
+        """A table of numbers and names. Transcripts go to `media_table`."""
         if self._run is not None:
             self._guard(self._log_table, name, columns, rows)
 
     def media_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A table with transcripts or predictions: only with `tracking.upload_media`."""
+        """A table with transcripts or predictions; needs `tracking.upload_media`."""
         if self._uploads_media:
             self.table(name, columns, rows)
 
     def artifact(self, name: str, kind: str, paths: list[Path]) -> None:
-        """Files of the run's result, small ones only: tables, pictures, adapters. What was said goes into `media_artifact`."""
+        """Small result files: tables, pictures, adapters. Audio and transcripts go to `media_artifact`."""
         if self._run is not None:
             self._guard(self._log_artifact, name, kind, paths)
 
     def media_artifact(self, name: str, kind: str, paths: list[Path]) -> None:
-        """Files with audio, transcripts or predictions: only with `tracking.upload_media`."""
+        """Files with audio, transcripts or predictions; needs `tracking.upload_media`."""
         if self._uploads_media:
             self.artifact(name, kind, paths)
 
@@ -62,7 +62,7 @@ class Tracker:
             self._guard(self._run.finish, exit_code=0 if error_type is None else 1)
 
     def _start(self, settings: Tracking, stage: str, folder: Path, config: BaseModel) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own faults, to its makers; read when it is imported
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own crash reports; read on import
         import wandb
 
         mode = settings.mode
@@ -79,7 +79,7 @@ class Tracker:
             mode=mode,
             reinit="create_new",  # beside `raft run`'s own, which the next one would end
             config=without_places(config.model_dump(mode="json")),
-            # Neither what is printed (it quotes clips), nor the call, the user, the machine and the code.
+            # Do not upload printed output (it quotes clips), the command line, the user, the machine or the code.
             settings=wandb.Settings(
                 console="off", disable_code=True, disable_git=True, x_disable_meta=True, x_disable_machine_info=True
             ),

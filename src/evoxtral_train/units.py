@@ -1,4 +1,4 @@
-"""The one place that converts between seconds, samples, mel frames and audio tokens.
+"""Conversions between seconds, samples, mel frames and audio tokens; they are made nowhere else.
 
 The model's clock (transformers' VoxtralRealtime classes and mistral-common's audio config):
 16,000 samples per second, one mel frame per 160 samples (10 ms), one audio token per

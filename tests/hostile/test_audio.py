@@ -82,7 +82,7 @@ def test_what_is_cut_in_half_is_rejected_and_what_is_whole_is_packed(whole, pack
     for name, reason in reasons.items():
         said = "its last page is missing, " if name in ("a.ogg", "a.opus") else "its header says 12."
         assert reason.startswith(f"audio is cut short: {said}"), (name, reason)
-    assert reasons["a.wav"].startswith("audio is cut short: its header says 12.0 s, 6.0 s are there")
+    assert reasons["a.wav"].startswith("audio is cut short: its header says 12.0 s, but there are only 6.0 s")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -125,8 +125,8 @@ def test_a_flac_of_unknown_length_is_counted(whole, pack, tmp_path):
     (tmp_path / "huge.flac").write_bytes(with_total_samples(flac, 2**36 - 1))
     names = ("streamed", "streamed-cut", "huge")
     reasons = pack([{"id": name, "audio": f"{name}.flac"} for name in names], packed=1)
-    assert reasons["streamed-cut"].startswith("audio is cut short: it cannot be decoded further, 5.6 s are there")
-    assert reasons["huge"].startswith("audio is cut short: its header says 4294967.3 s, 12.0 s are there")
+    assert reasons["streamed-cut"].startswith("audio is cut short: it cannot be decoded further, but there are only 5.6 s")
+    assert reasons["huge"].startswith("audio is cut short: its header says 4294967.3 s, but there are only 12.0 s")
     assert PackedSplit(tmp_path / "packed", "train").examples[0].utterance_tokens == SECONDS / 0.08
     assert np.array_equal(read_audio(tmp_path / "streamed.flac", 30), read_audio(whole / "a.flac", 30))
     with pytest.raises(RowError, match="audio lasts more than 5 s, the limit is 5 s"):
@@ -223,8 +223,8 @@ def test_events_and_words_end_with_the_clip(pack, tmp_path):
     rows = [row("in"), row("at the end", events=2.0, words=2.07), row("event", events=2.09), row("word", words=12.0)]
     reasons = pack(rows, packed=2)
     assert reasons == {
-        "event": "'[sighs]' ends at 2.09 s, but the clip at 2.00 s — is this the right audio, and all of it?",
-        "word": "'sighs' ends at 12 s, but the clip at 2.00 s — is this the right audio, and all of it?",
+        "event": "'[sighs]' ends at 2.09 s, but the clip ends at 2.00 s — check that this is the right audio, and complete",
+        "word": "'sighs' ends at 12 s, but the clip ends at 2.00 s — check that this is the right audio, and complete",
     }
 
 

@@ -339,5 +339,5 @@ def test_files_whose_names_are_no_text(call, tmp_path):
     result = call("data", "import", REPO / "configs/import.yaml", *sets(*where))
     assert "2 = 1 imported + 1 rejected" in result.stdout, result.stderr
     [row] = [json.loads(line) for line in (tmp_path / "imported/rejected.jsonl").read_text("utf-8").splitlines()]
-    assert (row["id"], "`id` holds half of a character" in row["reason"]) == ("caf\\udce9", True)
+    assert (row["id"], "`id` contains half of a character" in row["reason"]) == ("caf\\udce9", True)
     assert row["file"].endswith("caf\\udce9.wav")

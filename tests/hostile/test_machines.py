@@ -65,7 +65,8 @@ def runs(call, packed, tmp_path_factory):
                 (said, errors, code), (said_2, errors_2, code_2) = launch(*arguments, *common)
                 assert (code, code_2) == (0, 0), errors + errors_2
                 assert "output" in said or "report" in said or "adapter" in said
-                assert "adapter" not in said_2, "the first process of the first machine speaks for all"
+                own_lines = [line for line in said_2.splitlines() if "WANDB" not in line]  # transformers prints these
+                assert own_lines == [], "the first process of the first machine speaks for all"
     return folders
 
 

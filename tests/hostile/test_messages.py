@@ -49,7 +49,8 @@ def test_half_a_character_is_printed_as_an_escape(odd_predictions, tmp_path):
     assert "si\x9b2j\u202e" in json.loads(done.stdout)["per_tag"], "it is JSON all the same"
     half = tmp_path / "half.jsonl"
     half.write_text(json.dumps({"id": "a", "reference": "hi", "prediction": "h\ud800"}) + "\n", "utf-8")
-    require_one_line(run("eval-predictions", half), 2, r"half.jsonl:1: `prediction` is 'h\ud800', which holds half a character")
+    what = r"half.jsonl:1: `prediction` is 'h\ud800', which contains a lone surrogate"
+    require_one_line(run("eval-predictions", half), 2, what)
     done = run("eval-predictions", os.fsdecode(b"/tmp/\xff\xfe.jsonl"))
     require_one_line(done, 2, r"/tmp/\udcff\udcfe.jsonl: no such file")
 
@@ -86,9 +87,9 @@ def test_an_output_that_takes_nothing(odd_predictions):
 @pytest.mark.parametrize(
     ("output", "parts"),
     [
-        ("file/run", ("file/run", "a file or a broken link has a name that a folder should have")),
+        ("file/run", ("file/run", "a file or a broken link is where a folder should be")),
         ("x" * 300, ("File name too long", "choose a shorter name")),
-        ("loop/run", ("loop/run", "a file or a broken link has a name that a folder should have")),
+        ("loop/run", ("loop/run", "a file or a broken link is where a folder should be")),
         ("/proc/nothing/run", ("/proc/nothing", "No such file or directory — check the path")),
     ],
 )
@@ -137,15 +138,15 @@ def decoding_error() -> UnicodeError:
         (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), 2, "a/b: could not be opened: No such file — check the path"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), 2, "a/b: could not be opened: Is a directory — check the"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device — free some space"),
-        (MemoryError(), 1, "there is not enough memory — lower `batch_tokens`"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "there is not enough memory"),
+        (MemoryError(), 1, "not enough memory — lower `batch_tokens`"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply — look for"),
         (decoding_error(), 2, "not UTF-8 text: invalid continuation byte at 3, near b'caf\\xe9 and more' — save it as UTF-8"),
-        (UnicodeEncodeError("utf-8", "half \ud800", 5, 6, "surrogates not allowed"), 2, "near 'half \\ud800' — it holds half a"),
+        (UnicodeEncodeError("utf-8", "half \ud800", 5, 6, "surrogates not allowed"), 2, "'half \\ud800' — remove the lone"),
         (json.JSONDecodeError("Expecting value", '{"a": }', 6), 2, "a file is not JSON: Expecting value near '{\"a\": }'"),
-        (ModuleNotFoundError("No module named 'peft'"), 1, "a package cannot be imported: No module named 'peft' — install"),
-        (KeyError("inputs"), 1, "KeyError: 'inputs' — run again as `evoxtral --debug …` to see where"),
-        (ValueError(""), 1, "ValueError: no message — run again"),
+        (ModuleNotFoundError("No module named 'peft'"), 1, "a package cannot be imported: No module named 'peft' — reinstall"),
+        (KeyError("inputs"), 1, "KeyError: 'inputs' — run `evoxtral --debug …` for the traceback"),
+        (ValueError(""), 1, "ValueError: no message — run `evoxtral"),
     ],
 )  # fmt: skip
 def test_what_python_raises_in_plain_words(error, code, message):
@@ -190,8 +191,8 @@ def test_threads_and_printing_show_no_traceback():
     done = subprocess.run([sys.executable, "-c", OUTSIDE, "doctor"], **named)
     assert done.returncode == 1
     assert sorted(done.stderr.splitlines()) == [
-        "error: IndexError: list index out of range — run again as `evoxtral --debug …` to see where",
-        "error: RuntimeError: the unforeseen — run again as `evoxtral --debug …` to see where",
+        "error: IndexError: list index out of range — run `evoxtral --debug …` for the traceback",
+        "error: RuntimeError: the unforeseen — run `evoxtral --debug …` for the traceback",
     ]
     done = subprocess.run([sys.executable, "-c", OUTSIDE, "--debug", "doctor"], **named)
     assert done.stderr.count("Traceback") == 2

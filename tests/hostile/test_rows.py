@@ -33,16 +33,16 @@ def spans(kind: str, **changes) -> list[dict]:
 
 # name -> (what the row has in place of the good one's, the reason); the row's id is the name where it has one
 FIELD_FAULTS = {
-    "half-text": ({"text": f"well {HALF} yes"}, "`text` holds half of a character"),
-    "half-id": ({"id": f"half-id{HALF}"}, "`id` holds half of a character"),
-    "half-audio": ({"audio": f"{HALF}.wav"}, "`audio` holds half of a character"),
-    "half-speaker": ({"speaker": HALF}, "`speaker` holds half of a character"),
-    "half-tag": ({"text": f"[{HALF}] yes"}, "`text` holds half of a character"),
-    "half-event": ({"events": spans("tag", tag=HALF)}, "`tag` holds half of a character"),
-    "half-word": ({"words": spans("word", word=HALF)}, "`word` holds half of a character"),
-    "nul": ({"text": "well\0 yes"}, r"`text` holds the control character '\\x00'"),
-    "lines": ({"source": "mine\n## Results"}, r"`source` holds the control character '\\n'"),
-    "escape": ({"speaker": "\x1b[31mann"}, r"`speaker` holds the control character '\\x1b'"),
+    "half-text": ({"text": f"well {HALF} yes"}, "`text` contains half of a character"),
+    "half-id": ({"id": f"half-id{HALF}"}, "`id` contains half of a character"),
+    "half-audio": ({"audio": f"{HALF}.wav"}, "`audio` contains half of a character"),
+    "half-speaker": ({"speaker": HALF}, "`speaker` contains half of a character"),
+    "half-tag": ({"text": f"[{HALF}] yes"}, "`text` contains half of a character"),
+    "half-event": ({"events": spans("tag", tag=HALF)}, "`tag` contains half of a character"),
+    "half-word": ({"words": spans("word", word=HALF)}, "`word` contains half of a character"),
+    "nul": ({"text": "well\0 yes"}, r"`text` contains the control character '\\x00'"),
+    "lines": ({"source": "mine\n## Results"}, r"`source` contains the control character '\\n'"),
+    "escape": ({"speaker": "\x1b[31mann"}, r"`speaker` contains the control character '\\x1b'"),
     "speaker-object": ({"speaker": {}}, "`speaker` is {}, not text"),
     "speaker-number": ({"speaker": 7}, "`speaker` is 7, not text"),
     "license-number": ({"license": 5}, "`license` is 5, not text"),
@@ -58,7 +58,7 @@ FIELD_FAULTS = {
     "id-blank": ({"id": "  "}, "`id` is missing or empty"),
     "id-list": ({"id": []}, "`id` is missing or empty"),
     "long-name": ({"audio": "x" * 300 + ".wav"}, "the audio file cannot be read: File name too long"),
-    "nul-name": ({"audio": "x\0.wav"}, "`audio` holds the control character"),
+    "nul-name": ({"audio": "x\0.wav"}, "`audio` contains the control character"),
     "words-number": ({"words": 5}, "`words` is not a list of objects"),
     "words-texts": ({"words": ["well"]}, "`words` is not a list of objects"),
     "word-number": ({"words": spans("word", word=5)}, "`word` is 5, not text"),
@@ -67,10 +67,10 @@ FIELD_FAULTS = {
     "time-true": ({"events": spans("tag", start_s=True)}, "bad times of a word or event"),
     "time-nan": ({"events": spans("tag", end_s=float("nan"))}, "bad times of a word or event"),
     "time-infinite": ({"events": spans("tag", end_s=float("inf"))}, "bad times of a word or event"),
-    "time-negative": ({"events": spans("tag", start_s=-1)}, "it must be 0 ≤ start_s ≤ end_s"),
-    "time-backwards": ({"words": spans("word", start_s=1, end_s=0.5)}, "it must be 0 ≤ start_s ≤ end_s"),
-    "event-after-the-end": ({"events": spans("tag", end_s=2.2)}, r"'\[sighs\]' ends at 2.2 s, but the clip at 2.00 s"),
-    "word-after-the-end": ({"words": spans("word", end_s=1e300)}, r"'sighs' ends at 1e\+300 s, but the clip at 2.00 s"),
+    "time-negative": ({"events": spans("tag", start_s=-1)}, "0 ≤ start_s ≤ end_s must hold"),
+    "time-backwards": ({"words": spans("word", start_s=1, end_s=0.5)}, "0 ≤ start_s ≤ end_s must hold"),
+    "event-after-the-end": ({"events": spans("tag", end_s=2.2)}, r"'\[sighs\]' ends at 2.2 s, but the clip ends at 2.00 s"),
+    "word-after-the-end": ({"words": spans("word", end_s=1e300)}, r"'sighs' ends at 1e\+300 s, but the clip ends at 2.00 s"),
     "unknown-field": ({f"x{HALF}": 1}, "unknown field"),
     "tag-without-end": ({"text": f"[{'a' * 1_000_000}] yes"}, r"unknown tag \[aaa"),
     "huge-integer": ({"speaker": "LONG"}, "`speaker` is inf, not text"),
@@ -80,8 +80,8 @@ FIELD_FAULTS = {
 LINE_FAULTS = {
     "deep": (f'{{"id": "deep", "words": {DEEP}}}', "nested too deeply"),
     "half a row": ('{"id": "half a row", ', "not JSON"),
-    "an array in the middle": ("[1, 2]", "a row is a JSON object"),
-    "null": ("null", "a row is a JSON object"),
+    "an array in the middle": ("[1, 2]", "this row is not a JSON object"),
+    "null": ("null", "this row is not a JSON object"),
     "a key twice": ('{"id": "a", "audio": "tone.wav", "text": "a.", "text": "b."}', "not JSON: the key 'text' is there twice"),
     "not UTF-8": ('{"id": "é"}'.encode("latin-1"), "not UTF-8 text"),
 }
@@ -196,12 +196,12 @@ ARRAYS = {
     "good": ({"array": [0.1, -0.1] * 8_000, "sampling_rate": 16_000}, None),
     "two channels": ({"array": [[0.1] * 8_000, [0.3] * 8_000], "sampling_rate": 16_000}, None),
     "frames first": ({"array": [[0.1, 0.3]] * 8_000, "sampling_rate": 16_000}, None),
-    "ragged": ({"array": [[0.1], [0.1, 0.2]], "sampling_rate": 16_000}, "no array of numbers"),
-    "texts": ({"array": ["a", "b"], "sampling_rate": 16_000}, "no array of numbers"),
-    "objects": ({"array": {"a": 1}, "sampling_rate": 16_000}, "no array of numbers"),
-    "number": ({"array": 0.5, "sampling_rate": 16_000}, r"has the shape \(\)"),
-    "empty": ({"array": [], "sampling_rate": 16_000}, r"has the shape \(0,\)"),
-    "deep": ({"array": [[[0.1]]], "sampling_rate": 16_000}, r"has the shape \(1, 1, 1\)"),
+    "ragged": ({"array": [[0.1], [0.1, 0.2]], "sampling_rate": 16_000}, "not an array of numbers"),
+    "texts": ({"array": ["a", "b"], "sampling_rate": 16_000}, "not an array of numbers"),
+    "objects": ({"array": {"a": 1}, "sampling_rate": 16_000}, "not an array of numbers"),
+    "number": ({"array": 0.5, "sampling_rate": 16_000}, r"has shape \(\)"),
+    "empty": ({"array": [], "sampling_rate": 16_000}, r"has shape \(0,\)"),
+    "deep": ({"array": [[[0.1]]], "sampling_rate": 16_000}, r"has shape \(1, 1, 1\)"),
     "no rate": ({"array": [0.1] * 100}, "`sampling_rate` of the audio is None"),
     "rate of text": ({"array": [0.1] * 100, "sampling_rate": "16000"}, "`sampling_rate` of the audio is '16000'"),
     "rate 0": ({"array": [0.1] * 100, "sampling_rate": 0}, "sample rate of 0 Hz"),
@@ -214,7 +214,7 @@ ARRAYS = {
     "path of a number": ({"bytes": None, "path": 5}, "there is no audio in this row"),
     "pathless": ({}, "there is no audio in this row"),
     "list": ([1, 2], "there is no audio in this row"),
-    "half": (f"{HALF}.wav", "its name is no text"),
+    "half": (f"{HALF}.wav", "its name is not valid text"),
     "long": ("x" * 300, "File name too long"),
 }  # fmt: skip
 
@@ -296,7 +296,7 @@ def test_parquet_values_that_python_cannot_read(call, corpus, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert [row["text"] for row in read_lines(tmp_path / "imported/manifest.jsonl")] == ["one.", "two."]
     [row] = read_lines(tmp_path / "imported/rejected.jsonl")
-    assert (row["line"], "holds a value that cannot be read" in row["reason"]) == (2, True)
+    assert (row["line"], "contains a value that cannot be read" in row["reason"]) == (2, True)
 
 
 IDS = ("a/b", "a b", "a-b", "a_b", "A-B", "../../up", "..", ".hidden", "-dash", "日本", "é", "x" * 5_000, "x" * 5_001, "a-b~1")
@@ -393,15 +393,15 @@ def test_json_numbers_beyond_all_bounds():
 @pytest.mark.parametrize(
     ("row_type", "changes", "reason"),
     [
-        (Prediction, {"prediction": None}, "`prediction` is None, not of the type str"),
-        (Prediction, {"prediction": ["a"]}, r"`prediction` is \['a'\], not of the type str"),
-        (Prediction, {"speaker": {}}, "`speaker` is {}, not of the type str | None"),
+        (Prediction, {"prediction": None}, "`prediction` is None, not of type str"),
+        (Prediction, {"prediction": ["a"]}, r"`prediction` is \['a'\], not of type str"),
+        (Prediction, {"speaker": {}}, "`speaker` is {}, not of type str | None"),
         (Prediction, {"confidences": [0.5, None]}, r"`confidences` is \[0.5, None\]"),
         (Prediction, {"confidences": [float("nan")]}, r"`confidences` is \[nan\]"),
         (Prediction, {"id": HALF}, "`id` is '.ud83d'"),
-        (Candidate, {"candidate_id": True}, "`candidate_id` is True, not of the type int"),
-        (Candidate, {"token_ids": [1, "2"]}, r"`token_ids` is \[1, '2'\], not of the type list"),
-        (Candidate, {"mean_logprob": float("inf")}, "`mean_logprob` is inf, not of the type float"),
+        (Candidate, {"candidate_id": True}, "`candidate_id` is True, not of type int"),
+        (Candidate, {"token_ids": [1, "2"]}, r"`token_ids` is \[1, '2'\], not of type list"),
+        (Candidate, {"mean_logprob": float("inf")}, "`mean_logprob` is inf, not of type float"),
     ],
 )
 def test_a_record_has_the_types_of_its_class(row_type, changes, reason):

@@ -379,7 +379,7 @@ def test_the_key_follows_no_redirect(synth, tmp_path):
     assert service.keys == ["secret"]
     assert other.keys == []
     assert result.exit_code == 2
-    assert f"ElevenLabs sends its callers on to {other.url}/v1/text-to-speech/ann, and the key is not sent there" in result.stderr
+    assert f"ElevenLabs redirects to {other.url}/v1/text-to-speech/ann; your key was not sent there" in result.stderr
     assert not (tmp_path / "paid").exists()
 
 
@@ -388,12 +388,12 @@ def test_the_key_follows_no_redirect(synth, tmp_path):
     [
         ("mp3_44100_128", b"<html>Sign in to this network</html>", "it is text: '<html>Sign in to this network</html>'"),
         ("pcm_44100", b'{"detail": "try again later"}' * 400, "it is text"),
-        ("mp3_44100_128", bytes(range(256)) * 20, "no speech"),
+        ("mp3_44100_128", bytes(range(256)) * 20, "did not answer with speech"),
         ("mp3_44100_128", b"", "it is text: ''"),
         ("mp3_44100_128", speech(kind="WAV"), "it is not mp3"),
         ("mp3_44100_128", speech(90), "it lasts 90"),
         ("pcm_44100", b"\0\1" * 40, "it lasts 0.00 s"),
-        ("pcm_44100", b"\0\1" * 40_000 + b"\0", "80001 bytes are no 16-bit samples"),
+        ("pcm_44100", b"\0\1" * 40_000 + b"\0", "80001 bytes are not 16-bit samples"),
     ],
 )
 def test_an_answer_that_is_no_speech_is_never_kept(synth, tmp_path, output_format, content, reason):
@@ -405,8 +405,8 @@ def test_an_answer_that_is_no_speech_is_never_kept(synth, tmp_path, output_forma
     [rejected] = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines())
     assert rejected["id"] == "s0"
     assert reason in rejected["reason"]
-    assert "it was not kept" in rejected["reason"]
-    assert len(service.keys) == 2, "it may have been charged, so it is not asked for again by itself"
+    assert "the answer was not kept" in rejected["reason"]
+    assert len(service.keys) == 2, "it may have been charged, so it is not requested again by itself"
 
 
 def test_what_would_go_wrong_is_refused_before_anything_is_paid_for(synth):

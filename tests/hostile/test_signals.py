@@ -90,7 +90,7 @@ def test_pack_leaves_no_process_behind_and_its_lock_free(pack, tmp_path, number)
         assert "Traceback" not in said
     refused = subprocess.run(pack, cwd=REPO, capture_output=True, text=True, timeout=50, check=False)
     assert refused.returncode == 2
-    assert "an unfinished run is here — use --resume" in refused.stderr, "not: another process is making this run"
+    assert "there is an unfinished run here — use --resume" in refused.stderr, "not: another process is making this run"
 
 
 @pytest.mark.slow

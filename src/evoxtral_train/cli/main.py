@@ -1,4 +1,4 @@
-"""The commands: each parses, calls one stage and prints its report. No logic here."""
+"""The commands. Each parses its arguments, calls one stage and prints the report; no logic here."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ _IN_ORDER_OF_USE = (
 
 
 class _InOrderOfUse(TyperGroup):
-    """Typer alone would list all groups after all commands."""
+    """By default Typer lists groups after all commands."""
 
     def list_commands(self, ctx) -> list[str]:
         return sorted(self.commands, key=_IN_ORDER_OF_USE.index)
@@ -48,8 +48,8 @@ cache = typer.Typer(no_args_is_help=True, help="List and remove audio caches.")
 app.add_typer(cache, name="cache")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib import metadata
 
         print(f"evoxtral {metadata.version('evoxtral')}")
@@ -66,17 +66,17 @@ def main(
 
 @app.command("init")
 def init(
-    folder: Annotated[Path, typer.Argument(help="where; the default is the current folder")] = Path(),
-    tiny: Annotated[bool, typer.Option("--tiny", help="small configs on the tiny base: the whole pipeline on a laptop")] = False,
+    folder: Annotated[Path, typer.Argument(help="target folder; default: the current one")] = Path(),
+    tiny: Annotated[bool, typer.Option("--tiny", help="a small project on the tiny base, for a laptop")] = False,
 ) -> None:
-    """Copy the commented configs, the tag table and the grammar into a folder; replaces no file."""
+    """Copy the commented configs, the tag table and the grammar into a folder; never replaces a file."""
     from ..stages import init as stage
 
     show(guarded(lambda: stage.run_tiny(folder) if tiny else stage.run(folder)))
 
 
 def _add(name: str) -> None:
-    """Commands of one shape: a config, --set, --resume, --overwrite, --dry-run."""
+    """Add a command that takes a config, --set, --resume, --overwrite and --dry-run."""
 
     @_group_of(name).command(name.split()[-1], help=COMMANDS[name].help)
     def command(
@@ -90,12 +90,12 @@ def _add(name: str) -> None:
 
 
 def _add_raft_step(name: str) -> None:
-    """A step of one round: `_add`, and which round."""
+    """Like `_add`, plus --round."""
 
     @_group_of(name).command(name.split()[-1], help=COMMANDS[name].help)
     def command(
         config: ConfigArgument,
-        round_: Annotated[int, typer.Option("--round", min=1, help="which of the config's rounds")] = 1,
+        round_: Annotated[int, typer.Option("--round", min=1, help="which round of the config")] = 1,
         set_: SetOption = None,
         resume: ResumeOption = False,
         overwrite: OverwriteOption = False,
@@ -117,7 +117,7 @@ _add("data import")
 @data.command("synth")
 def synth(
     config: ConfigArgument,
-    engine: Annotated[str | None, typer.Option(help="espeak or elevenlabs, in place of the config's")] = None,
+    engine: Annotated[str | None, typer.Option(help="espeak or elevenlabs; overrides the config")] = None,
     set_: SetOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
@@ -134,7 +134,7 @@ def check(
     set_: SetOption = None,
     findings: Annotated[Path | None, typer.Option(help="write every finding to this JSONL")] = None,
 ) -> None:
-    """Find every row that packing would reject or that would train badly; exit code 1 when there is one."""
+    """Find rows that packing would reject or that would train badly; exits with 1 if there are any."""
     run_stage("data check", config, set_, findings)
 
 
@@ -151,11 +151,11 @@ for _name in ("eval", "export", "tiny-base"):
 @app.command("eval-predictions")
 def eval_predictions(
     file: Annotated[Path, typer.Argument(help="JSONL of {id, reference, prediction}", show_default=False)],
-    bootstrap_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="resamples for the intervals")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the resamples")] = 0,
-    unit: Annotated[str, typer.Option(help="what the intervals are over: clip or speaker")] = "clip",
+    bootstrap_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="bootstrap resamples for the intervals")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="bootstrap seed")] = 0,
+    unit: Annotated[str, typer.Option(help="resampling unit of the intervals: clip or speaker")] = "clip",
 ) -> None:
-    """Score a file of predictions without any model; prints the metrics as JSON."""
+    """Score a file of predictions without a model; prints the metrics as JSON."""
     import json
 
     def work() -> dict:
@@ -181,12 +181,12 @@ def compare(
     show(guarded(lambda: stage.run(runs, output)))
 
 
-_Folders = Annotated[list[Path], typer.Argument(help="packed datasets, or folders with some below them", show_default=False)]
+_Folders = Annotated[list[Path], typer.Argument(help="packed datasets, or folders that contain some", show_default=False)]
 
 
 @cache.command("list")
 def cache_list(folders: _Folders) -> None:
-    """What each cache takes, what it was made for, and whether it is still valid."""
+    """List caches: size, what each was made for, and whether it is still valid."""
     from ..stages import cache as stage
 
     show(guarded(lambda: stage.listing(folders)))
@@ -195,16 +195,16 @@ def cache_list(folders: _Folders) -> None:
 @cache.command("remove")
 def cache_remove(
     folders: _Folders,
-    all_: Annotated[bool, typer.Option("--all", help="valid ones too: they are made again where they are needed")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="remove valid caches too; they are rebuilt when needed")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
-    """Remove the caches that are no longer valid, and nothing else."""
+    """Remove caches that are no longer valid."""
     from ..stages import cache as stage
 
     def confirmed(question: str) -> bool:
         try:
             return yes or typer.confirm(question)
-        except typer.Abort:  # nobody is there to answer
+        except typer.Abort:  # no terminal to answer from
             return False
 
     show(guarded(lambda: stage.remove(folders, all_, confirmed)))
@@ -212,7 +212,7 @@ def cache_remove(
 
 @app.command("doctor")
 def doctor() -> None:
-    """Versions, devices, tokens and keys; what will not work, and why."""
+    """Check versions, devices, tokens and keys; show what will not work, and why."""
     from ..stages import doctor as stage
 
     show(guarded(stage.run))

@@ -1,4 +1,4 @@
-"""From a command's arguments to a stage and back to the terminal."""
+"""Runs a stage for a command: loads the config, handles errors and signals, prints the report."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from .commands import COMMANDS
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML config; `evoxtral init` copies the shipped ones", show_default=False)]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="a.b=value: override a key of the config; items of lists by number, a.0.b=value")
+    list[str] | None, typer.Option("--set", help="a.b=value: override a config key; list items by number: a.0.b=value")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="resume an unfinished run")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="do a finished run again")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="repeat a finished run")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")]
 
 ResultT = TypeVar("ResultT")
@@ -29,7 +29,7 @@ debug = False
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, which end a command as Ctrl-C does."""
+    """SIGTERM or SIGHUP; ends a command like Ctrl-C."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def guarded(work: Callable[[], ResultT]) -> ResultT:
-    """Run a stage; an error is one line and an exit code, a traceback only under --debug."""
+    """Run a stage. An error becomes one line and an exit code; --debug adds the traceback."""
     try:
         with _stoppable():
             return work()
@@ -53,8 +53,8 @@ def guarded(work: Callable[[], ResultT]) -> ResultT:
 
 @contextmanager
 def own_process() -> Iterator[None]:
-    """Around a whole command, where it has a process of its own: what cannot be encoded is escaped, a reader that has left (as
-    `head` does) ends the command quietly, and no thread, no destructor and nothing outside a stage shows a traceback."""
+    """Wraps a whole command that has its own process. Unencodable output is escaped. If the reader closes the pipe (like `head`),
+    the command ends quietly. No thread, destructor or code outside a stage shows a traceback."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")
     threading.excepthook = lambda thrown: _report(thrown.exc_value)
@@ -66,7 +66,7 @@ def own_process() -> Iterator[None]:
             print(end="", flush=True)
     except Exception as error:  # noqa: BLE001 - reported, in one line
         if _reader_has_left():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
             sys.exit(1)
         sys.exit(_report(error))
 
@@ -84,7 +84,7 @@ def _report(error: BaseException | None) -> int:
 
 
 def _is_for_typer(error: Exception) -> bool:
-    """A wrong call, an exit, or that nobody reads what is printed: Typer ends the command by itself."""
+    """Whether Typer handles this itself: a wrong call, an exit, or a closed pipe."""
     from ..errors import EvoxtralError
 
     if isinstance(error, BrokenPipeError):
@@ -105,16 +105,16 @@ def _reader_has_left() -> bool:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Stopped, once: what ends the stage's children and closes its files is not cut short. A signal
-    that is ignored (nohup) stays so."""
+    """Make SIGTERM and SIGHUP raise Stopped, once, so that a second signal cannot interrupt the cleanup. A signal that is already
+    ignored (nohup) stays ignored."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
 
     def stop(number: int, _) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        for handled in numbers:
+            signal.signal(handled, signal.SIG_IGN)
         raise Stopped(number)
 
     for number in numbers:
@@ -131,7 +131,7 @@ def _process() -> str:
 
 
 def show(report) -> None:
-    """One summary: the title, the facts in two columns, then the table as it is. Nothing in it can command the terminal."""
+    """Print a report: the title, the facts in two columns, then the table. Nothing in it can control the terminal."""
     from ..plain_text import printable
 
     width = max((len(name) for name in report.facts), default=0)
@@ -145,10 +145,10 @@ def show(report) -> None:
 
 
 def run_stage(name: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
-    """The command `name` of `COMMANDS`: load its config, take the part that is meant, import the stage (torch takes
-    seconds), run it, print its report.
+    """Run the command `name` of `COMMANDS`: load its config, narrow it with `part_of`, import the stage (torch takes seconds),
+    run it, print its report.
 
-    Of several processes (`accelerate launch`) the first alone does what is not shared out, and prints.
+    Under `accelerate launch`, only the first process prints and runs stages that are not shared.
     """
     import importlib
 

@@ -1,11 +1,11 @@
-"""What is wrong with a corpus, row by row, before an hour is spent on it.
+"""Finds the problems in a corpus, row by row, before any time is spent on training.
 
-Some faults make packing reject a row (`rejected`); the others train badly or measure wrongly without a word:
+Some make packing reject the row (`rejected`). The others silently harm training or evaluation:
 
-    clipped, silent                          the audio says less than it should
-    too_little_speech, too_much_speech       for its text: cut short, or the wrong transcript
+    clipped, silent                          damaged or missing audio
+    too_little_speech, too_much_speech       for the text: a truncated clip, or the wrong transcript
     duplicate_audio, near_duplicate_text     counted twice
-    sentence_in_two_splits, speaker_in_two_splits     what is held out has been seen
+    sentence_in_two_splits, speaker_in_two_splits     held-out data leaks into training
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from ..units import SAMPLE_RATE_HZ
 
 _FRAME_SAMPLES = 320  # 20 ms
 _FULL_SCALE = 0.999
-_FLAT_SAMPLES = 3  # so many in a row at the same extreme are cut off, not a peak
-_SPARE_S = 2.0  # silence around the speech
+_FLAT_SAMPLES = 3  # this many in a row at full scale are clipping, not a peak
+_SPARE_S = 2.0  # allowance for silence around the speech
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault: its kind, the row, and what to know about it. `line` and `id` are the manifest's."""
+    """A problem: its kind, its row, and the reason. `line` and `id` are the manifest's."""
 
     line: int
     id: str | None
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sound:
-    """What is remembered of a clip's audio. `digest` is of its samples at 16 bits, so that a WAV and its FLAC agree."""
+    """What the checks keep of a clip's audio. `digest` is of the samples at 16 bits, so that a WAV and its FLAC agree."""
 
     duration_s: float
     digest: bytes
@@ -61,7 +61,7 @@ class Sound:
 
 
 def _clipped_share(samples: np.ndarray) -> float:
-    """The share of samples that stand in a row of at least three at full scale.
+    """The share of samples in runs of at least three at full scale.
 
     >>> _clipped_share(np.array([0.2, 1.0, 1.0, 1.0, -0.3, 1.0, -1.0, 0.1], np.float32))
     0.375
@@ -73,13 +73,13 @@ def _clipped_share(samples: np.ndarray) -> float:
 
 
 def check_sound(row: ManifestRow, sound: Sound, limits: Check) -> Iterator[Finding]:
-    """What can be said of one clip alone."""
+    """Problems that show in a single clip."""
 
     def finding(kind: str, reason: str) -> Finding:
         return Finding(row.line, row.id, kind, reason)
 
     if sound.clipped_share > limits.clipped_share:
-        yield finding("clipped", f"{sound.clipped_share:.1%} of the samples are cut off at full scale — record it less loud")
+        yield finding("clipped", f"{sound.clipped_share:.1%} of the samples are clipped at full scale — record it at lower level")
     if sound.loudest_dbfs < limits.silent_dbfs:
         yield finding("silent", f"its loudest 20 ms reach {sound.loudest_dbfs:.0f} dBFS — is this the right file?")
         return
@@ -89,13 +89,13 @@ def check_sound(row: ManifestRow, sound: Sound, limits: Check) -> Iterator[Findi
     longest = letters / slowest + limits.seconds_per_tag * len(find_tags(row.text)) + _SPARE_S
     what = f"{letters} letters and {len(find_tags(row.text))} tags in {sound.duration_s:.1f} s"
     if sound.duration_s < shortest:
-        yield finding("too_little_speech", f"{what}: at least {shortest:.1f} s would be needed — is the clip cut short?")
+        yield finding("too_little_speech", f"{what}: less than {shortest:.1f} s is unlikely — is the clip cut short?")
     elif sound.duration_s > longest:
-        yield finding("too_much_speech", f"{what}: {longest:.1f} s would be much — does the text hold all that is said?")
+        yield finding("too_much_speech", f"{what}: more than {longest:.1f} s is unlikely — is the transcript complete?")
 
 
 class Corpus:
-    """What has to be remembered of every row, to compare it with the others: some hundred bytes each."""
+    """What the checks between rows keep of each row: a few hundred bytes."""
 
     def __init__(self):
         self._rows: list[tuple[int, str, str, str | None, str]] = []  # line, id, split, speaker, words
@@ -110,7 +110,7 @@ class Corpus:
             self._same_sound.append((place, first))
 
     def findings(self, limits: Check) -> Iterator[Finding]:
-        """What only shows between rows; each is reported at the later row, and names the earlier one."""
+        """Problems that show only between rows. Each is reported at the later row and names the earlier one."""
         for place, first in self._same_sound:
             yield self._finding(place, "duplicate_audio", f"the same audio as {self._name(first)} — keep one of the two")
         yield from self._two_splits("sentence_in_two_splits", ((row[4], place) for place, row in enumerate(self._rows)))
@@ -118,23 +118,24 @@ class Corpus:
         yield from self._near_duplicates(limits.near_duplicate)
 
     def _two_splits(self, kind: str, keys: Iterable[tuple[str | None, int]]) -> Iterator[Finding]:
-        """One finding for each split that a key turns up in after its first. RAFT's clips count as training."""
+        """One finding for each further split in which a key occurs. RAFT's clips count as training."""
         firsts: dict[str, dict[str, int]] = defaultdict(dict)
         for key, place in keys:
             if key:
                 firsts[key].setdefault(_seen_in(self._rows[place][2]), place)
         for key, places in firsts.items():
-            (split, first), *others = sorted(places.items(), key=lambda each: each[1])
+            (split, first), *others = sorted(places.items(), key=lambda split_and_place: split_and_place[1])
             for other, place in others:
                 what = f"{key[:60]!r} is in {other} and, as {self._name(first)}, in {split}"
                 yield self._finding(place, kind, f"{what} — keep it in one split (evoxtral data import, deal.group_by)")
 
     def _near_duplicates(self, least: float) -> Iterator[Finding]:
-        """Texts of one kind of split that are `least` alike or more; candidates by MinHash over runs of four letters."""
+        """Texts within training, or within one held-out split, whose similarity is at least `least`. Candidates come from MinHash
+        over 4-grams of letters."""
         from datasketch import MinHash, MinHashLSH
         from rapidfuzz import fuzz
 
-        # Of alike strings the runs of letters overlap less than the letters; recall counts more than speed.
+        # Similar strings share fewer 4-grams than letters, so search below `least`: recall matters more than speed.
         index = MinHashLSH(threshold=max(0.3, 4 * least - 3.2), num_perm=64, weights=(0.2, 0.8))
         texts: dict[str, int] = {}
         for place, (_, _, split, _, words) in enumerate(self._rows):
@@ -142,7 +143,7 @@ class Corpus:
                 continue
             if words in texts:
                 first = texts[words]
-                if _seen_in(self._rows[first][2]) == _seen_in(split):  # across splits it is told as that
+                if _seen_in(self._rows[first][2]) == _seen_in(split):  # otherwise it is a sentence_in_two_splits
                     yield self._finding(place, "near_duplicate_text", f"the same words as {self._name(first)}")
                 continue
             texts[words] = place
@@ -162,5 +163,5 @@ class Corpus:
 
 
 def _seen_in(split: str) -> str:
-    """`raft` is trained on too: it may share sentences and speakers with `train`."""
+    """`raft` is training data too: it may share sentences and speakers with `train`."""
     return "train" if split == "raft" else split

@@ -1,4 +1,4 @@
-"""Rows from every shape that a corpus has, one at a time: memory does not grow with the corpus.
+"""Reads rows from every supported kind of corpus, one at a time: memory does not grow with the corpus.
 
 jsonl     one object per line, or an array   csv       .csv or .tsv, with a header
 folder    audio files, each with a .txt (the transcript) or a .json (an object of columns) of the same name
@@ -30,13 +30,13 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".a
 _HAS_A_SCHEMA = ("csv", "parquet", "dataset", "hub")
 _BATCH_BYTES = 64 * 2**20
 _BATCH_ROWS = 64
-_BOMB_BYTES, _BOMB_FACTOR = 2**30, 100  # a group of rows that is larger than the one, and packed tighter than the other
+_BOMB_BYTES, _BOMB_FACTOR = 2**30, 100  # a row group above both size and compression ratio is a decompression bomb
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """`number` in `file`, from 1. `folder`: what a relative audio path is relative to. `part`: what the file or the split is
-    called within the source, and no other of it. `split`: the source's own."""
+    """`number`: the row in `file`, from 1. `folder`: base of relative audio paths. `part`: a name for the file or split, unique
+    within the source. `split`: the source's own split."""
 
     file: str
     number: int
@@ -47,9 +47,9 @@ class SourceRow:
 
 
 def read_source(source: Source, audio: str, needed: Iterable[str]) -> Iterator[SourceRow]:
-    """All rows, at most `source.max_rows`. `audio`: the column that holds it; `needed`: the columns that must be there.
+    """All rows, at most `source.max_rows`. `audio`: the audio column; `needed`: the required columns.
 
-    Raises UsageError when the source is not there, or a table lacks a needed column.
+    Raises UsageError if the source does not exist, or a table lacks a required column.
     """
     readers = {"jsonl": _jsonl, "csv": _csv, "folder": _folder, "parquet": _parquet, "dataset": _saved, "hub": _hub}
     checked = source.kind not in _HAS_A_SCHEMA
@@ -69,7 +69,7 @@ def read_source(source: Source, audio: str, needed: Iterable[str]) -> Iterator[S
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All regular files of a folder and those in it, sorted. Raises UsageError for a folder that cannot be listed."""
+    """All regular files in a folder and its subfolders, sorted. Raises UsageError if one cannot be listed."""
 
     def refuse(error: OSError) -> None:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(error.filename), fix="change its permissions, or move it")
@@ -82,13 +82,13 @@ def _path(source: Source, *, folder: bool | None = None) -> Path:
     path = Path(source.path)
     reason = why_not_a_file(path)
     if reason == "does not exist":
-        raise UsageError("no such file or folder", where=source.path, fix="set source.path, relative to where you call from")
+        raise UsageError("no such file or folder", where=source.path, fix="set source.path, relative to the current folder")
     is_folder = reason == "is a folder, not a file"
     if reason and not is_folder:
         raise UsageError(reason, where=source.path, fix="set source.path to a file or a folder")
     if folder is not None and is_folder != folder:
-        expected, found = ("a folder", "a file") if folder else ("a file", "a folder")
-        what = f"kind {source.kind} expects {expected}, but this is {found}"
+        expected, actual = ("a folder", "a file") if folder else ("a file", "a folder")
+        what = f"kind {source.kind} expects {expected}, but this is {actual}"
         raise UsageError(what, where=source.path, fix="set source.kind or source.path")
     return path
 
@@ -107,7 +107,7 @@ def _error(reason: RowError | str) -> dict[str, Any]:
 def _csv(source: Source, audio: str) -> Iterator[SourceRow]:
     path = _path(source, folder=False)
     csv.field_size_limit(2**31 - 1)
-    # What is not UTF-8 is half characters in its own field, and a fault of its own row.
+    # Bytes that are not UTF-8 become lone surrogates: only their row is rejected.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restkey="(no header)", strict=True)
         try:
@@ -137,10 +137,10 @@ def _require_one_of_each(columns: Iterable[str], path: Path) -> None:
 def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
     root = _path(source, folder=True)
     files = files_in(root)
-    sounds = [each for each in files if each.suffix.lower() in AUDIO_SUFFIXES]
-    alone = {each for each in files if each.suffix.lower() in (".txt", ".json")}
+    sounds = [file for file in files if file.suffix.lower() in AUDIO_SUFFIXES]
+    alone = {file for file in files if file.suffix.lower() in (".txt", ".json")}
     if not sounds:
-        raise UsageError("no audio file in it", where=str(root), fix=f"looked for {', '.join(AUDIO_SUFFIXES)}")
+        raise UsageError("contains no audio file", where=str(root), fix=f"supported: {', '.join(AUDIO_SUFFIXES)}")
     number = 0
     for number, path in enumerate(sounds, start=1):
         sidecars = [path.with_suffix(suffix) for suffix in (".json", ".txt") if path.with_suffix(suffix).is_file()]
@@ -152,7 +152,7 @@ def _folder(source: Source, audio: str) -> Iterator[SourceRow]:
         yield SourceRow(str(path), number, columns, root, name.with_suffix("").as_posix())
     for extra, path in enumerate(sorted(alone), start=number + 1):
         name = path.relative_to(root)
-        columns = {"file": name.as_posix()} | _error("there is no audio file of this name")
+        columns = {"file": name.as_posix()} | _error("no audio file has this name")
         yield SourceRow(str(path), extra, columns, root, name.with_suffix("").as_posix())
 
 
@@ -164,26 +164,26 @@ def _sidecar(path: Path) -> dict[str, Any]:
         content = parse_json(text)
     except (OSError, UnicodeDecodeError, RowError) as error:
         return _error(f"{path.name} cannot be read: {error}")
-    return content if isinstance(content, dict) else _error(f"{path.name} is no JSON object")
+    return content if isinstance(content, dict) else _error(f"{path.name} is not a JSON object")
 
 
 def _parquet(source: Source, audio: str) -> Iterator[SourceRow]:
-    """A folder in it that is called as a split (`train/0000.parquet`) is its files' split."""
+    """A subfolder named after a split (`train/0000.parquet`) gives its files' split."""
     path = _path(source)
-    files = [each for each in files_in(path) if each.suffix == ".parquet"] if path.is_dir() else [path]
+    files = [file for file in files_in(path) if file.suffix == ".parquet"] if path.is_dir() else [path]
     if not files:
-        raise UsageError("no .parquet file in it", where=str(path))
+        raise UsageError("contains no .parquet file", where=str(path))
     for file in files:
         name = file.relative_to(path) if path.is_dir() else Path(file.name)
-        splits = [each for each in name.parent.parts if each in (source.splits or SPLITS)]
+        splits = [folder for folder in name.parent.parts if folder in (source.splits or SPLITS)]
         part, split = name.with_suffix("").as_posix(), splits[-1] if splits else None
         for number, columns in enumerate(_parquet_rows(file), start=1):
             yield SourceRow(str(file), number, columns, file.parent, part, split)
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """All rows, in batches of so few that they fit into memory if each is as large as its whole group: a value that is stored
-    once may stand in every row."""
+    """All rows, in batches so small that they fit in memory even if each row is as large as its whole group: Parquet may store
+    a value once and repeat it in every row."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -193,8 +193,8 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
             for index in range(table.metadata.num_row_groups):
                 size, stored = table.metadata.row_group(index).total_byte_size, file.stat().st_size
                 if size > _BOMB_BYTES and size > _BOMB_FACTOR * stored:
-                    what = f"{stored:,} bytes expand to {size:,}, in one group of rows"
-                    raise UsageError(what, where=str(file), fix="write it again in smaller groups of rows")
+                    what = f"{stored:,} bytes expand to {size:,} in one row group"
+                    raise UsageError(what, where=str(file), fix="write it again with smaller row groups")
                 rows = min(max(_BATCH_BYTES // max(size, 1), 1), _BATCH_ROWS)
                 for batch in table.iter_batches(batch_size=rows, row_groups=[index]):
                     for row in range(len(batch)):
@@ -207,7 +207,7 @@ def _parquet_row(batch, row: int) -> dict[str, Any]:
     try:
         return {name: column[row].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's
-        return _error(f"holds a value that cannot be read: {error}")
+        return _error(f"contains a value that cannot be read: {error}")
 
 
 def _saved(source: Source, audio: str) -> Iterator[SourceRow]:
@@ -226,11 +226,11 @@ def _hub(source: Source, audio: str) -> Iterator[SourceRow]:
 
     try:
         loaded = load_dataset(source.path, source.name, revision=source.revision, streaming=source.streaming)
-    except RuntimeError as error:  # a loading script: `datasets` runs none since version 4
+    except RuntimeError as error:  # a loading script; `datasets` has not run these since version 4
         raise UsageError(f"cannot be loaded: {error}", where=source.path, fix="use kind parquet on its files") from None
-    except (OSError, ValueError) as error:  # not there, not reachable, or another name than its configurations have
+    except (OSError, ValueError) as error:  # missing, unreachable, or an unknown configuration name
         raise UsageError(
-            f"cannot be had from the hub: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            f"cannot be loaded from the hub: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             where=source.path,
             fix="check source.path, source.name and the network, or download it and use kind dataset or parquet",
         ) from None
@@ -243,14 +243,14 @@ def _of_datasets(loaded, source: Source, audio: str, path: Path) -> Iterator[Sou
     from datasets.exceptions import DatasetsError
 
     parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
-    wanted = list(source.splits) if source.splits and None not in parts else list(parts)
-    absent = [name for name in wanted if name not in parts]
+    names = list(source.splits) if source.splits and None not in parts else list(parts)
+    absent = [name for name in names if name not in parts]
     if absent:
         raise UsageError(f"has no split {absent[0]!r}", where=str(path), fix=f"its splits: {', '.join(parts)}: set source.splits")
-    for name in wanted:
+    for name in names:
         part = parts[name]
         file = f"{path}[{name}]" if name else str(path)
-        # The bytes as they are: decoding is this project's own, and needs no further package.
+        # Keep the raw bytes: we decode audio ourselves, without further packages.
         if part.features is None or isinstance(part.features.get(audio), Audio):
             part = part.cast_column(audio, Audio(decode=False))
         try:
@@ -261,9 +261,9 @@ def _of_datasets(loaded, source: Source, audio: str, path: Path) -> Iterator[Sou
 
 
 def place_audio(value: Any, row: SourceRow, output: Path, identity: str) -> Path:
-    """The clip's audio file: the source's own where there is one, else written to `output`/audio as it came.
+    """The clip's audio file: the source's own if there is one; otherwise a copy of its bytes in `output`/audio.
 
-    `value`: a path, bytes, {bytes, path} or {array, sampling_rate}. Raises RowError when there is no audio in it.
+    `value`: a path, bytes, {bytes, path} or {array, sampling_rate}. Raises RowError if it contains no audio.
     """
     if isinstance(value, dict) and value.get("array") is not None:
         samples = _samples_of(value["array"], value.get("sampling_rate"))
@@ -294,16 +294,16 @@ def place_audio(value: Any, row: SourceRow, output: Path, identity: str) -> Path
 
 
 def _samples_of(array: Any, rate_hz: Any) -> np.ndarray:
-    """An array of samples, as JSON or Parquet holds it, to mono float32 at 16 kHz: of two axes the shorter is the channels'."""
+    """Samples from JSON or Parquet as mono float32 at 16 kHz. Of two axes, the shorter one is the channels."""
     fix = "write one list of samples, or one for each channel"
     if not isinstance(rate_hz, int | float) or isinstance(rate_hz, bool) or not math.isfinite(rate_hz):
         raise RowError(f"`sampling_rate` of the audio is {shown(rate_hz)}", fix="write it beside `array`, in Hz")
     try:
         samples = np.asarray(array, np.float32)
-    except (TypeError, ValueError, OverflowError):  # lists of several lengths, or no numbers
-        raise RowError("`array` of the audio is no array of numbers", fix=fix) from None
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths, or not numbers
+        raise RowError("`array` of the audio is not an array of numbers", fix=fix) from None
     if samples.ndim not in (1, 2) or samples.size == 0:
-        raise RowError(f"`array` of the audio has the shape {samples.shape}", fix=fix)
+        raise RowError(f"`array` of the audio has shape {samples.shape}", fix=fix)
     check_samples(samples)
     return to_model_rate(samples if samples.ndim == 1 else samples.mean(axis=int(np.argmin(samples.shape))), int(rate_hz))
 

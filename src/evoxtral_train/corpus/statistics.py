@@ -1,4 +1,4 @@
-"""What a corpus holds, in numbers, and what practice would say of them."""
+"""Statistics of a corpus, and advice where a figure is unusual."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ _MOST_SPEAKERS = 15
 
 @dataclass(frozen=True)
 class Clip:
-    """What statistics need of a row."""
+    """The parts of a row that the statistics need."""
 
     split: str
     duration_s: float
@@ -33,7 +33,7 @@ class Clip:
 
 @dataclass
 class Statistics:
-    """`tags`: tag -> split -> clips that hold it. `together`: [tag, tag, clips with both]. Hours, seconds, counts."""
+    """`tags`: tag -> split -> clips with it. `together`: [tag, tag, clips with both]. Hours, seconds, counts."""
 
     clips: dict[str, int]
     hours: dict[str, float]
@@ -56,22 +56,22 @@ class Statistics:
 
 
 def gather(clips: Iterable[Clip], taxonomy: Taxonomy) -> Statistics:
-    """Raises ValueError when there is no clip."""
+    """Raises ValueError if there is no clip."""
     count, hours, speakers, licenses = Counter(), Counter(), Counter(), Counter()
     per_clip, occurrences, together = Counter(), Counter(), Counter()
     tags: dict[str, Counter] = {tag: Counter() for tag in taxonomy.tags}
     durations, words = [], 0
     for clip in clips:
-        found = find_tags(clip.text)
+        in_clip = find_tags(clip.text)
         count[clip.split] += 1
         hours[clip.split] += clip.duration_s / 3600
         durations.append(clip.duration_s)
         words += len(strip_tags(clip.text).split())
-        per_clip[len(found)] += 1
-        occurrences.update(found)
-        for tag in set(found):
+        per_clip[len(in_clip)] += 1
+        occurrences.update(in_clip)
+        for tag in set(in_clip):
             tags.setdefault(tag, Counter())[clip.split] += 1
-        together.update(combinations(sorted(set(found)), 2))
+        together.update(combinations(sorted(set(in_clip)), 2))
         if clip.speaker:
             speakers[clip.speaker] += clip.duration_s / 3600
         licenses[clip.license or "not given"] += 1
@@ -86,7 +86,7 @@ def gather(clips: Iterable[Clip], taxonomy: Taxonomy) -> Statistics:
         durations_s=durations,
         tags_per_clip=dict(sorted(per_clip.items())),
         untagged_share=per_clip[0] / len(durations),
-        tags={tag: {split: found[split] for split in order} for tag, found in tags.items()},
+        tags={tag: {split: counts[split] for split in order} for tag, counts in tags.items()},
         occurrences=dict(occurrences),
         together=[(one, other, number) for (one, other), number in together.most_common()],
         words_per_second=words / max(sum(durations), 1e-9),
@@ -97,56 +97,57 @@ def gather(clips: Iterable[Clip], taxonomy: Taxonomy) -> Statistics:
     return statistics
 
 
-def advise(found: Statistics) -> list[str]:
-    """What to look at, in sentences; an empty list when nothing stands out."""
+def advise(statistics: Statistics) -> list[str]:
+    """Sentences about what is unusual; empty if nothing is."""
     advice = []
     low, high = UNTAGGED_RANGE
-    if not low <= found.untagged_share <= high:
-        what = "too few clips teach that most speech needs no tag" if found.untagged_share < low else "tags are rarely seen"
+    if not low <= statistics.untagged_share <= high:
+        what = "too few to teach that most speech needs no tag" if statistics.untagged_share < low else "tags are rarely seen"
         advice.append(
-            f"{found.untagged_share:.0%} of the clips are without tags; {low:.0%} to {high:.0%} is usual: {what}. "
-            "train.untagged_share can draw them more or less often."
+            f"{statistics.untagged_share:.0%} of the clips are untagged; {low:.0%} to {high:.0%} is usual: {what}. "
+            "Use train.untagged_share to draw them more or less often."
         )
-    training = {tag: sum(splits.get(split, 0) for split in ("train", "raft")) for tag, splits in found.tags.items()}
-    absent = [tag for tag, splits in found.tags.items() if not sum(splits.values())]
+    training = {tag: sum(splits.get(split, 0) for split in ("train", "raft")) for tag, splits in statistics.tags.items()}
+    absent = [tag for tag, splits in statistics.tags.items() if not sum(splits.values())]
     if absent:
-        advice.append(f"No clip at all with {_listed(absent)}: what is not there cannot be learned.")
+        advice.append(f"No clip has {_listed(absent)}: a tag without examples cannot be learned.")
     few = [tag for tag, clips in training.items() if clips < _FEW_TRAINING_CLIPS and tag not in absent]
     if few:
         advice.append(f"Fewer than {_FEW_TRAINING_CLIPS} training clips with {_listed(few)}: add some, or map them to others.")
     present = [clips for clips in training.values() if clips]
     if present and max(present) > _UNEVEN * min(present):
         advice.append(
-            f"The most frequent tag has {max(present) / min(present):.0f} times the clips of the rarest: "
+            f"The most frequent tag has {max(present) / min(present):.0f} times as many clips as the rarest: "
             "train.sampling: square_root evens that out."
         )
     for split in ("validation", "test"):
-        if split not in found.clips:
+        if split not in statistics.clips:
             advice.append(f"There is no {split} split.")
-    if "test" in found.clips:
-        thin = [tag for tag, splits in found.tags.items() if splits["test"] < _FEW_TEST_CLIPS and tag not in absent]
+    if "test" in statistics.clips:
+        thin = [tag for tag, splits in statistics.tags.items() if splits["test"] < _FEW_TEST_CLIPS and tag not in absent]
         if thin:
-            advice.append(f"Fewer than {_FEW_TEST_CLIPS} test clips with {_listed(thin)}: their scores will say little.")
-    if found.duration_s["longest"] > 30:
-        advice.append(f"The longest clip lasts {found.duration_s['longest']:.0f} s: audio.max_seconds rejects more than 30 s.")
-    bound = [name for name in found.licenses if forbids_commercial_use(name)]
+            advice.append(f"Fewer than {_FEW_TEST_CLIPS} test clips with {_listed(thin)}: their scores will be unreliable.")
+    if statistics.duration_s["longest"] > 30:
+        longest = statistics.duration_s["longest"]
+        advice.append(f"The longest clip lasts {longest:.0f} s; by default audio.max_seconds rejects clips over 30 s.")
+    bound = [name for name in statistics.licenses if forbids_commercial_use(name)]
     if bound:
-        advice.append(f"{', '.join(bound)}: no commercial use, of the data and of what is trained on it.")
+        advice.append(f"{', '.join(bound)}: no commercial use of the data or of models trained on it.")
     return advice
 
 
 def histogram(durations_s: list[float], most_bins: int = 30) -> list[tuple[float, int]]:
     """(lower edge in s, clips), in bins of a whole or half number of seconds."""
     longest = max(durations_s)
-    width = next((each for each in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600) if longest / each <= most_bins), None)
+    width = next((width for width in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600) if longest / width <= most_bins), None)
     width = width or 3600 * math.ceil(longest / most_bins / 3600)
     counts = Counter(int(duration / width) for duration in durations_s)
     return [(index * width, counts[index]) for index in range(max(counts) + 1)]
 
 
-def most_speakers(found: Statistics) -> dict[str, float]:
-    """The speakers with most hours; the rest together, under a name that says how many they are."""
-    items = list(found.speakers.items())
+def most_speakers(statistics: Statistics) -> dict[str, float]:
+    """Hours of the speakers with the most; the rest together as "5 others"."""
+    items = list(statistics.speakers.items())
     shown, rest = dict(items[:_MOST_SPEAKERS]), items[_MOST_SPEAKERS:]
     return shown | ({f"{len(rest)} others": sum(hours for _, hours in rest)} if rest else {})
 

@@ -1,10 +1,10 @@
-"""A source's way of writing how something was said, to tags in brackets before the words.
+"""Converts a source's notation for events to tags in brackets before the words.
 
     "so, <laughter> i don't know"       event_pattern "<(\\w+)>"         "so, [laughter] i don't know"
     "well 😂 maybe"                      replace {"😂": laughs}           "well [laughs] maybe"
     style whisper, "come closer"        leading_tag                      "[whispers] come closer"
 
-The names are still the source's; the taxonomy's come afterwards (`text.taxonomy`).
+Tags keep the source's names here; `text.taxonomy` renames them later.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import Any
 from ..config.data import Transcript
 from ..errors import RowError
 
-_EMOJI_STYLE = "\ufe0f"  # follows some emoji and changes nothing but their look
+_EMOJI_STYLE = "\ufe0f"  # variation selector: follows some emoji and only changes their look
 
 
 def tagged_transcript(text: str, columns: dict[str, Any], config: Transcript) -> str:
-    """`text` with its events as tags. Raises RowError for a value of the leading tag's column that is not mapped."""
+    """`text` with its events as tags. Raises RowError if the leading tag's column has an unmapped value."""
     text = text.replace(_EMOJI_STYLE, "")
     if config.lower_case:
         text = text.lower()
@@ -32,7 +32,7 @@ def tagged_transcript(text: str, columns: dict[str, Any], config: Transcript) ->
         if value not in tags:
             raise RowError(
                 f"{column} {value!r} is not mapped",
-                fix=f"name it in transcript.leading_tag.tags, with null for no tag: {list(tags)}",
+                fix=f"add it to transcript.leading_tag.tags (null for no tag), which has {list(tags)}",
             )
         if tags[value]:
             text = f"[{tags[value]}] {text}"

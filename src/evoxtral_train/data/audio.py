@@ -1,7 +1,7 @@
-"""Audio files to mono float32 at 16 kHz: any format libsndfile reads, any rate, any channels.
+"""Audio files to mono float32 at 16 kHz: any format libsndfile reads, any rate, any number of channels.
 
-What a header says is not believed: a length sizes nothing, the samples are counted as they are decoded, and a file that holds
-less than it promises is refused, not packed at half its length.
+Headers are not trusted. No buffer is sized by a header; samples are counted as they are decoded; and a file with less audio than
+its header promises is refused, not packed at half its length.
 """
 
 import io
@@ -20,30 +20,31 @@ from ..units import SAMPLE_RATE_HZ, TOKEN_S
 from .containers import is_cut_off, promised_share
 
 LOUDEST = 16.0
-"""Times full scale (+24 dB): no recording reaches it. What does was never scaled to ±1 (floats of 16-bit numbers reach 32,768)
-or is no sound; and far beyond it the power, so the mel, is no finite float32."""
-_RATES_HZ = (1_000, 768_000)  # of recorders, and room beside
+"""Limit in times full scale (+24 dB); no recording reaches it. Louder data was never scaled to ±1 (16-bit values reach 32,768) or
+is not sound. Far beyond this limit the mel would overflow float32."""
+_RATES_HZ = (1_000, 768_000)  # well beyond what recorders use
 _BLOCK_FRAMES = 8192
-_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's, for a FLAC that was written to a stream
-_BELIEVED_S = 3600.0  # a longer clip is counted, not looked up
+_UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for a FLAC that was written to a stream
+_TRUSTED_S = 3600.0  # beyond this, the frames are counted
 
 
 class _Sound(soundfile.SoundFile):
-    """Read from start to end. soundfile seeks after every block otherwise, which fails where the length is unknown."""
+    """A sound file that is read from start to end. By default soundfile seeks after every block, which fails if the length is
+    unknown."""
 
     def seekable(self) -> bool:
         return False
 
     @property
     def promised(self) -> int | None:
-        """The frames that the header says."""
+        """The number of frames in the header; None if unknown."""
         return None if self.frames == _UNKNOWN_FRAMES else self.frames
 
     def all_blocks(self) -> Iterator[np.ndarray]:
-        """float32 [frames, channels]. Raises RowError when the file turns out to be empty, or to hold less than it says."""
+        """float32 [frames, channels]. Raises RowError if the file is empty or shorter than its header says."""
         frames, stopped = 0, False
         try:
-            # Never beyond the promised end: tags may follow, on which the decoder of FLAC fails.
+            # Never read past the promised end: the FLAC decoder fails on tags after it.
             while len(block := self.read(min(_BLOCK_FRAMES, self.frames - frames), dtype="float32", always_2d=True)):
                 frames += len(block)
                 yield block
@@ -60,7 +61,7 @@ class _Sound(soundfile.SoundFile):
 def read_audio(path: Path, max_seconds: float) -> np.ndarray:
     """float32 [samples] at 16 kHz; channels are averaged, other rates resampled with soxr (HQ).
 
-    Raises RowError when the file is missing, unreadable, cut short, empty, longer than `max_seconds`, or holds a sample that
+    Raises RowError if the file is missing, unreadable, truncated, empty, longer than `max_seconds`, or contains a sample that
     is not finite or beyond `LOUDEST`.
     """
     _require_file(path)
@@ -68,7 +69,7 @@ def read_audio(path: Path, max_seconds: float) -> np.ndarray:
 
 
 def decode_audio(source: Path | BinaryIO, max_seconds: float = float("inf")) -> np.ndarray:
-    """As `read_audio`, also from a file's bytes."""
+    """Like `read_audio`, but also takes an open binary file."""
     with _opened(source) as file:
         parts, frames, rate_hz = [], 0, file.samplerate
         for block in file.all_blocks():
@@ -84,9 +85,10 @@ def decode_audio(source: Path | BinaryIO, max_seconds: float = float("inf")) -> 
 
 
 def check_samples(samples: np.ndarray) -> np.ndarray:
-    """The samples, as they are. Raises RowError for one that is not finite or beyond `LOUDEST`."""
+    """Returns the samples unchanged. Raises RowError for one that is not finite or beyond `LOUDEST`."""
     if not np.isfinite(samples).all():
-        raise RowError(f"audio holds {int((~np.isfinite(samples)).sum())} samples that are not finite", fix="export it again")
+        count = int((~np.isfinite(samples)).sum())
+        raise RowError(f"audio contains {count} samples that are not finite", fix="export it again")
     peak = float(np.abs(samples).max(initial=0.0))
     if peak > LOUDEST:
         raise RowError(f"audio reaches {peak:.3g} times full scale, the limit is {LOUDEST:g}", fix="scale it to ±1")
@@ -94,7 +96,7 @@ def check_samples(samples: np.ndarray) -> np.ndarray:
 
 
 def to_model_rate(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Mono samples at `rate_hz` -> float32 at 16 kHz. Raises RowError for a rate that no recorder has."""
+    """Mono samples at `rate_hz` -> float32 at 16 kHz. Raises RowError for a rate that no recorder uses."""
     low, high = _RATES_HZ
     if not low <= rate_hz <= high:
         raise RowError(f"audio has a sample rate of {rate_hz} Hz", fix=f"resample it to between {low:,} and {high:,} Hz")
@@ -104,11 +106,11 @@ def to_model_rate(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 def duration_of(path: Path) -> float:
-    """Seconds, from the file's header; counted where that does not say, or says more than an hour. Raises RowError when there
-    is no audio to read, or less than the header says."""
+    """Seconds, from the file's header; counted if the header gives no length or more than an hour. Raises RowError if there is no
+    audio, or less than the header says."""
     _require_file(path)
     with _opened(path) as file:
-        frames = file.frames if file.frames <= _BELIEVED_S * file.samplerate else sum(map(len, file.all_blocks()))
+        frames = file.frames if file.frames <= _TRUSTED_S * file.samplerate else sum(map(len, file.all_blocks()))
         return frames / file.samplerate
 
 
@@ -129,7 +131,7 @@ def _require_file(path: Path) -> None:
 
 @contextmanager
 def _opened(source: Path | BinaryIO) -> Iterator[_Sound]:
-    """Raises RowError where there is no audio in it, or where the file ends before its container does."""
+    """Raises RowError if there is no audio in it, or if the file is truncated."""
     try:
         with source.open("rb") if isinstance(source, Path) else source as content:
             share, cut_off = promised_share(content), is_cut_off(content)
@@ -151,10 +153,10 @@ def _opened(source: Path | BinaryIO) -> Iterator[_Sound]:
 def _sound(content: BinaryIO) -> _Sound:
     try:
         return _Sound(content)
-    except TypeError:  # soundfile goes by the name x.raw
-        raise RowError("audio has no header", fix="raw samples need one: make it a WAV file") from None
+    except TypeError:  # soundfile treats *.raw as headerless
+        raise RowError("audio has no header", fix="convert the raw samples to a WAV file") from None
 
 
 def _cut_short(promise: str, frames: int, rate_hz: int) -> RowError:
-    what = f"audio is cut short: {promise}, {frames / rate_hz:.1f} s are there"
+    what = f"audio is cut short: {promise}, but there are only {frames / rate_hz:.1f} s"
     return RowError(what, fix="copy it again, or leave the row out")

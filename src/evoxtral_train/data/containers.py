@@ -1,21 +1,21 @@
-"""Whether an audio file is all there, from its container alone: libsndfile reads what is there and says nothing.
+"""Detects truncated audio files from their container; libsndfile silently reads whatever is there.
 
-WAV, AIFF and AU write how many bytes of samples follow; in an Ogg file (Vorbis, Opus) the last page is marked as the last. A
-FLAC, and an MP3 with a Xing header, say how many samples they hold, which shows when they are decoded; an MP3 without one, cut
-between two frames, is a whole MP3.
+WAV, AIFF and AU store how many bytes of samples follow. An Ogg file (Vorbis, Opus) marks its last page. A FLAC, and an MP3 with a
+Xing header, store the number of samples, so truncation shows when they are decoded. An MP3 without that header, cut between two
+frames, cannot be told from a whole one.
 """
 
 import os
 import struct
 from typing import BinaryIO
 
-_UNKNOWN_BYTES = 0x7FFFF000  # what is written to a pipe gets a size from here on, or 0
-_LONGEST_PAGE = 65_307  # of Ogg: RFC 3533
+_UNKNOWN_BYTES = 0x7FFFF000  # a file written to a pipe gets a size of at least this, or 0
+_LONGEST_PAGE = 65_307  # bytes of an Ogg page: RFC 3533
 
 
 def promised_share(file: BinaryIO) -> float | None:
-    """The bytes of samples that a WAV, AIFF or AU promises, over those that follow: 1.0 or less in a whole file, 2.0 in one
-    that was cut in half. None: it says nothing, or is of another kind."""
+    """Bytes of samples that a WAV, AIFF or AU header promises, divided by those that follow: at most 1.0 in a whole file, 2.0 in
+    one cut in half. None if the header does not say, or for other formats."""
     data = _data(file)
     if data is None:
         return None
@@ -25,7 +25,7 @@ def promised_share(file: BinaryIO) -> float | None:
 
 
 def is_cut_off(file: BinaryIO) -> bool:
-    """Whether an Ogg file ends within a page, or after one that is not marked as the stream's last (RFC 3533)."""
+    """Whether an Ogg file ends inside a page, or after a page that is not marked as the last one (RFC 3533)."""
     file.seek(0)
     if file.read(4) != b"OggS":
         return False
@@ -41,7 +41,7 @@ def is_cut_off(file: BinaryIO) -> bool:
 
 
 def _data(file: BinaryIO) -> tuple[int, int] | None:
-    """(where the samples begin, how many bytes of them are promised), from the container's header."""
+    """(offset of the samples, promised bytes of samples), from the container's header."""
     file.seek(0)
     head = file.read(12)
     if head[:4] == b".snd" and len(head) == 12:
@@ -57,7 +57,7 @@ def _data(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _chunk(file: BinaryIO, order: str, name: bytes) -> tuple[int, int] | None:
-    """The chunk of samples, among the others; the size of a WAV beyond 4 GB stands in its chunk `ds64` (EBU Tech 3306)."""
+    """The chunk with the samples. A WAV beyond 4 GB stores its size in the chunk `ds64` (EBU Tech 3306)."""
     long_size = None
     while len(head := file.read(8)) == 8:
         size = struct.unpack(f"{order}I", head[4:])[0]

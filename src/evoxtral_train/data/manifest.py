@@ -1,5 +1,5 @@
-"""The manifest: one JSONL row per clip. Bad rows are reported with file, row, id and reason;
-the good ones go on; nothing is dropped silently."""
+"""The manifest: one JSONL row per clip. Bad rows are reported with file, row, id and reason and
+the others are used; nothing is dropped silently."""
 
 import hashlib
 import math
@@ -21,7 +21,7 @@ _LINES = ("id", "audio", "split", "speaker", "source", "license", "language")
 _SPANS = {"words": "word", "events": "tag"}
 FIELDS = (*_LINES, "text", *_SPANS)
 _NO_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # control characters that are not white space
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # control characters except white space
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that is not used: where it stands and why. `line`: its number (see `iter_jsonl`)."""
+    """A row that is not used: its place and the reason. `line`: its number (see `iter_jsonl`)."""
 
     file: str
     line: int
@@ -53,7 +53,7 @@ class Rejected:
 
     @classmethod
     def of(cls, file: Path | str, line: int, identity: Any, error: RowError) -> "Rejected":
-        """The one place where what is wrong with a row becomes a rejection, which can be written whatever the row holds."""
+        """The rejection for `error`; it can be written to a file whatever the row contains."""
         name = writable(identity, 200) if isinstance(identity, str) else None
         return cls(writable(str(file)), line, name, writable(str(error)))
 
@@ -62,11 +62,11 @@ class Rejected:
 
 
 def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> Iterator[ManifestRow | Rejected]:
-    """Every row of the file in order, good or rejected, one at a time: memory does not grow with the file but for
-    the ids seen. Tags have the names that `rules` give them; `tally` counts what was done.
+    """Every row of the file in order, good or rejected, one at a time: only a hash of each id stays in memory.
+    `rules` rename the tags; `tally` counts the changes.
 
-    A row without a split is dealt out by the hash of its words (80 / 10 / 10). Audio is not
-    opened here. Raises UsageError when there is no such file or nothing in it.
+    A row without a split gets one by the hash of its words (80 / 10 / 10). Audio is not opened
+    here. Raises UsageError if the file does not exist or is empty.
     """
     first_lines: dict[bytes, int] = {}
     rows = 0
@@ -93,13 +93,13 @@ def read_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> 
     """All of `iter_manifest` at once: (good rows, rejected rows)."""
     rows: list[ManifestRow] = []
     rejected: list[Rejected] = []
-    for each in iter_manifest(path, rules, tally):
-        (rejected if isinstance(each, Rejected) else rows).append(each)
+    for row in iter_manifest(path, rules, tally):
+        (rejected if isinstance(row, Rejected) else rows).append(row)
     return rows, rejected
 
 
 def count_rows(path: Path) -> int:
-    """How many rows there are to read, good or not."""
+    """The number of rows, good or not."""
     return sum(1 for _ in _rows(path))
 
 
@@ -125,8 +125,8 @@ def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Count
 
 
 def check_fields(content: dict[str, Any]) -> None:
-    """Raises RowError for the first field that a manifest does not have, or whose value is not of its kind. None and ""
-    are a field that is not there, and so are no words and no events."""
+    """Raises RowError for the first unknown field or invalid value. None, "" and empty lists of words or events count as
+    absent."""
     for name, value in content.items():
         if name not in FIELDS:
             raise RowError(f"unknown field {shown(name)}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
@@ -141,31 +141,31 @@ def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise RowError(f"`{name}` is {shown(value)}, not text", fix="put it in quotes, or leave it out")
     if not is_writable(value):
-        raise RowError(f"`{name}` holds half of a character: {shown(value)}", fix="save the file as UTF-8")
-    if found := (_NO_LINE if name in _LINES else _NO_TEXT).search(value):
-        raise RowError(f"`{name}` holds the control character {shown(found.group())}", fix="take it out")
+        raise RowError(f"`{name}` contains half of a character: {shown(value)}", fix="save the file as UTF-8")
+    if control := (_NO_LINE if name in _LINES else _NO_TEXT).search(value):
+        raise RowError(f"`{name}` contains the control character {shown(control.group())}", fix="remove it")
 
 
 def _check_spans(name: str, value: Any) -> None:
     what = _SPANS[name]
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise RowError(f"`{name}` is not a list of objects", fix=f"{{{what}, start_s, end_s}} each")
+        raise RowError(f"`{name}` is not a list of objects", fix=f"write each as {{{what}, start_s, end_s}}")
     for entry in value:
         _check_text(what, entry.get(what))
         span_of(entry)
 
 
 def span_of(entry: dict) -> tuple[float, float]:
-    """(start_s, end_s) of a word or event. Raises RowError for times that are none."""
+    """(start_s, end_s) of a word or event. Raises RowError for invalid times."""
     span = entry.get("start_s"), entry.get("end_s")
-    if not all(isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each) for each in span):
-        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="start_s and end_s are seconds")
+    if not all(isinstance(time_s, int | float) and not isinstance(time_s, bool) and math.isfinite(time_s) for time_s in span):
+        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="give start_s and end_s in seconds")
     if not 0 <= span[0] <= span[1]:
-        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="it must be 0 ≤ start_s ≤ end_s")
+        raise RowError(f"bad times of a word or event: {shown(entry)}", fix="0 ≤ start_s ≤ end_s must hold")
     return float(span[0]), float(span[1])
 
 
 def rename_events(events: list[dict], rules: TagRules) -> list[dict]:
-    """Events under the names that their tags have in the text; those of tags that are left out go too."""
+    """Events renamed like the tags in the text; events of dropped tags are dropped too."""
     renamed = [{**event, "tag": rules.tag_of(event["tag"])} for event in events]
     return [event for event in renamed if event["tag"] is not None]

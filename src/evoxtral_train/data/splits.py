@@ -1,8 +1,8 @@
-"""The splits, and how clips are dealt out to them.
+"""The splits, and how clips are assigned to them.
 
-Splits share no sentence: a sentence belongs to one split for good, chosen by a hash of its words, so neither
-the seed nor the corpus size can leak a held-out sentence into training. `raft`, the clips that SFT leaves to
-RAFT, is trained on too and has its sentences from the training share.
+Splits share no sentence. A hash of its words assigns each sentence to one split for good, so neither the seed
+nor the corpus size can leak a held-out sentence into training. `raft`, the clips that SFT leaves to RAFT, is
+trained on too; its sentences come from the training share.
 
 `deal` does more: it keeps groups (a speaker, a sentence) together and gives each split its share of every tag.
 """
@@ -18,7 +18,7 @@ UNTAGGED = ""
 
 
 def split_of_sentence(sentence: str) -> str:
-    """80 / 10 / 10 per cent of all possible sentences, by hash."""
+    """train, validation or test for 80 / 10 / 10 percent of all sentences, by hash."""
     position = _position(sentence)
     for split, share in _SPLIT_SHARES:
         position -= share
@@ -28,11 +28,11 @@ def split_of_sentence(sentence: str) -> str:
 
 
 def deal(tags: Sequence[Sequence[str]], groups: Sequence[Sequence[str]], shares: dict[str, float], seed: int) -> list[str]:
-    """The split of each clip, from its tags and from the names of the groups that it belongs to.
+    """The split of each clip, given its tags and the names of its groups.
 
-    Clips that share a group, directly or through others, stay together. The groups with the rarest tags are dealt
-    first, each to the split that lacks most of them (iterative stratification: Sechidis et al. 2011, here for whole
-    groups). The same clips in any order, with the same seed, give the same splits.
+    Clips that share a group, directly or through other clips, stay together. Groups with the rarest tags are assigned
+    first, each to the split that still lacks most of that tag (iterative stratification: Sechidis et al. 2011, here for
+    whole groups). The result does not depend on the order of the clips.
 
     >>> deal([["laughs"], ["laughs"], [], []], [["ann"], ["bob"], ["ann"], ["bob"]], {"train": 0.5, "test": 0.5}, seed=0)
     ['train', 'test', 'train', 'test']
@@ -46,14 +46,14 @@ def deal(tags: Sequence[Sequence[str]], groups: Sequence[Sequence[str]], shares:
     lacking = {split: {tag: share * total[tag] for tag in total} for split, share in shares.items()}
     room = {split: share * len(tags) for split, share in shares.items()}
     dealt = {}
-    # Rare tags first, then large groups, which fit in fewest places; ties by a hash, not by the order of the rows.
+    # Rare tags first, then large groups, which are hardest to place; ties by a hash, not by row order.
     order = sorted(
         members,
         key=lambda root: (min(total[tag] for tag in counts[root]), -len(members[root]), _position(f"{seed}\0{names[root]}")),
     )
     for root in order:
         rarest = min(counts[root], key=lambda tag: (total[tag], tag))
-        split = max(shares, key=lambda each: (lacking[each][rarest], room[each]) if shares[each] else (-1e18, 0.0))
+        split = max(shares, key=lambda name: (lacking[name][rarest], room[name]) if shares[name] else (-1e18, 0.0))
         dealt[root] = split
         room[split] -= len(members[root])
         for tag, count in counts[root].items():
@@ -84,5 +84,5 @@ def _connected(groups: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _position(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
+    """A number in [0, 1) that depends only on the text."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64

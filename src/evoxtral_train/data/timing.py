@@ -1,8 +1,8 @@
 """When each word and tag of a transcript has been heard, from the times in the manifest.
 
-A word has been heard at its end. A tag of a `tags` target has been heard at the end of its event. Among
-words a tag stands before what it describes, so a tag that spans words (an emotion, a delivery) is
-written with the first of them, and a sound at its own end:
+A word has been heard at its end. In a `tags` target, a tag has been heard at the end of its event. In a
+`tagged_text` target a tag goes before what it describes: a tag that spans words (an emotion, a delivery)
+is written with the first of them, and a sound at its own end:
 
     text    [whispers] come closer. [laughs]       words    come 0.2–0.5  closer 0.5–1.0
     events  whispers 0.2–1.0  laughs 1.2–1.9
@@ -19,13 +19,13 @@ from ..units import TOKEN_S
 from .manifest import ManifestRow, span_of
 
 Timed = tuple[str, float]
-"""What is written, and the second at which it has been heard."""
+"""A word or tag, and the time in seconds at which it has been heard."""
 
 
 def timed_target(row: ManifestRow, target: str) -> list[Timed]:
-    """The pieces of the target in the order in which they are written, at times that never fall.
+    """The words and tags of the target in writing order, with non-decreasing times.
 
-    Raises RowError when a word or a tag that the target needs has no time.
+    Raises RowError if a word or tag of the target has no time.
     """
     tags, words = [], []
     place = 0
@@ -33,13 +33,13 @@ def timed_target(row: ManifestRow, target: str) -> list[Timed]:
         if piece.kind == "tag":
             tags.append((place, piece.value))
         else:
-            found = words_of(piece.value)
-            words += found
-            place += len(found)
+            piece_words = words_of(piece.value)
+            words += piece_words
+            place += len(piece_words)
     events = _spans_of(row, [tag for _, tag in tags]) if target != "text" else []
     if target == "tags":
         heard = [(f"[{tag}]", end) for (_, tag), (_, end) in zip(tags, events, strict=True)]
-        return sorted(heard, key=lambda each: each[1])
+        return sorted(heard, key=lambda timed: timed[1])
     ends = _word_ends(row, words)
     timed: list[Timed] = []
     tagged = iter([(at, tag, event) for (at, tag), event in zip(tags, events, strict=target == "tagged_text")])
@@ -62,18 +62,18 @@ def events_of(row: ManifestRow) -> list[tuple[str, float, float]]:
 
 
 def check_ends(row: ManifestRow, duration_s: float) -> None:
-    """Raises RowError for a word or event that ends after the clip, by more than one audio token (80 ms)."""
+    """Raises RowError for a word or event that ends more than one audio token (80 ms) after the clip."""
     for entry in (*row.words, *row.events):
         if span_of(entry)[1] > duration_s + TOKEN_S:
             what = entry.get("word") or f"[{entry['tag']}]"
             raise RowError(
-                f"{shown(what)} ends at {entry['end_s']:.6g} s, but the clip at {duration_s:.2f} s",
-                fix="is this the right audio, and all of it?",
+                f"{shown(what)} ends at {entry['end_s']:.6g} s, but the clip ends at {duration_s:.2f} s",
+                fix="check that this is the right audio, and complete",
             )
 
 
 def words_of(text: str) -> list[str]:
-    """Words with their punctuation; a mark that stands alone goes with the word before it."""
+    """Words with their punctuation; a free-standing mark joins the word before it."""
     words: list[str] = []
     for word in text.split():
         if any(letter.isalnum() for letter in word) or not words:
@@ -89,7 +89,7 @@ def _word_ends(row: ManifestRow, words: list[str]) -> list[float]:
             f"layout aligned needs the time of every word: the text has {len(words)}, `words` has {len(row.words)}",
             fix="give each word of the text its start_s and end_s, or use layout deferred",
         )
-    return [span_of(each)[1] for each in row.words]
+    return [span_of(word)[1] for word in row.words]
 
 
 def _spans_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
@@ -100,9 +100,9 @@ def _spans_of(row: ManifestRow, tags: list[str]) -> list[tuple[float, float]]:
     for name in {*tags, *spans}:
         if len(spans.get(name, ())) != tags.count(name):
             raise RowError(
-                f"layout aligned needs the time of every tag: [{name}] stands {tags.count(name)} times in the text, "
-                f"{len(spans.get(name, ()))} times in `events`",
+                f"layout aligned needs the time of every tag: the text has [{name}] {tags.count(name)} times, "
+                f"`events` {len(spans.get(name, ()))} times",
                 fix="give each tag of the text its start_s and end_s, or use layout deferred",
             )
-    ordered = {name: iter(sorted(found)) for name, found in spans.items()}
+    ordered = {name: iter(sorted(tag_spans)) for name, tag_spans in spans.items()}
     return [next(ordered[tag]) for tag in tags]

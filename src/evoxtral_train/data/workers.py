@@ -1,7 +1,7 @@
-"""Worker processes for reading audio and text: they share out chunks of rows, and none outlives the stage.
+"""Worker processes that read audio and text in chunks of rows. None outlives the stage.
 
-A worker ends with its parent however that ends, SIGKILL included: it waits for the other end of a pipe that only the parent
-holds. The server process that forks the workers ends with the last of them.
+A worker exits when its parent does, even on SIGKILL: it waits on a pipe whose other end only the parent holds. The fork server
+exits with the last worker.
 """
 
 import multiprocessing
@@ -22,18 +22,18 @@ ItemT = TypeVar("ItemT")
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def worker_pool(processes: int, where: Path, start: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """So many workers, each of which calls `start(*arguments)` first.
+    """A pool of `processes` workers, each of which first calls `start(*arguments)`.
 
-    This process stays light: only they import what reads audio and text, which takes seconds. When the stage fails or is
-    stopped they are killed at once, with what they were doing. Raises EvoxtralError, about `where`, when one was killed.
+    Only the workers import what reads audio and text, which takes seconds. If the stage fails or is stopped, they are killed at
+    once. Raises EvoxtralError, about `where`, if a worker was killed.
     """
-    # A server process imports everything once; each worker is forked from it, before any thread runs in it.
+    # A server process imports everything once; workers are forked from it before it starts any thread.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([start.__module__, "transformers"])
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(start, arguments))
@@ -44,8 +44,8 @@ def worker_pool(processes: int, where: Path, start: Callable[..., None], *argume
             worker.kill()
         if isinstance(error, BrokenProcessPool):
             raise EvoxtralError(
-                "a worker process was killed, maybe for memory", where=str(where),
-                fix="start again with a smaller `processes` (`data pack` with --resume)",
+                "a worker process was killed, perhaps for lack of memory", where=str(where),
+                fix="run again with a smaller `processes` (`data pack` with --resume)",
             ) from None  # fmt: skip
         raise
     finally:
@@ -53,7 +53,7 @@ def worker_pool(processes: int, where: Path, start: Callable[..., None], *argume
 
 
 def in_order(pool: ProcessPoolExecutor, work: Callable[[ItemT], Any], items: Iterable[ItemT], ahead: int) -> Iterator[Any]:
-    """`work(item)` of each item, in the order of the items; no more than `ahead` of them are held in memory."""
+    """`work(item)` of each item, in order; at most `ahead` results are held in memory."""
     running: deque = deque()
     for item in items:
         running.append(pool.submit(work, item))
@@ -64,13 +64,13 @@ def in_order(pool: ProcessPoolExecutor, work: Callable[[ItemT], Any], items: Ite
 
 
 def _start(start: Callable[..., None], arguments: tuple) -> None:
-    """What a worker does once. Ctrl-C and a closed terminal are the parent's to handle."""
+    """Set up a worker. The parent handles Ctrl-C and a closed terminal."""
     for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(1)  # one process for each core: threads would only be in each other's way
+    torch.set_num_threads(1)  # one process per core already: more threads would only compete
     start(*arguments)
 
 

@@ -1,7 +1,7 @@
-"""Which candidates to train on: the best of each clip, then all but the lowest share of clips.
+"""Selects the candidates to train on: the best of each clip, without the clips with the lowest rewards.
 
-Candidates and scores are read as streams, clip by clip and twice: the rewards alone decide which clips stay, then each clip's
-candidates are sorted into those to train on and those dropped. Only a few numbers for each clip are held.
+Candidates and scores are streamed clip by clip, twice. The first pass uses the rewards to choose the clips, the second sorts each
+clip's candidates into curated and dropped. Only a few numbers per clip stay in memory.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ RowT = TypeVar("RowT", Candidate, ScoredCandidate)
 
 
 def clips_kept(clips: int, rule: Curate) -> int:
-    """How many clips stay where no two rewards are equal: 808 clips and a share of 0.1 leave 727 by either rule."""
+    """How many clips are kept if no two rewards are equal: 808 clips and a share of 0.1 leave 727 by either rule."""
     share = Fraction(str(rule.drop_lowest_share))
     return int(clips * (1 - share)) if rule.drop_by == "share" else clips - int(clips * share) - 1
 
 
 def threshold_of(rewards: Sequence[float], drop_lowest_share: float) -> float:
-    """The reward that a clip must exceed, as in the original RAFT code: sorted(rewards)[n // 10] for a share of 0.1. Clips that
-    share the threshold all go."""
+    """The reward that a clip must exceed, as in the original RAFT code: sorted(rewards)[n // 10] for a share of 0.1. All clips at
+    the threshold are dropped."""
     return sorted(rewards)[int(len(rewards) * Fraction(str(drop_lowest_share)))]
 
 
@@ -36,27 +36,27 @@ Clip = list[tuple[Candidate, ScoredCandidate]]
 
 
 def in_order(rows: Iterable[RowT]) -> Iterator[RowT]:
-    """The same rows. Raises ValueError unless a clip's rows stand together, by rising candidate id."""
+    """Yields the rows unchanged. Raises ValueError unless each clip's rows are contiguous, by increasing candidate id."""
     seen, before = set(), None
     for row in rows:
         if before is None or row.utterance_id != before.utterance_id:
             if row.utterance_id in seen:
-                raise ValueError(f"the candidates of clip {row.utterance_id!r} do not stand together")
+                raise ValueError(f"the candidates of clip {row.utterance_id!r} are not contiguous")
             seen.add(row.utterance_id)
         elif row.candidate_id <= before.candidate_id:
-            raise ValueError(f"the candidates of clip {row.utterance_id!r} do not come by rising candidate_id, each once")
+            raise ValueError(f"the candidates of clip {row.utterance_id!r} are not ordered by candidate_id, each once")
         before = row
         yield row
 
 
 def by_clip(candidates: Iterable[Candidate], scores: Iterable[ScoredCandidate]) -> Iterator[Clip]:
-    """Two streams of one order, joined, a clip at a time. Raises ValueError as `in_order` does, and when a candidate has no score
-    or a score no candidate."""
+    """Joins two streams of the same order, clip by clip. Raises ValueError as `in_order` does, and if a candidate has no score or
+    a score has no candidate."""
 
     def joined() -> Iterator[tuple[Candidate, ScoredCandidate]]:
         for candidate, score in zip_longest(in_order(candidates), scores):
             if candidate is None or score is None or _key(candidate) != _key(score):
-                raise ValueError("candidates and scores do not hold the same (utterance_id, candidate_id) keys, each once")
+                raise ValueError("candidates and scores do not have the same (utterance_id, candidate_id) keys, each once")
             yield candidate, score
 
     return (list(rows) for _, rows in groupby(joined(), key=lambda pair: pair[0].utterance_id))
@@ -67,15 +67,15 @@ def _key(row: Candidate | ScoredCandidate) -> tuple[str, int]:
 
 
 def best_and_worst(clip: Clip) -> tuple[tuple[Candidate, ScoredCandidate], tuple[Candidate, ScoredCandidate]]:
-    """Those with the highest and the lowest reward; ties go to the lowest candidate id."""
+    """The candidates with the highest and the lowest reward; ties go to the lowest candidate id."""
     best = min(clip, key=lambda pair: (-pair[1].reward, pair[1].candidate_id))
     return best, min(clip, key=lambda pair: (pair[1].reward, pair[1].candidate_id))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The clips to train on. `rewards`: of their best candidates. `reason`: why the other clips are dropped. `candidates`: how
-    many there are, of all clips."""
+    """The clips to train on. `rewards`: of their best candidates. `reason`: why the other clips are dropped. `candidates`: the
+    number of candidates of all clips."""
 
     clips: frozenset[str]
     rewards: Sequence[float]
@@ -84,9 +84,9 @@ class Selection:
 
     @classmethod
     def of(cls, clips: Iterable[Clip], rule: Curate) -> "Selection":
-        """All but the clips with the lowest rewards of their best candidates, by share (ties: by utterance id) or by threshold.
-        With `skip_without_spread` a clip whose candidates all have one reward does not count: its best is no better than its
-        worst."""
+        """Keeps all clips except those whose best candidates have the lowest rewards, by share (ties: by utterance id) or by
+        threshold. `skip_without_spread` ignores clips whose candidates all have the same reward: their best is no better than
+        their worst."""
         best, count = [], 0
         for clip in clips:
             count += len(clip)
@@ -103,14 +103,14 @@ class Selection:
         return cls(frozenset(clip for _, clip in best), array("d", (-reward for reward, _ in best)), reason, count)
 
     def sort(self, clip: Clip, rule: Curate) -> Iterator[CuratedRow | DroppedRow]:
-        """What becomes of each candidate of a clip."""
+        """Sorts each candidate of a clip into curated or dropped."""
         best, _ = best_and_worst(clip)
         flat = rule.skip_without_spread and is_flat(clip)
         for pair in clip:
             candidate, score = pair
             name, number, reward = candidate.utterance_id, candidate.candidate_id, score.reward
             if flat:
-                yield DroppedRow(name, number, reward, "all candidates of this clip have this reward")
+                yield DroppedRow(name, number, reward, "all candidates of this clip have the same reward")
             elif pair is not best:
                 reason = f"candidate {best[1].candidate_id} of this clip has reward {best[1].reward:g}"
                 yield DroppedRow(name, number, reward, reason)
@@ -127,8 +127,8 @@ def is_flat(clip: Clip) -> bool:
 def curate(
     candidates: Sequence[Candidate], scores: Iterable[ScoredCandidate], rule: Curate
 ) -> tuple[list[CuratedRow], list[DroppedRow]]:
-    """All of it in memory, with scores of any order: join by (utterance_id, candidate_id), keep the best per clip (ties: the
-    lowest candidate id), then drop the clips that `Selection` leaves out. Rows come in the order of the candidates.
+    """The whole curation in memory, with scores in any order: join by (utterance_id, candidate_id), keep the best per clip (ties:
+    the lowest candidate id), drop the clips that `Selection` leaves out. Rows keep the order of the candidates.
 
     Raises ValueError as `by_clip` does.
     """
@@ -140,8 +140,8 @@ def curate(
 
 
 def replay(curated: Collection[str], references: Mapping[str, str], share: float, seed: int) -> Iterator[CuratedRow]:
-    """Drawn by `seed`, reference targets of `share` times as many clips as were `curated`: first of those that were not.
-    `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
+    """Reference targets to train on as well, for `share` × len(`curated`) clips drawn with `seed`, preferring clips that were not
+    curated. `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
     count = min(round(share * len(curated)), len(references))
     drawn = nsmallest(count, references, key=lambda clip: (clip in curated, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
     return (CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn)

@@ -1,15 +1,15 @@
-"""Rewards by rule: a weighted sum of named components, each a pure function of one candidate.
+"""Rule-based rewards: a weighted sum of named components, each a pure function of one candidate.
 
-`card` is the published one (Evoxtral-Realtime model card), to the letter (see `published`), and never changes:
+`card` is the published reward (Evoxtral-Realtime model card; see `published`) and never changes:
 
     0.4 × max(0, 1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)
 
-For a target of tags alone the candidate holds no words, so WER is 1 and its term the constant 0, as the
-card says of the published adapter. Its rates forgive chatter: a third false tag costs less than
-the first, and on a clip with many tags nearly nothing.
+If the target has only tags, the candidate has no words: WER is 1 and its term is always 0, as the card
+says of the published adapter. Because its terms are rates, extra tags are cheap: a third false tag costs less
+than the first, and on a clip with many tags almost nothing.
 
-`counts` is ours. It counts false, missing and misplaced tags, each at a fixed price, and leaves
-the words out where the target has none:
+`counts` is ours. It charges a fixed price for each false, missing and misplaced tag, and ignores
+words if the target has none:
 
     tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced (+ 0.4 × (1 − min(WER, 1)))
 """
@@ -27,9 +27,9 @@ from ..text.tags import find_tags
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate beside its clip's whole tagged transcript. `with_words`: whether the target holds words. Where times are known,
-    `events` are the reference's tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. `placement`: how far from
-    its place a tag may stand."""
+    """A candidate and its clip's full tagged transcript. `with_words`: whether the target has words. If times are known, `events`
+    are the reference's tags {tag, start_s, end_s} and `written` the candidate's {tag, at_s}. `placement`: how far a tag may be
+    from its place."""
 
     reference: str
     candidate: str
@@ -44,7 +44,7 @@ class Answer:
 
 
 def published_word_accuracy(answer: Answer) -> float:
-    """max(0, 1 − WER) by `published`; 1 when the reference has no words."""
+    """max(0, 1 − WER) by `published`; 1 if the reference has no words."""
     return published.word_accuracy(answer.reference, answer.candidate)
 
 
@@ -54,33 +54,33 @@ def published_tag_f1(answer: Answer) -> float:
 
 
 def published_faithfulness(answer: Answer) -> float:
-    """1 − the share of written tags whose name is not among the reference's; 1 when no tag was written."""
+    """1 − the share of written tags whose name is not among the reference's; 1 if no tag was written."""
     return 1.0 - published.hallucination(answer.reference, answer.candidate)
 
 
 def word_accuracy(answer: Answer) -> float:
-    """1 − min(WER, 1) of the normalised words, tags stripped; 1 when neither holds a word."""
+    """1 − min(WER, 1) of the normalised words, tags stripped; 1 if neither has a word."""
     return 1.0 - min(count_word_errors(answer.reference, answer.candidate).rate, 1.0)
 
 
 def tag_f1(answer: Answer) -> float:
-    """2 × matched / (reference + predicted) of the tags as multisets; 1 when neither holds a tag."""
+    """2 × matched / (reference + predicted) of the tags as multisets; 1 if neither has a tag."""
     return tag_counts.f1(answer.counts)
 
 
 def extra_tags(answer: Answer) -> float:
-    """predicted − matched: how many tags were written beyond the reference. A number, not a rate."""
+    """predicted − matched: the number of false tags. A count, not a rate."""
     return float(answer.counts.predicted.total() - answer.counts.matched.total())
 
 
 def missing_tags(answer: Answer) -> float:
-    """reference − matched: how many tags were not written."""
+    """reference − matched: the number of missed tags."""
     return float(answer.counts.reference.total() - answer.counts.matched.total())
 
 
 def misplaced_tags(answer: Answer) -> float:
-    """matched − matched in place: tags that are right but stand elsewhere, or nowhere. By seconds where times are known, else by
-    words; 0 where the target has neither, since nothing says where a tag stands."""
+    """matched − matched in place: the number of right tags in the wrong place, or without a place. In seconds if times are known,
+    else in words; 0 if the target has neither, because then places are unknown."""
     if answer.events is not None and answer.written is not None:
         placed = placed_counts(*time_places(answer.events, answer.written), answer.placement.tolerance_s)
     elif answer.with_words:
@@ -104,7 +104,7 @@ PROFILES: dict[str, dict[str, float]] = {
 
 
 def weights_of(profile: str, target: str, changed: dict[str, float] | None = None) -> dict[str, float]:
-    """The weights of a profile for a target, with those of `changed` in their place; weight 0 leaves one out."""
+    """The weights of a profile for a target, overridden by `changed`; weight 0 removes a component."""
     weights = PROFILES[profile] | (changed or {})
     if target == "tags" and profile != "card":
         weights.pop("word_accuracy", None)  # a constant: the candidate has no words

@@ -1,4 +1,4 @@
-"""Reference and prediction side by side, with what differs marked."""
+"""Reference and prediction side by side, with differences marked."""
 
 from difflib import SequenceMatcher
 
@@ -8,29 +8,29 @@ from .page import Line
 
 
 def marked(reference: str, prediction: str, with_words: bool) -> tuple[Line, Line]:
-    """(the reference, what it has alone as "missed"; the prediction, what it has alone as "false"). Without words only the
-    tags of the prediction are compared, and the reference's words stay unmarked.
+    """(reference with "missed" marks, prediction with "false" marks). Without words only tags are compared, and the reference's
+    words stay unmarked.
 
     >>> marked("[sighs] no", "[laughs] [sighs]", with_words=False)[1].stretches
     [('[laughs]', 'false'), ('[sighs]', 'same')]
     """
-    wanted, got = _pieces(reference), _pieces(prediction)
-    compared = [place for place, (_, key) in enumerate(wanted) if with_words or key.startswith("[")]
-    first, second = ["same"] * len(wanted), ["same"] * len(got)
-    matcher = SequenceMatcher(None, [wanted[place][1] for place in compared], [key for _, key in got], autojunk=False)
-    for kind, begin, end, other_begin, other_end in matcher.get_opcodes():
+    references, predictions = _pieces(reference), _pieces(prediction)
+    compared = [place for place, (_, key) in enumerate(references) if with_words or key.startswith("[")]
+    keys, predicted_keys = [references[place][1] for place in compared], [key for _, key in predictions]
+    reference_marks, prediction_marks = ["same"] * len(references), ["same"] * len(predictions)
+    for kind, begin, end, predicted_begin, predicted_end in SequenceMatcher(None, keys, predicted_keys, False).get_opcodes():
         if kind != "equal":
             for place in compared[begin:end]:
-                first[place] = "missed"
-            second[other_begin:other_end] = ["false"] * (other_end - other_begin)
+                reference_marks[place] = "missed"
+            prediction_marks[predicted_begin:predicted_end] = ["false"] * (predicted_end - predicted_begin)
     return (
-        Line("reference", [(shown, mark) for (shown, _), mark in zip(wanted, first, strict=True)]),
-        Line("prediction", [(shown, mark) for (shown, _), mark in zip(got, second, strict=True)]),
+        Line("reference", [(shown, mark) for (shown, _), mark in zip(references, reference_marks, strict=True)]),
+        Line("prediction", [(shown, mark) for (shown, _), mark in zip(predictions, prediction_marks, strict=True)]),
     )
 
 
 def _pieces(text: str) -> list[tuple[str, str]]:
-    """(as it is shown, what it is compared by): tags, and words without their case and punctuation."""
+    """(text to show, key to compare by): tags, and words without case and punctuation."""
     pieces = []
     for piece in parse_leniently(text):
         if piece.kind == "tag":

@@ -1,7 +1,7 @@
-"""The model card in the hub's format, from the records of the runs: what they do not hold is not in it.
+"""The model card in the hub's format, made only from the records of the runs.
 
-A card is made to be handed on: it names files and folders without saying where they lie. And what comes from data, configs and
-records is quoted as code or escaped, so that no manifest can add a heading, a table or a number to the results.
+A card is meant to be shared, so it names files and folders without their paths. Strings from data, configs and records are quoted
+as code or escaped, so that no manifest can add a heading, a table or a number to the results.
 """
 
 import json
@@ -41,7 +41,7 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Evaluated:
-    """`metrics`: what the evaluation's run measured, `system`: which line is this adapter's."""
+    """`metrics`: what the evaluation measured. `system`: the name of this adapter in it."""
 
     system: str
     metrics: dict[str, Any]
@@ -51,7 +51,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Trained:
-    """One run of the adapter's making: its stage, config, metrics, record, and what its dataset's records say."""
+    """One of the runs that made the adapter: its stage, config, metrics, record, and its dataset's records."""
 
     stage: str
     config: dict[str, Any]
@@ -61,7 +61,7 @@ class Trained:
 
 
 def model_card(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | None) -> ModelCard:
-    """What is missing is said to be unknown."""
+    """The card; missing facts appear as unknown."""
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
@@ -71,13 +71,13 @@ def model_card(config: ExportConfig, runs: list[Trained], evaluated: Evaluated |
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
         repository=json.dumps(one_line(config.push_to or "path/to/this/folder"), ensure_ascii=False),
-        layout_note=data.get("layout_note", "no run of its training was at hand."), results=_results(evaluated),
+        layout_note=data.get("layout_note", "the records of its training were not available."), results=_results(evaluated),
         recipe=_points(_recipe(runs)), data=_points(_data(runs)), limits=_points(_limits(config, runs, evaluated)),
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip
     about = ModelCardData(
         base_model=base if on_hub else None, library_name="peft", license=one_line(config.card.license),
-        language=[one_line(each) for each in config.card.language], pipeline_tag="automatic-speech-recognition",
+        language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
         tags=["lora", "peft", "voxtral-realtime", "expressive-tags", "evoxtral"],
     )  # fmt: skip
@@ -111,10 +111,10 @@ def _results(evaluated: Evaluated | None) -> str:
         return "None: this adapter was exported without an evaluation."
     systems = evaluated.metrics["systems"]
     shown = {name: report for name, report in systems.items() if name in ("base", evaluated.system)}
-    pairs = [each for each in evaluated.metrics["comparisons"] if {each["before"], each["after"]} <= set(shown)]
+    pairs = [pair for pair in evaluated.metrics["comparisons"] if {pair["before"], pair["after"]} <= set(shown)]
     clips = systems[evaluated.system]["clips"]
     split = code(evaluated.metrics["split"])
-    head = f"{clips:,} clips of the split {split}, greedy decoding; values with 95% intervals over clips."
+    head = f"{clips:,} clips of split {split}, greedy decoding; values with 95% intervals over clips."
     pairs = [pair | {side: markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
     return "\n\n".join(part for part in (head, systems_table(shown), _points(sentences(pairs))) if part)
 
@@ -141,7 +141,7 @@ def _eval_results(evaluated: Evaluated | None) -> list[EvalResult] | None:
 def _recipe(runs: list[Trained]) -> list[str]:
     lines = []
     if runs and runs[0].config.get("adapter"):
-        lines.append("what it started from is no longer where it was, and not described here")
+        lines.append("the adapter that it started from is no longer available and not described here")
     for run in runs:
         train = run.config["train"]
         steps = f"{train['epochs']:g} epochs at batch {train['batch_size']:d} × {train['gradient_accumulation']:d}"
@@ -155,11 +155,11 @@ def _recipe(runs: list[Trained]) -> list[str]:
             line += f"; {generate['candidates']:d} candidates per clip at temperature {generate['temperature']:g}, top-p "
             line += f"{generate['top_p']:g}, reward {code(score['profile'])}"
         if "kept_round" in run.metrics:
-            line += f"; {len(run.config['rounds'])} rounds, the adapter of round {run.metrics['kept_round']:d} was kept"
+            line += f"; {len(run.config['rounds'])} rounds, of which round {run.metrics['kept_round']:d} was kept"
         if "steps" in run.metrics:
             line += f"; {run.metrics['steps']:d} optimizer steps"
         lines.append(line)
-    return lines or ["unknown: the adapter was exported from a folder without a run"]
+    return lines or ["unknown: the adapter was exported without the records of its run"]
 
 
 def _data(runs: list[Trained]) -> list[str]:
@@ -167,24 +167,24 @@ def _data(runs: list[Trained]) -> list[str]:
     for run in runs:
         data, dataset = run.data, code(_folder(run.config["dataset"]))
         if not data:
-            lines.append(f"{code(run.stage)}: {dataset}, which is no longer there")
+            lines.append(f"{code(run.stage)}: {dataset}, which is no longer available")
             continue
         rows = ", ".join(f"{code(name)} {count:,d}" for name, count in data["rows"].items() if count)
         line = f"{code(run.stage)}: split {code(run.config.get('split', 'train'))} of {dataset} ({rows})"
         if "sources" in data:
-            sources, licenses = (listed([code(each) for each in data[name]]) for name in ("sources", "licenses"))
+            sources, licenses = (listed([code(value) for value in data[name]]) for name in ("sources", "licenses"))
             line += f"; sources: {sources}; licenses: {licenses}; {data['speakers']:,d} speakers"
         lines.append(line)
     return lines or ["unknown"]
 
 
 def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | None) -> list[str]:
-    limits = [markdown(each) for each in config.card.limits]
+    limits = [markdown(limit) for limit in config.card.limits]
     if not runs or any(not run.data for run in runs):
-        limits.append("The records of its training data were not at hand for this card.")
+        limits.append("The records of its training data were not available for this card.")
     sources = {source for run in runs for source in run.data.get("sources", [])}
     if sources & {"espeak-ng"}:
-        limits.append("Trained on synthetic speech by espeak-ng, whose tags are exaggerated; real speech is another matter.")
+        limits.append("Trained on synthetic speech by espeak-ng with exaggerated tags; expect different results on real speech.")
     if any(source.startswith("elevenlabs") for source in sources):
         limits.append("Trained on synthetic speech by ElevenLabs.")
     if evaluated is None:
@@ -195,7 +195,7 @@ def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | No
         if weak:
             limits.append(f"Tags with an F1 below 0.5 in the evaluation: {listed([code(tag) for tag in weak])}.")
         if "wer" not in report:
-            limits.append("Its words were not measured: it writes none.")
+            limits.append("Word error rates were not measured: it writes no words.")
     return limits
 
 

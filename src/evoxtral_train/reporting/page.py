@@ -1,4 +1,4 @@
-"""One HTML file that needs no other: text, tables, and pictures inside it."""
+"""A self-contained HTML page with text, tables, pictures and audio."""
 
 import base64
 import re
@@ -12,7 +12,7 @@ _INTERVAL = re.compile(r"[+-]?[\d.]+ \[.+\]")
 
 @dataclass(frozen=True)
 class Table:
-    """`rows`: cells as text, the first of each row is its name."""
+    """`rows`: cells as text; the first cell of a row is its name."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -20,7 +20,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled line of text whose stretches are marked: (stretch, "same" | "missed" | "false")."""
+    """A labelled line of marked text: (stretch, "same" | "missed" | "false")."""
 
     label: str
     stretches: Sequence[tuple[str, str]]
@@ -28,8 +28,8 @@ class Line:
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip to listen to, and side by side what was said and what each system wrote. `audio`: a FLAC file's bytes, or None
-    where it is not there."""
+    """A clip to play, with what was said and what each system wrote side by side. `audio`: a FLAC file's bytes, or None if the
+    file is gone."""
 
     title: str
     reference: Line
@@ -39,8 +39,8 @@ class ClipView:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and under it what there is of text, clips, a table, a list, and pictures (name -> PNG). Folded ones are at the
-    page's end, their text beside the heading, and open with a click."""
+    """A heading with optional text, clips, table, list and pictures (name -> PNG). Folded sections are at the end of the page,
+    with their text beside the heading, and open with a click."""
 
     title: str
     text: str = ""
@@ -52,11 +52,11 @@ class Section:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
-    """The page's HTML; `warnings` stand above everything. What is in the data is escaped: a transcript cannot become markup."""
+    """The page's HTML, with `warnings` at the top. Data is escaped: a transcript cannot become markup."""
     loader = PackageLoader(__package__, "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_url"] = lambda content, kind: f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    environment.filters["width"] = lambda png: int.from_bytes(png[16:20]) // 2  # of its header; plots hold two pixels for each
+    environment.filters["width"] = lambda png: int.from_bytes(png[16:20]) // 2  # from the header; plots have double resolution
     environment.filters["parts"] = lambda cell: cell.partition(" ") if _INTERVAL.fullmatch(cell) else (cell, "", "")
     template = environment.get_template("page.html.j2")
     return template.render(title=title, subtitle=subtitle, sections=sections, warnings=warnings)

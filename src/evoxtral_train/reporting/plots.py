@@ -1,7 +1,7 @@
 """Plots as PNG, in one style.
 
-Names come from data: there may be thousands, and anything may stand in them. So no plot shows more than `MOST` of them, the rest
-together; they are cut, and never read as mathematics. And no plot fails: what cannot be drawn becomes a picture that says so.
+Names come from data: there may be thousands, with any content. So a plot shows at most `MOST` of them and sums up the rest; names
+are shortened and never parsed as mathematics. And no plot fails: if one cannot be drawn, the picture says so.
 """
 
 import io
@@ -22,20 +22,20 @@ MOST = 40  # names in one plot
 _MOST_CHARACTERS = 40  # of a name
 _COLOR, _FAINT = "#3b6ea5", "#d9dee5"
 _PALETTE = ("#3b6ea5", "#e0a33e", "#4f9d69", "#b5566b")
-_DPI = 220  # twice what a page shows them at, for screens with small pixels
+_DPI = 220  # twice the size on the page, for high-resolution screens
 _MOST_INCHES = 60.0
 
 
 def _never_fails(plot: Callable[..., bytes]) -> Callable[..., bytes]:
-    """An evaluation takes hours, its pictures seconds: one that cannot be drawn must not cost it."""
+    """An evaluation takes hours, a picture seconds: a failed picture must not lose the evaluation."""
 
     @wraps(plot)
     def drawn(*arguments, **named) -> bytes:
         with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
-            warnings.simplefilter("ignore")  # a letter that the font lacks, a layout that is tight: nothing a user could act on
+            warnings.simplefilter("ignore")  # missing glyphs, tight layouts: nothing a user could fix
             try:
                 return plot(*arguments, **named)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the page goes on without this picture
+            except Exception as error:  # noqa: BLE001 - whatever it is, the page does without this picture
                 reason = f"{type(error).__name__}: {one_line(error, 100)}"
                 print(f"a picture could not be drawn: {reason}", file=sys.stderr)
                 figure, axes = _figure(7.2, 1.0)
@@ -48,7 +48,7 @@ def _never_fails(plot: Callable[..., bytes]) -> Callable[..., bytes]:
 
 @_never_fails
 def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> bytes:
-    """Counts over bins of even width, each beginning at its edge."""
+    """Counts over bins of equal width; `edges` are their lower ends."""
     figure, axes = _figure(7.2, 3.0)
     width = edges[1] - edges[0] if len(edges) > 1 else 1.0
     axes.bar(edges, counts, width=width, align="edge", color=_COLOR, edgecolor="white", linewidth=0.5)
@@ -74,7 +74,7 @@ def columns(names: Sequence[str], values: Sequence[float], label: str, y_label: 
 
 @_never_fails
 def stacked_rows(names: Sequence[str], series: dict[str, Sequence[float]], label: str, decimals: int = 0) -> bytes:
-    """One horizontal bar for each name, made of the parts of each series; its total stands at its end."""
+    """One horizontal bar per name, stacked by series, with its total at the end."""
     most_frequent = sorted(range(len(names)), key=lambda place: -sum(values[place] for values in series.values()))
     names, shown = _bounded(names, list(series.values()), most_frequent)
     figure, axes = _figure(7.2, 0.7 + 0.27 * len(names))
@@ -101,9 +101,9 @@ def intervals(
     label: str,
     grey: Collection[str] = (),
 ) -> bytes:
-    """For each name and each series a point with its interval (value, low, high); None: nothing to show. The first name
-    stands apart from the others, of which the first `MOST` are shown; series in `grey` are there to compare with. Small enough
-    to be read on a phone."""
+    """A point with its interval (value, low, high) for each name and series; None: nothing to show. The first name is set apart
+    from the others, of which the first `MOST` are shown; series in `grey` are there for comparison. Small enough to read on a
+    phone."""
     names = [_name(name) for name in names[: MOST + 1]]
     series = {part: values[: MOST + 1] for part, values in series.items()}
     figure, axes = _figure(5.6, 0.9 + 0.13 * len(names) * max(2, len(series)))
@@ -140,7 +140,7 @@ def lines(
     unit_square: bool = False,
     y_scale: str = "linear",
 ) -> bytes:
-    """One line for each series of (x, y). `diagonal`: with the line x = y, where the two should agree."""
+    """One line per series of (x, y). `diagonal`: also draw x = y, where the two should agree."""
     figure, axes = _figure(7.2, 3.6)
     if diagonal:
         axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle="--")
@@ -152,7 +152,7 @@ def lines(
         axes.set_ylim(-0.02, 1.02)
     axes.set_yscale(y_scale)
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")  # of a logarithmic scale it would write mathematics
+    axes.yaxis.set_minor_formatter("")  # on a logarithmic scale it would use mathematical notation
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _legend(axes, len(series))
@@ -161,7 +161,7 @@ def lines(
 
 @_never_fails
 def bands(series: dict[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str) -> bytes:
-    """One line with its band for each series of (x, value, low, high); values are shares."""
+    """One line with its band per series of (x, value, low, high); values are shares."""
     figure, axes = _figure(7.2, 3.6)
     for (part, values), color in zip(series.items(), _colors(), strict=False):
         x, value, low, high = zip(*values, strict=True)
@@ -176,7 +176,7 @@ def bands(series: dict[str, Sequence[tuple[float, float, float, float]]], x_labe
 
 @_never_fails
 def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
-    """One box for each series: median, quartiles, and all but the outliers; the mean as a point."""
+    """One box plot per series: median, quartiles, whiskers, outliers; the mean as a point."""
     figure, axes = _figure(7.2, 0.9 + 0.4 * len(series))
     axes.boxplot(
         list(series.values()), orientation="horizontal", tick_labels=list(map(_name, series)), showmeans=True, widths=0.6,
@@ -195,7 +195,7 @@ def distributions(series: dict[str, Sequence[float]], label: str) -> bytes:
 def heatmap(
     names: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], x_label: str = "", y_label: str = ""
 ) -> bytes:
-    """Counts of rows against columns as shades with the number in each cell; zero cells stay empty."""
+    """A matrix of counts as shades, with the number in each cell; zero cells stay empty."""
     by_row = sorted(range(len(names)), key=lambda row: -sum(values[row]))
     by_column = sorted(range(len(columns)), key=lambda column: -sum(row[column] for row in values))
     columns, values = _bounded(columns, values, by_column)
@@ -222,7 +222,7 @@ def heatmap(
 def _bounded(
     names: Sequence[object], rows: Sequence[Sequence[float]], order: Sequence[int]
 ) -> tuple[list[str], list[list[float]]]:
-    """At most `MOST` names, the first by `order`, where they stood; and one that sums the others in each row."""
+    """At most `MOST` names, the first by `order`, in their original order; plus one that sums the others in each row."""
     kept, others = sorted(order[:MOST]), order[MOST:]
     shown = [_name(names[place]) for place in kept] + ([f"other ({len(others):,})"] if others else [])
     sums = [[row[place] for place in kept] + ([sum(row[place] for place in others)] if others else []) for row in rows]

@@ -1,4 +1,4 @@
-"""What an evaluation found, and which of it comes first: the systems that lead, and the clips to hear."""
+"""The results of an evaluation, and what to show first: the leading systems and the clips to play."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from ..text.tags import find_tags
 
 @dataclass(frozen=True)
 class Training:
-    """Where a system comes from. `losses`: name -> [(step, loss)]; `rewards`: name of the round -> rewards of its candidates."""
+    """How the systems were trained. `losses`: name -> [(step, loss)]; `rewards`: round -> rewards of its candidates."""
 
     losses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     rewards: dict[str, list[float]] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the page and the terminal's last lines are made of. `reports` and `rows` by system; `audio_of`: clip id -> FLAC
+    """The input of the page and of the last lines on the terminal. `reports` and `rows`: by system. `audio_of`: clip id -> FLAC
     bytes, or None."""
 
     title: str
@@ -37,7 +37,7 @@ class Evaluation:
 
     @property
     def leading(self) -> list[str]:
-        """The systems without filters and yardsticks; all of them where nothing else is there."""
+        """The systems without filters and yardsticks; all systems if there are no others."""
         filters = own_systems(self.systems)
         leading = [system.name for system in self.systems if system.name not in filters and not system.is_yardstick]
         return [name for name in leading if name in self.reports] or list(self.reports)
@@ -49,7 +49,7 @@ class Evaluation:
 
     @property
     def final(self) -> str:
-        """The last of the leading systems that wrote a tag: what all the work led to."""
+        """The last leading system that wrote a tag: the end of the pipeline."""
         return [*self.leading[:1], *(name for name in self.leading if self.reports[name]["predicted_tags"])][-1]
 
     @property
@@ -60,26 +60,26 @@ class Evaluation:
 
 def sentences(comparisons: Sequence[dict]) -> list[str]:
     """Each comparison in one sentence."""
-    return [sentence(each) for each in comparisons]
+    return [sentence(comparison) for comparison in comparisons]
 
 
-def drawn_clips(found: Evaluation) -> list[Prediction]:
-    """Three tagged clips by the hash of their ids: no result decides which are shown, and they are the same for every
-    system. Untagged clips follow where there are too few."""
-    return sorted(found.rows[found.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:3]
+def drawn_clips(evaluation: Evaluation) -> list[Prediction]:
+    """Three tagged clips, chosen by the hash of their ids: results cannot influence the choice, and all systems share it. If
+    there are fewer, untagged clips fill up."""
+    return sorted(evaluation.rows[evaluation.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:3]
 
 
-def how_drawn(found: Evaluation) -> str:
-    """Which clips `drawn_clips` shows, for the reader."""
-    report = found.reports[found.final]
-    tagged, shown = report["clips"] - report["clips_without_reference_tags"], len(drawn_clips(found))
+def how_drawn(evaluation: Evaluation) -> str:
+    """How `drawn_clips` chose its clips, for the reader."""
+    report = evaluation.reports[evaluation.final]
+    tagged, shown = report["clips"] - report["clips_without_reference_tags"], len(drawn_clips(evaluation))
     of = f"{shown} of {tagged} tagged clips" if tagged >= shown else f"{shown} clips"
     return f"{of}, drawn by the hash of their ids"
 
 
-def units(found: Evaluation) -> str:
-    """What the intervals are over: "clips", or "speakers"."""
-    return f"{next(iter(found.reports.values()))['intervals']['unit']}s"
+def units(evaluation: Evaluation) -> str:
+    """The unit of the intervals: "clips" or "speakers"."""
+    return f"{next(iter(evaluation.reports.values()))['intervals']['unit']}s"
 
 
 def _hash(identity: str) -> str:

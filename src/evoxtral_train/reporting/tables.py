@@ -16,7 +16,7 @@ _SHORT = {
 
 
 def systems_table(systems: Mapping[str, dict]) -> str:
-    """Every measure: one line each, one column per system, value [95% interval]; measures that no system has are left out."""
+    """All measures: one line each, one column per system, value [95% interval]. Measures that no system has are left out."""
     header, rows = systems_rows(systems)
     return markdown_table(map(markdown, header), rows)
 
@@ -28,15 +28,15 @@ def systems_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]
 
 
 def short_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one line per system with what matters most: micro F1, its precision and recall, false tags per untagged
-    clip, and WER where words are written."""
+    """(header, rows): one line per system with micro F1, precision and recall, false tags per untagged clip, and WER if words are
+    written."""
     columns = [[title, *map(short_interval, _row(systems, path))] for title, path in _SHORT.items() if any(_row(systems, path))]
     header, *rows = zip(["system", *systems], *columns, strict=True)
     return list(header), [list(row) for row in rows]
 
 
 def _paths(systems: Mapping[str, dict]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(title, where it is in a report) of every measure."""
+    """(title, path in a report) of every measure."""
     yield from _family_paths("micro", "macro")
     yield "false tags per untagged clip", ("false_tags_per_untagged_clip",)
     yield "tags per clip", ("tags_per_clip",)
@@ -54,7 +54,7 @@ def _family_paths(*families: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _row(systems: Mapping[str, dict], path: tuple[str, ...]) -> list[dict | None]:
-    """The measure of each system; None where its report lacks it."""
+    """The measure of each system; None if its report lacks it."""
     return [_find(report, path) for report in systems.values()]
 
 
@@ -76,7 +76,7 @@ def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are Markdown: names from data go through `plain_text.markdown`."""
+    """Cells are Markdown: pass names from data through `plain_text.markdown` first."""
     header = list(header)
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
@@ -104,7 +104,7 @@ def interval(measure: dict | None) -> str:
 
 
 def short_interval(measure: dict | None) -> str:
-    """{"value": 0.7534, "low": 0.71, "high": 0.79} -> "0.75 [0.71–0.79]": four of them fit beside a name in 80 columns."""
+    """{"value": 0.7534, "low": 0.71, "high": 0.79} -> "0.75 [0.71–0.79]": four fit beside a name in 80 columns."""
     if measure is None or measure["value"] is None:
         return "—"
     if measure["low"] is None:

@@ -1,4 +1,4 @@
-"""Does the model know when it is right? Confidence of tags against how often they are right, and what filters by it give."""
+"""Calibration: how often tags of a given confidence are right, and precision and recall of filters by confidence."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ _CURVE_POINTS = 60
 
 
 def filtered(row: Prediction, top_k: int | None = None, by: str = "emission", min_confidence: float = 0.0) -> Prediction:
-    """The prediction with the `top_k` first ("emission") or most confident ("confidence") of its tags, and none below
-    `min_confidence`; what belongs to the tags goes with them. Raises ValueError where confidences are needed and missing."""
+    """The prediction with only its first ("emission") or most confident ("confidence") `top_k` tags, and none below
+    `min_confidence`; `written` and `confidences` are filtered alike. Raises ValueError if needed confidences are missing."""
     tags = find_tags(row.prediction)
     if row.confidences is None and (min_confidence > 0 or (top_k is not None and by == "confidence")):
         raise ValueError("these predictions have no confidences")
@@ -32,7 +32,7 @@ def filtered(row: Prediction, top_k: int | None = None, by: str = "emission", mi
 
 
 def judged_tags(rows: Sequence[Prediction]) -> list[tuple[float, bool]]:
-    """(confidence, right) of every predicted tag. Of a tag written more often than the reference has it, the first are right."""
+    """(confidence, right) of every predicted tag. Of a tag written more often than in the reference, the first ones are right."""
     judged = []
     for row in rows:
         left = Counter(find_tags(row.reference))
@@ -43,44 +43,45 @@ def judged_tags(rows: Sequence[Prediction]) -> list[tuple[float, bool]]:
 
 
 def reliability(rows: Sequence[Prediction]) -> dict:
-    """`bins`: {from, to, tags, confidence (mean), right (share)} where there is any tag; `expected_error`: the mean distance
-    of the two over all tags (expected calibration error, Naeini et al. 2015); None without tags."""
+    """`bins`: {from, to, tags, confidence (mean), right (share)} for each bin with tags. `expected_error`: the mean distance
+    between the two over all tags (expected calibration error, Naeini et al. 2015), None without tags."""
     judged = judged_tags(rows)
     bins, error = [], 0.0
     for number in range(BINS):
         low, high = number / BINS, (number + 1) / BINS
-        inside = [each for each in judged if low <= each[0] < high or (number == BINS - 1 and each[0] == 1.0)]
+        inside = [tag for tag in judged if low <= tag[0] < high or (number == BINS - 1 and tag[0] == 1.0)]
         if inside:
-            mean, right = (sum(each[place] for each in inside) / len(inside) for place in (0, 1))
+            mean, right = (sum(tag[column] for tag in inside) / len(inside) for column in (0, 1))
             bins.append({"from": low, "to": high, "tags": len(inside), "confidence": mean, "right": right})
             error += abs(mean - right) * len(inside)
     return {"tags": len(judged), "bins": bins, "expected_error": error / len(judged) if judged else None}
 
 
 def filter_curves(rows: Sequence[Prediction]) -> dict[str, list[dict]]:
-    """name of the filter -> [{setting, precision, recall, f1}], micro, from the loosest setting to the tightest."""
+    """filter name -> [{setting, precision, recall, f1}], micro, from the loosest setting to the strictest."""
     most = max((len(find_tags(row.prediction)) for row in rows), default=0)
-    confidences = sorted({each for row in rows for each in row.confidences or []})
+    confidences = sorted({value for row in rows for value in row.confidences or []})
     step = max(1, len(confidences) // _CURVE_POINTS)
     curves = {
-        "least confidence": [(each, {"min_confidence": each}) for each in confidences[::step]],
+        "least confidence": [(value, {"min_confidence": value}) for value in confidences[::step]],
         "top-k by confidence": [(k, {"top_k": k, "by": "confidence"}) for k in range(most, 0, -1)],
         "top-k by order": [(k, {"top_k": k}) for k in range(most, 0, -1)],
     }
     return {
-        name: [_micro([filtered(row, **how) for row in rows], setting) for setting, how in each] for name, each in curves.items()
+        name: [_micro([filtered(row, **options) for row in rows], setting) for setting, options in settings]
+        for name, settings in curves.items()
     }
 
 
 def _micro(rows: Sequence[Prediction], setting: float) -> dict:
-    matched = predicted = wanted = 0
+    matched = predicted = references = 0
     for row in rows:
         reference, prediction = Counter(find_tags(row.reference)), Counter(find_tags(row.prediction))
         matched += (reference & prediction).total()
-        predicted, wanted = predicted + prediction.total(), wanted + reference.total()
+        predicted, references = predicted + prediction.total(), references + reference.total()
     return {
         "setting": setting,
         "precision": matched / predicted if predicted else None,
-        "recall": matched / wanted if wanted else None,
-        "f1": 2 * matched / (predicted + wanted) if predicted + wanted else None,
+        "recall": matched / references if references else None,
+        "f1": 2 * matched / (predicted + references) if predicted + references else None,
     }

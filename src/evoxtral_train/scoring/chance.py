@@ -1,4 +1,4 @@
-"""What an answer that does not listen can score: one multiset of tags for every clip, the best in hindsight."""
+"""The best score without listening: one multiset of tags for every clip, chosen in hindsight."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from ..text.tags import find_tags
 
 
 def best_constant_answer(references: Sequence[str]) -> list[str]:
-    """The tags that, written for every clip, give the highest micro F1 on these references; the fewest where several do.
+    """The tags that, written for every clip, give the highest micro F1 on these references; ties go to the fewest tags.
 
-    With N clips and R reference tags an answer of k tags scores 2 × matched / (kN + R). The j-th copy of a tag matches
-    in each clip that holds the tag at least j times, whatever else is written. So for each k the k pieces (tag, j) with
-    the most clips are best, and a tag's j-th copy never has more clips than the one before: exact, not a heuristic.
+    With N clips and R reference tags, an answer of k tags scores 2 × matched / (kN + R). The j-th copy of a tag matches
+    in each clip that has the tag at least j times, whatever else is written. So for each k, the k pieces (tag, j) with
+    the most clips are best. A tag's j-th copy never matches more clips than the one before, so this search is exact.
     """
     pieces: Counter[tuple[int, str]] = Counter()
     for reference in references:

@@ -1,9 +1,8 @@
-"""Which tag is written in another's place.
+"""The confusion matrix of tags: what was written instead of what.
 
-Tags have no partners, so within a clip the missed and the false ones are set against each other evenly. Of a clip that
-lacks [sighs] and [pause] and has a false [gasps], one of the two was taken for it: each counts one half, and the other half
-of each is missed without anything in its place. Rows sum to how often a tag is in the references, columns to how often it
-was written.
+Tags are not aligned, so within a clip missed and false tags are paired evenly. If a clip misses [sighs] and [pause] and has
+a false [gasps], each of the two was confused with it by one half, and the other half of each has nothing in its place. Rows
+sum to how often a tag is in the references, columns to how often it was written.
 
     reference [sighs] [pause] [laughs], prediction [gasps] [laughs]
                  gasps   laughs   nothing
@@ -47,7 +46,7 @@ def confusion(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
 
 
 def by_group(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str, dict[str, float]]:
-    """The same between groups of tags; tags that the taxonomy lacks are the group "other"."""
+    """The same between groups of tags; tags outside the taxonomy form the group "other"."""
 
     def group(tag: str) -> str:
         return NOTHING if tag == NOTHING else taxonomy.groups.get(tag, "other")
@@ -61,19 +60,19 @@ def by_group(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str
 
 
 def shares(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str, float]:
-    """Of all tags in the references: right, another of the same group, of another group, or nothing written in its place."""
-    found = dict.fromkeys(("right", "same_group", "other_group", "missed"), 0.0)
+    """Shares of the reference tags: right, confused within the group, confused with another group, or missed."""
+    counts = dict.fromkeys(("right", "same_group", "other_group", "missed"), 0.0)
     for tag, row in table.items():
         if tag == NOTHING:
             continue
         for other, value in row.items():
             if other == tag:
-                found["right"] += value
+                counts["right"] += value
             elif other == NOTHING:
-                found["missed"] += value
+                counts["missed"] += value
             elif taxonomy.groups.get(tag, "other") == taxonomy.groups.get(other, "other"):
-                found["same_group"] += value
+                counts["same_group"] += value
             else:
-                found["other_group"] += value
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()} if total else {}
+                counts["other_group"] += value
+    total = sum(counts.values())
+    return {name: value / total for name, value in counts.items()} if total else {}

@@ -5,7 +5,7 @@ from .tag_counts import TagCounts
 
 
 def emphasised_words(text: str) -> list[str]:
-    """The words with at least two letters, all of them capitals, in lower case: "[angry] I said NO, Tom!" -> ["no"]."""
+    """Words of two or more letters, all capitals, returned in lower case: "[angry] I said NO, Tom!" -> ["no"]."""
     words = []
     for word in strip_tags(text).split():
         letters = "".join(letter for letter in word if letter.isalpha())
@@ -15,5 +15,5 @@ def emphasised_words(text: str) -> list[str]:
 
 
 def emphasis_counts(reference: str, prediction: str) -> TagCounts:
-    """Emphasised words of both, compared as multisets, as tags are."""
+    """Emphasised words of both, compared as multisets like tags."""
     return TagCounts.of(emphasised_words(reference), emphasised_words(prediction))

@@ -1,4 +1,4 @@
-"""Which tags are found, by when in the clip they happen."""
+"""Recall of tags by the time of their event in the clip."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from .intervals import Units, ratio
 def recall_by_time(
     rows: Sequence[Prediction], edges_s: Sequence[float], fewest: int = 10, samples: int = 2000, seed: int = 0
 ) -> list[dict]:
-    """Recall of the reference's tags by the second at which their event begins: [{from_s, to_s, mean_s, events, value, low,
-    high}], where at least `fewest` events are. Of a tag that a clip has twice and the system wrote once, the earlier counts
-    as found. Rows without events are left out; of several rows of one clip each counts."""
+    """Recall of the reference tags by the start of their event: [{from_s, to_s, mean_s, events, value, low, high}], for bins with
+    at least `fewest` events. If a clip has a tag twice and the system wrote it once, the earlier one counts as found. Rows
+    without events are left out; several rows of one clip all count."""
     begins, found, ids = [], [], []
     for row in rows:
         left = Counter(find_tags(row.prediction))

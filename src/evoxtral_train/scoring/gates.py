@@ -1,4 +1,4 @@
-"""Conditions that a system must meet, for CI: each is judged by the measure itself, or by the worse end of its interval."""
+"""Gates for CI: limits on a system's measures, tested on the value itself or on the worse end of its interval."""
 
 from ..config.evaluation import Gates
 
@@ -9,8 +9,8 @@ _MOST = {"micro_hallucination_max": ("micro", "hallucination"), "wer_max": ("wer
 
 
 def failed_gates(gates: Gates, systems: dict[str, dict], wer_rise: dict | None = None) -> list[str]:
-    """A sentence for each gate that the system does not pass; a measure that is not there does not pass. `wer_rise`: the paired
-    difference of WER against the baseline, {value, high}."""
+    """A sentence for each failed gate. A missing measure fails. `wer_rise`: the paired difference in WER from the baseline,
+    {value, high}."""
     report, failed = systems[gates.system], []
     for name, path in _LEAST.items():
         limit = getattr(gates, name)
@@ -38,5 +38,5 @@ def _find(report: dict, path: tuple[str, ...], end: str) -> float | None:
 
 
 def _sentence(gates: Gates, name: str, value: float | None, bound: str, limit: float) -> str:
-    found = "not measured" if value is None else f"{value:.4f}"
-    return f"gate {name} of {gates.system}: {found}, {bound} {limit:g} is asked for"
+    measured = "not measured" if value is None else f"{value:.4f}"
+    return f"gate {name} of {gates.system}: {measured}, but must be {bound} {limit:g}"

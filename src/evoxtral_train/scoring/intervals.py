@@ -1,12 +1,11 @@
-"""Intervals of one system's measures, over clips or groups of clips.
+"""Confidence intervals of one system's measures, over clips or groups of clips.
 
-A measure is a function of weights (how often each row counts): sums over sums, or means of such. Its interval is the
-bias-corrected and accelerated bootstrap (BCa: Efron 1987) with Student's quantile, which few units need. Percentiles of
-the resamples alone are too narrow and, for skewed measures such as false tags per clip, in the wrong place.
+A measure is a function of weights (how often each row counts): a ratio of sums, or a mean of such ratios. Its interval is the
+bias-corrected and accelerated bootstrap (BCa: Efron 1987), with Student's quantile to correct for few units. Plain percentiles
+are too narrow and, for skewed measures such as false tags per clip, off-centre.
 
-Where all units agree, the bootstrap has no spread, and a point would claim certainty. Then `no_spread_interval` gives exact
-bounds: Clopper–Pearson for what lies between 0 and 1, Poisson for counts. tests/test_intervals.py counts how often all of
-these hold the truth.
+If all units agree, the bootstrap has no spread and would claim certainty. Then `no_spread_interval` gives exact bounds:
+Clopper–Pearson for values between 0 and 1, Poisson for counts. tests/test_intervals.py measures the coverage of all these.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +14,14 @@ import numpy as np
 from scipy.stats import chi2, norm, t
 
 Measure = Callable[[np.ndarray], np.ndarray]
-"""weights [draws, rows] -> values [draws], NaN where it is not defined."""
+"""weights [draws, rows] -> values [draws], NaN where undefined."""
 
 LEVEL = 0.95
 _BLOCK = 512
 
 
 class Units:
-    """What is drawn: clips, or groups of clips (speakers). `names`: the unit of each row; rows of one unit are drawn together."""
+    """The resampled units: clips or groups of clips (speakers). `names`: the unit of each row; rows of one unit stay together."""
 
     def __init__(self, names: Sequence[str], samples: int, seed: int):
         self.of_row, self.count = numbered(names)
@@ -30,15 +29,15 @@ class Units:
         self._drawn = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=samples)
 
     def measure(self, measure: Measure, counted: np.ndarray | None = None, most: float | None = 1.0) -> dict:
-        """{value, low, high}; all None when the measure is not defined on the data.
+        """{value, low, high}; all None if the measure is undefined on the data.
 
-        `counted` [rows]: which rows it depends on at all; None: all. `most`: the largest value it can have; None: no limit.
+        `counted` [rows]: the rows that can affect it (None: all). `most`: its largest possible value (None: no limit).
         """
         value = float(measure(np.ones((1, len(self.of_row))))[0])
         if np.isnan(value):
             return {"value": None, "low": None, "high": None}
         drawn = np.concatenate([measure(block[:, self.of_row].astype(float)) for block in self._blocks(self._drawn)])
-        drawn = np.round(drawn[~np.isnan(drawn)], 12)  # what is equal but for rounding is equal
+        drawn = np.round(drawn[~np.isnan(drawn)], 12)  # values that differ only by rounding are equal
         units = self.count if counted is None else len(set(self.of_row[counted].tolist()))
         if len(drawn) == 0 or drawn.min() == drawn.max():
             low, high = no_spread_interval(value, units, most)
@@ -60,13 +59,13 @@ class Units:
 
 
 def numbered(names: Sequence[str]) -> tuple[np.ndarray, int]:
-    """(the number of each name in order of appearance, how many there are): a, b, a -> [0, 1, 0], 2."""
+    """(each name's number in order of appearance, how many there are): a, b, a -> [0, 1, 0], 2."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names]), len(numbers)
 
 
 def bca_interval(value: float, drawn: np.ndarray, left_out: np.ndarray, units: int, level: float = LEVEL) -> tuple[float, float]:
-    """(low, high) by BCa, with Student's quantile in place of the normal one."""
+    """(low, high) by BCa, with Student's quantile instead of the normal one."""
     value = round(value, 12)
     below = np.mean(drawn < value) + np.mean(drawn == value) / 2
     bias = norm.ppf(np.clip(below, 1 / (2 * len(drawn)), 1 - 1 / (2 * len(drawn))))
@@ -81,9 +80,9 @@ def bca_interval(value: float, drawn: np.ndarray, left_out: np.ndarray, units: i
 
 
 def no_spread_interval(value: float, units: int, most: float | None = 1.0, level: float = LEVEL) -> tuple[float, float]:
-    """(low, high) when all `units` agree: another unit may differ with a chance of up to `unseen_share`, and then by as much as
-    can be. At 0 and at 1 these are the bounds of Clopper and Pearson. Without a limit (`most` None) the upper bound is
-    Poisson's: 3.69 events in as many units.
+    """(low, high) if all `units` agree: a new unit may differ with a probability of up to `unseen_share`, and then by as much as
+    possible. At 0 and 1 these are the Clopper–Pearson bounds. Without a limit (`most` None) the upper bound is Poisson's: 3.69
+    events in as many units.
 
     >>> [round(bound, 3) for bound in no_spread_interval(1.0, 100)]
     [0.964, 1.0]
@@ -98,12 +97,12 @@ def no_spread_interval(value: float, units: int, most: float | None = 1.0, level
 
 
 def unseen_share(units: int, level: float = LEVEL) -> float:
-    """The largest share of all units that may be of a kind of which `units` of them showed none: 1 − 0.025^(1/n)."""
+    """The largest plausible share of units of a kind that did not occur among `units`: 1 − 0.025^(1/n)."""
     return 1 - ((1 - level) / 2) ** (1 / units)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Measure:
-    """Sum over sum; NaN where the denominators sum to 0."""
+    """The ratio of the sums; NaN where the denominators sum to 0."""
 
     def measure(weights: np.ndarray) -> np.ndarray:
         above, below = weights @ numerators, weights @ denominators

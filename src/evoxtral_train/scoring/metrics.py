@@ -1,14 +1,14 @@
-"""Metrics over clips in families, always side by side, each with an interval over clips.
+"""Families of metrics, always reported together, each with an interval over clips.
 
 `card`   the published tag metrics of the Evoxtral-Realtime cards; a model that writes no tag scores the share of untagged clips
-`bench`  the published seven measures of Evoxtral-Bench; those of words only where the system writes words
+`bench`  the seven published measures of Evoxtral-Bench; word measures only if the system writes words
 `micro`  over all tags of all clips: sums of matched, predicted and reference tags
 `macro`  the mean over the tags that occur in the references, each tag scored over all clips
+`placed` `micro` and `macro`, counting only tags in the right place (see `placement`), if places are known
 
-`card` and `bench` are means over clips of `published`'s scores. A rate without a denominator (precision of a system that wrote
-nothing) is None, not 0 or 1, in `micro`; in `macro` such a tag counts 0. `placed` holds `micro` and `macro` for tags that also
-stand in their place (see `placement`), wherever places are known. Beside them: false tags per untagged clip, tags per clip,
-WER, CER and emphasis where the system writes words, and a table per tag with its support. docs/evaluation.md has every
+`card` and `bench` are means over clips of `published`'s scores. In `micro`, a rate without a denominator (precision of a system
+that wrote nothing) is None, not 0 or 1; in `macro` such a tag counts 0. Also reported: false tags per untagged clip, tags per
+clip, a table per tag with its support, and WER, CER and emphasis if the system writes words. docs/evaluation.md has every
 formula, its empty cases and a worked example.
 """
 
@@ -32,7 +32,7 @@ _PLACEMENT, _BOOTSTRAP = Placement(), Bootstrap()
 
 
 class Sums(NamedTuple):
-    """A measure that is a sum over a sum: what each row adds above and below."""
+    """A measure that is a ratio of sums: what each row adds to the numerator (`above`) and the denominator (`below`)."""
 
     above: np.ndarray
     below: np.ndarray
@@ -43,8 +43,8 @@ def evaluate(
 ) -> dict:
     """Every metric as {value, low, high}, nested by family.
 
-    `with_words`: whether the system writes words, so that WER, CER and emphasis mean something. Rows of one id (several runs
-    of a study, pooled) are drawn together. Raises ValueError where `bootstrap.unit` is not known for every row.
+    `with_words`: whether the system writes words, so that WER, CER and emphasis are meaningful. Rows with the same id (pooled
+    runs of a study) are resampled together. Raises ValueError if `bootstrap.unit` is unknown for a row.
     """
     if not rows:
         raise ValueError("no predictions to evaluate")
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def units_of(rows: Sequence[Prediction], unit: str) -> list[str]:
-    """What intervals and tests draw: the clip or the speaker of each row. Raises ValueError where a speaker is not known."""
+    """The resampling unit of each row: its clip or its speaker. Raises ValueError if a speaker is unknown."""
     if unit == "clip":
         return [row.id for row in rows]
     unknown = [row.id for row in rows if not row.speaker]
@@ -93,24 +93,24 @@ def units_of(rows: Sequence[Prediction], unit: str) -> list[str]:
 
 
 def sums(rows: Sequence[Prediction], with_words: bool) -> dict[str, Sums]:
-    """name -> what each row adds: the measures that two systems can be compared by."""
+    """name -> each row's contribution, for the measures that two systems are compared by."""
     counts = [TagCounts.of(find_tags(row.reference), find_tags(row.prediction)) for row in rows]
-    matched, predicted, wanted = _totals(counts)
-    untagged = (wanted == 0).astype(float)
-    found = {
-        "micro_f1": Sums(2 * matched, predicted + wanted),
-        "micro_recall": Sums(matched, wanted),
+    matched, predicted, reference = _totals(counts)
+    untagged = (reference == 0).astype(float)
+    measures = {
+        "micro_f1": Sums(2 * matched, predicted + reference),
+        "micro_recall": Sums(matched, reference),
         "hallucination": Sums(predicted - matched, predicted),
         "false_tags_per_untagged_clip": Sums(predicted * untagged, untagged),
         "tags_per_clip": Sums(predicted, np.ones(len(rows))),
     }
     if with_words:
-        found |= {"wer": _error_sums(rows, count_word_errors), "cer": _error_sums(rows, count_character_errors)}
-    return found
+        measures |= {"wer": _error_sums(rows, count_word_errors), "cer": _error_sums(rows, count_character_errors)}
+    return measures
 
 
 def _totals(counts: list[TagCounts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(matched, predicted, reference tags), one of each per clip."""
+    """(matched, predicted, reference tags), each [clips]."""
     kinds = ("matched", "predicted", "reference")
     return tuple(np.array([getattr(clip, kind).total() for clip in counts], float) for kind in kinds)
 
@@ -121,14 +121,14 @@ def _means(scores: list[dict[str, float]], units: Units) -> dict:
 
 
 def _bench_words(rows: Sequence[Prediction], units: Units) -> dict:
-    """Clips whose reference has no words are left out of WER and CER, as published; how many is in `clips_without_words`."""
+    """As published, WER and CER leave out clips whose reference has no words; `clips_without_words` counts them."""
     texts = [(row.reference, row.prediction) for row in rows]
     measures = {name: [getattr(published, name)(*pair) for pair in texts] for name in ("emphasis_f1", "wer", "cer")}
     return {name: _mean(values, units) for name, values in measures.items()}
 
 
 def _placed_in_seconds(rows: Sequence[Prediction], tags: list[str], units: Units, tolerance_s: float) -> dict:
-    """`latency_s`: the moment at which a tag was complete minus its event's end, over the tags in their place."""
+    """`latency_s`: the time at which a tag was complete minus its event's end, over the tags in the right place."""
     counts, latencies = [], []
     for row in rows:
         places, written = time_places(row.events, row.written)
@@ -163,25 +163,25 @@ def _error_sums(rows: Sequence[Prediction], count: Callable) -> Sums:
 
 
 def _micro(counts: list[TagCounts], units: Units) -> dict:
-    matched, predicted, wanted = _totals(counts)
+    matched, predicted, reference = _totals(counts)
     return {
         "precision": _ratio(matched, predicted, units),
-        "recall": _ratio(matched, wanted, units),
-        "f1": _ratio(2 * matched, predicted + wanted, units),
+        "recall": _ratio(matched, reference, units),
+        "f1": _ratio(2 * matched, predicted + reference, units),
         "hallucination": _ratio(predicted - matched, predicted, units),
     }
 
 
 def _macro(counts: list[TagCounts], tags: list[str], units: Units) -> dict:
-    """The tags that a bootstrap sample holds are those that its mean runs over."""
-    matched, predicted, wanted = (
-        np.array([[getattr(each, name)[tag] for tag in tags] for each in counts], float).reshape(len(counts), len(tags))
+    """In each bootstrap sample the mean runs over the tags that occur in that sample."""
+    matched, predicted, reference = (
+        np.array([[getattr(clip, name)[tag] for tag in tags] for clip in counts], float).reshape(len(counts), len(tags))
         for name in ("matched", "predicted", "reference")
     )
 
     def mean_over_tags(numerators: np.ndarray, denominators: np.ndarray):
         def measure(weights: np.ndarray) -> np.ndarray:
-            present = weights @ wanted > 0
+            present = weights @ reference > 0
             share = _divide(weights @ numerators, weights @ denominators)
             tags_present = present.sum(axis=-1)
             means = np.full(len(weights), np.nan)
@@ -191,16 +191,16 @@ def _macro(counts: list[TagCounts], tags: list[str], units: Units) -> dict:
 
     shares = {
         "precision": (matched, predicted),
-        "recall": (matched, wanted),
-        "f1": (2 * matched, predicted + wanted),
+        "recall": (matched, reference),
+        "f1": (2 * matched, predicted + reference),
         "hallucination": (predicted - matched, predicted),
     }
-    return {name: units.measure(mean_over_tags(*share), wanted.any(axis=1)) for name, share in shares.items()}
+    return {name: units.measure(mean_over_tags(*share), reference.any(axis=1)) for name, share in shares.items()}
 
 
 def _tag_row(counts: list[TagCounts], tag: str, units: Units) -> dict:
     matched, predicted, support = (
-        np.array([getattr(each, name)[tag] for each in counts], float) for name in ("matched", "predicted", "reference")
+        np.array([getattr(clip, name)[tag] for clip in counts], float) for name in ("matched", "predicted", "reference")
     )
     f1 = _ratio(2 * matched, predicted + support, units)
     return {
@@ -216,13 +216,13 @@ def _tag_row(counts: list[TagCounts], tag: str, units: Units) -> dict:
 
 
 def _mean(values: Sequence[float | None], units: Units) -> dict:
-    """The mean over clips; those without a value are left out."""
+    """The mean over the clips that have a value."""
     known = np.array([value is not None for value in values], float)
     return _ratio(np.array([value or 0.0 for value in values]), known, units)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, units: Units, most: float | None = 1.0) -> dict:
-    """Sum over sum; None when nothing is below. Resamples without any are left out of the interval."""
+    """The ratio of the sums; None if the denominator is 0. Resamples with a denominator of 0 are ignored."""
     return units.measure(ratio(above, below), below > 0, most)
 
 

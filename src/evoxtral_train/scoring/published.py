@@ -1,13 +1,13 @@
-"""The published metrics and reward, to the letter: nothing here follows this project's own conventions.
+"""An exact reimplementation of the published metrics and reward. Nothing here follows this project's own conventions.
 
-`card`    tag scores as on the Evoxtral-Realtime model cards
+`card`    tag scores of the Evoxtral-Realtime model cards
 `bench`   the seven measures of Evoxtral-Bench and the Evoxtral LoRA (3B) card
-`reward`  what the Evoxtral-Realtime RL card's candidates were scored by
+`reward`  the reward used for the Evoxtral-Realtime RL card
 
-A score is given for one clip; the published figures are means over clips. Source: the evaluation and RAFT code of the
-original project (aytoast/ser: tag_metrics.py, train_modal.py, rl_modal.py), restated in docs/evaluation.md. The two
-families differ where nothing was written or nothing was to be found; both count a written tag as hallucinated when its
-name is not among the clip's reference tags, so `[sighs] [sighs]` against `[sighs]` has precision 1/2 and hallucination 0.
+Functions score one clip; the published figures are means over clips. Source: the evaluation and RAFT code of the original
+project (aytoast/ser: tag_metrics.py, train_modal.py, rl_modal.py), restated in docs/evaluation.md. `card` and `bench` differ
+if nothing was written or the reference has no tag. Both count a written tag as hallucinated if its name is not among the
+clip's reference tags, so `[sighs] [sighs]` against `[sighs]` has precision 1/2 and hallucination 0.
 """
 
 import re
@@ -30,53 +30,53 @@ def words_of(text: str) -> str:
 
 
 def card(reference: str, prediction: str) -> dict[str, float]:
-    """precision (1 when nothing was written), recall (1 when there was nothing to find), f1 (both empty 1), hallucination."""
-    wanted, written, matched = _counts(tags_of(reference), tags_of(prediction))
+    """precision (1 if nothing was written), recall (1 if the reference has no tag), f1 (1 if both are empty), hallucination."""
+    references, written, matched = _counts(tags_of(reference), tags_of(prediction))
     return {
         "precision": matched / written if written else 1.0,
-        "recall": matched / wanted if wanted else 1.0,
-        "f1": _f1_of_sizes(wanted, written, matched),
+        "recall": matched / references if references else 1.0,
+        "f1": _f1_of_sizes(references, written, matched),
         "hallucination": hallucination(reference, prediction),
     }
 
 
 def bench(reference: str, prediction: str) -> dict[str, float]:
-    """precision and recall (where their own side is empty: 1 if the other is too, else 0), f1 (their harmonic mean),
+    """precision and recall (with an empty denominator: 1 if the other side is empty too, else 0), f1 (their harmonic mean),
     hallucination."""
-    wanted, written, matched = _counts(tags_of(reference), tags_of(prediction))
-    precision = matched / written if written else float(not wanted)
-    recall = matched / wanted if wanted else float(not written)
+    references, written, matched = _counts(tags_of(reference), tags_of(prediction))
+    precision = matched / written if written else float(not references)
+    recall = matched / references if references else float(not written)
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return {"precision": precision, "recall": recall, "f1": f1, "hallucination": hallucination(reference, prediction)}
 
 
 def hallucination(reference: str, prediction: str) -> float:
-    """The share of written tags whose name is not among the clip's reference tags; 0 when nothing was written."""
+    """The share of written tags whose name is not among the clip's reference tags; 0 if nothing was written."""
     names, written = set(tags_of(reference)), tags_of(prediction)
     return sum(tag not in names for tag in written) / len(written) if written else 0.0
 
 
 def emphasis_f1(reference: str, prediction: str) -> float:
-    """F1 of the words in capitals, compared as multisets on the text with its tags; both empty 1, one empty 0."""
+    """F1 of the words in capitals, compared as multisets on the text with its tags; 1 if both are empty, 0 if one is."""
     return _f1_of_sizes(*_counts(_capitals(reference), _capitals(prediction)))
 
 
 def wer(reference: str, prediction: str) -> float | None:
-    """jiwer's WER of `words_of` both texts; None when the reference has no words: such clips are left out of the mean."""
+    """jiwer's WER of `words_of` both texts. None if the reference has no words; the mean leaves such clips out."""
     import jiwer
 
     return _error_rate(jiwer.wer, reference, prediction)
 
 
 def cer(reference: str, prediction: str) -> float | None:
-    """As `wer`, by characters."""
+    """Like `wer`, by characters."""
     import jiwer
 
     return _error_rate(jiwer.cer, reference, prediction)
 
 
 def word_accuracy(reference: str, prediction: str) -> float:
-    """max(0, 1 − WER); 1 when the reference has no words."""
+    """max(0, 1 − WER); 1 if the reference has no words."""
     rate = wer(reference, prediction)
     return 1.0 if rate is None else max(0.0, 1.0 - rate)
 
@@ -91,15 +91,15 @@ def _capitals(text: str) -> list[str]:
     return [word.lower() for word in _CAPITALS.findall(text)]
 
 
-def _counts(wanted: list[str], written: list[str]) -> tuple[int, int, int]:
+def _counts(references: list[str], written: list[str]) -> tuple[int, int, int]:
     """(reference, written, matched), as multisets."""
-    return len(wanted), len(written), (Counter(wanted) & Counter(written)).total()
+    return len(references), len(written), (Counter(references) & Counter(written)).total()
 
 
-def _f1_of_sizes(wanted: int, written: int, matched: int) -> float:
-    return 2 * matched / (wanted + written) if wanted + written else 1.0
+def _f1_of_sizes(references: int, written: int, matched: int) -> float:
+    return 2 * matched / (references + written) if references + written else 1.0
 
 
 def _error_rate(measure: Callable[[str, str], float], reference: str, prediction: str) -> float | None:
-    said = words_of(reference)
-    return measure(said, words_of(prediction)) if said else None
+    reference_words = words_of(reference)
+    return measure(reference_words, words_of(prediction)) if reference_words else None

@@ -1,18 +1,18 @@
-"""Is one system better than another? One test for each declared comparison, with an interval that says the same.
+"""Is one system better than another? A test for each declared comparison, with an interval that agrees with it.
 
-Every comparison has one primary measure, tested at 5%, and two secondary ones, at 2.5% each. So what is said of a pair does
-not depend on which other pairs stand on the page.
+Every comparison has one primary measure, tested at 5%, and two secondary ones, at 2.5% each. So the verdict on a pair does not
+depend on which other pairs are on the page.
 
-Two randomization tests are made, and the more cautious of the two counts, because each is misled where the other is not:
+Two randomization tests are run and the more cautious result counts, because each fails where the other works:
 
-- *swapped answers* (Fisher): each unit's two answers are swapped with probability one half. Exact when the two systems are
-  alike; misled when one writes far more than the other, since swapped data then look like neither.
-- *flipped contributions*: the difference is a sum over units (their jackknife pseudo-values); each unit's share is flipped.
-  Right for systems that write unequally often; misled when a handful of units make the whole difference.
+- *swapped answers* (Fisher): swap each unit's two answers with probability one half. Exact if the two systems are alike; misled
+  if one writes far more than the other, because swapped data then look like neither.
+- *flipped contributions*: write the difference as a sum over units (jackknife pseudo-values) and flip the sign of each unit's
+  share. Correct for systems that write unequally often; misled if a handful of units make up the whole difference.
 
-p is the share of randomized data, the real one counted among it, whose difference is at least as large in either direction
-(Phipson and Smyth 2010). The interval holds every difference that neither test rejects: it leaves out 0 exactly when p is below
-the level. tests/test_significance.py counts errors and coverage.
+p is the share of randomized data sets, including the real one, whose difference is at least as large in either direction (Phipson
+and Smyth 2010). The interval holds every difference that neither test rejects: it excludes 0 exactly if p is below the level.
+tests/test_significance.py measures error rates and coverage.
 """
 
 import math
@@ -36,8 +36,8 @@ MEASURES = {
 
 
 def declared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(before, after) of each comparison: a filter with its own system, any other system with the one before it; yardsticks are
-    none.
+    """(before, after) of each comparison: a filter with its own system, any other system with the one before it. Yardsticks are
+    not compared.
 
     base, SFT, SFT top-2, RAFT -> (base, SFT), (SFT, SFT top-2), (SFT, RAFT).
     """
@@ -54,7 +54,7 @@ def declared(systems: Sequence[System]) -> list[tuple[str, str]]:
 
 
 def own_systems(systems: Sequence[System]) -> dict[str, str]:
-    """A filtered system -> the one of the same source without a filter, where it is measured too."""
+    """Each filtered system -> the unfiltered system of the same source, if that is measured too."""
     whole = {system.source: system.name for system in reversed(systems) if not system.is_filtered}
     return {system.name: whole[system.source] for system in systems if system.is_filtered and system.source in whole}
 
@@ -69,10 +69,10 @@ def compare_pairs(
 
 
 def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap) -> dict:
-    """{unit, primary, wrote_the_same, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER where
-    the references have no tags. Raises ValueError unless both hold the same clips in the same order."""
+    """{unit, primary, wrote_the_same, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER if the
+    references have no tags. Raises ValueError unless both have the same clips in the same order."""
     if [row.id for row in before] != [row.id for row in after]:
-        raise ValueError("the two systems do not hold the same clips in the same order")
+        raise ValueError("the two systems do not have the same clips in the same order")
     first, second = sums(before, with_words), sums(after, with_words)
     has_tags = first["micro_recall"].below.sum() > 0
     primary = "micro_f1" if has_tags or not with_words else "wer"
@@ -87,35 +87,36 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_word
 
 
 def difference(before: Sums, after: Sums, units: Sequence[str], level: float, permutations: int, seed: int) -> dict:
-    """What `after` has more than `before`: {value, low, high, level, p, shown, smallest_difference, units}.
+    """`after` minus `before`: {value, low, high, level, p, shown, smallest_difference, units}.
 
-    `level`: of the test; the interval holds 1 − level. `units`: the unit of each row; rows of one unit go together, and units
-    that the measure does not depend on do not count. `smallest_difference`: what as many units would show with a power of 80%.
-    All None where the measure is not defined for one of the two.
+    `level`: of the test; the interval's level is 1 − `level`. `units`: the unit of each row; rows of one unit go together, and
+    units that cannot affect the measure are not counted. `shown`: whether the difference is significant. `smallest_difference`:
+    what this many units detect with a power of 80%. Values are None if the measure is undefined for one of the two.
     """
     before, after = _by_unit(before, after, units)
     count = len(before.above)
-    found = dict.fromkeys(("value", "low", "high", "p", "smallest_difference")) | {"level": level, "shown": False, "units": count}
+    result = dict.fromkeys(("value", "low", "high", "p", "smallest_difference"))
+    result |= {"level": level, "shown": False, "units": count}
     if before.below.sum() == 0 or after.below.sum() == 0:
-        return found
+        return result
     value = after.above.sum() / after.below.sum() - before.above.sum() / before.below.sum()
     low, high, p = _randomized(before, after, value, level, permutations, seed)
     shown = not low <= 0 <= high
     largest = max(1.0, *(np.max(side.above[side.below > 0] / side.below[side.below > 0]) for side in (before, after)))
-    # A kind of unit that none of these is may exist: a sample that agrees in everything proves nothing of the rest.
+    # There may be kinds of units that this sample lacks: even a unanimous sample proves nothing about the rest.
     unseen = unseen_share(count, 1 - level)
     low_unseen, high_unseen = value * (1 - unseen) - largest * unseen, value * (1 - unseen) + largest * unseen
-    if shown:  # what the tests have shown stays shown
+    if shown:  # do not undo a significant result
         low_unseen, high_unseen = (max(low_unseen, 0.0), high_unseen) if value > 0 else (low_unseen, min(high_unseen, 0.0))
     low, high = max(min(low, low_unseen), -largest), min(max(high, high_unseen), largest)
-    return found | {
+    return result | {
         "value": float(value), "low": float(low), "high": float(high), "p": float(p), "shown": shown,
         "smallest_difference": _smallest_difference((high - low) / 2, count, level, largest),
     }  # fmt: skip
 
 
 def _smallest_difference(reach: float, units: int, level: float, largest: float) -> float:
-    """The difference that as many units show with a power of at least `POWER`; `reach`: half the interval. Two systems that
+    """The difference that this many units detect with a power of at least `POWER`. `reach`: half the interval. Two systems that
     differ by d also differ in more units, so the variance grows by up to d: d² = (z + z')² (variance + d) / n, solved for d."""
     quantile = norm.ppf(1 - level / 2)
     squared = (quantile + norm.ppf(POWER)) ** 2 / units
@@ -124,7 +125,7 @@ def _smallest_difference(reach: float, units: int, level: float, largest: float)
 
 
 def _by_unit(before: Sums, after: Sums, units: Sequence[str]) -> tuple[Sums, Sums]:
-    """The sums of each unit that the measure depends on."""
+    """The sums per unit, for the units that can affect the measure."""
     of_row, count = numbered(units)
     before, after = (Sums(*(np.bincount(of_row, part, count) for part in side)) for side in (before, after))
     counted = np.any([*before, *after], axis=0)
@@ -156,21 +157,21 @@ def _swapped(before: Sums, after: Sums, heads: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _flipped(before: Sums, after: Sums, value: float, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The difference as a sum over units, each its jackknife pseudo-value / n with a sign: at_zero − d × slope. Both NaN where
-    the difference rests on one unit alone."""
+    """The difference as a signed sum over units of their jackknife pseudo-values / n: at_zero − d × slope. Both NaN if the
+    difference rests on a single unit."""
     units = len(before.above)
     with np.errstate(divide="ignore", invalid="ignore"):
         left_out = (after.above.sum() - after.above) / (after.below.sum() - after.below)
         left_out -= (before.above.sum() - before.above) / (before.below.sum() - before.below)
-        # (n − 1)(mean − left out) / n is what a unit adds beyond the mean; the root undoes the shrinking of residuals
+        # (n − 1)(mean − left out) / n is what a unit adds beyond the mean; the root undoes the shrinkage of residuals
         beyond = (units - 1) / units * (left_out.mean() - left_out) * math.sqrt(units / max(units - 1, 1))
     signs = heads * 2 - 1
     return signs @ (value / units + beyond), signs.mean(axis=1) if np.isfinite(beyond).all() else np.full(len(signs), np.nan)
 
 
 def _inverted(value: float, at_zero: np.ndarray, slope: np.ndarray, level: float) -> tuple[float, float, float]:
-    """(low, high, p). A draw is at least as extreme as the data for the differences d with |at_zero − d × slope| ≥ |value − d|:
-    an interval around the value. p(d) is the share of draws whose interval holds d; low and high are where it falls below
+    """(low, high, p). A draw is at least as extreme as the data for the differences d with |at_zero − d × slope| ≥ |value − d|,
+    which is an interval around the value. p(d) is the share of draws whose interval contains d; at low and high it falls below
     `level`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.stack([(value - at_zero) / (1 - slope), (value + at_zero) / (1 + slope)])
@@ -183,13 +184,13 @@ def _inverted(value: float, at_zero: np.ndarray, slope: np.ndarray, level: float
 
 
 def sentence(comparison: dict) -> str:
-    """The outcome of a comparison in one sentence: the primary measure with its size, then the secondary ones."""
+    """A comparison in one sentence: the primary measure with its size, then the secondary ones."""
     if comparison["wrote_the_same"]:
         return f"{comparison['after']} wrote the same as {comparison['before']}."
     (name, primary), *others = comparison["measures"].items()
     parts = [_part(name, primary), *(_part(secondary, measure) for secondary, measure in others)]
     if primary["value"] is not None and not primary["shown"]:
-        parts[0] += f" ({signed(primary)}; these {comparison['unit']}s could show {primary['smallest_difference']:.2g})"
+        parts[0] += f" ({signed(primary)}; smallest detectable: {primary['smallest_difference']:.2g})"
     return f"{comparison['after']} against {comparison['before']}: {'; '.join(parts)}."
 
 
@@ -197,14 +198,14 @@ def _part(name: str, measure: dict) -> str:
     if measure["value"] is None:
         return f"{MEASURES[name]} not defined"
     if not measure["shown"]:
-        return f"no difference in {MEASURES[name]} shown"
+        return f"no significant difference in {MEASURES[name]}"
     return f"{MEASURES[name]} {outcome_of(measure)} ({signed(measure)})"
 
 
 def outcome_of(measure: dict) -> str:
-    """The same in a word or two."""
+    """The outcome of one measure in a word or two."""
     if not measure["shown"]:
-        return "not shown"
+        return "not significant"
     return "higher" if measure["value"] > 0 else "lower"
 
 

@@ -1,4 +1,4 @@
-"""Everything that is said of one system: its metrics, what it confuses, and how well it knows when it is right."""
+"""The full report on one system: metrics, confusion and calibration."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from .metrics import evaluate
 def summarize(
     rows: Sequence[Prediction], with_words: bool, taxonomy: Taxonomy, bootstrap: Bootstrap, placement: Placement
 ) -> dict:
-    """`evaluate`, with `confusion` (between tags, between groups, and as shares) and, where tags have confidences,
-    `calibration` (reliability and the curves of the filters)."""
+    """`evaluate`, plus `confusion` (between tags, between groups, and as shares) and, if tags have confidences,
+    `calibration` (reliability and filter curves)."""
     report = evaluate(rows, with_words, bootstrap, placement)
     table = confusion(rows)
     report["confusion"] = {"tags": table, "groups": by_group(table, taxonomy), "shares": shares(table, taxonomy)}

@@ -1,4 +1,4 @@
-"""Tags of a reference and a prediction, compared as multisets, without position."""
+"""Tags of a reference and a prediction compared as multisets, ignoring position."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ class TagCounts:
     @classmethod
     def of(cls, reference: Sequence[str], predicted: Sequence[str]) -> "TagCounts":
         """["sighs", "sighs"] against ["sighs", "pause"] -> 2, 2, 1."""
-        wanted, got = Counter(reference), Counter(predicted)
-        return cls(wanted, got, wanted & got)
+        reference_counts, predicted_counts = Counter(reference), Counter(predicted)
+        return cls(reference_counts, predicted_counts, reference_counts & predicted_counts)
 
 
 def f1(counts: TagCounts) -> float:
-    """2 × matched / (reference + predicted); 1 when both are empty."""
+    """2 × matched / (reference + predicted); 1 if both are empty."""
     size = counts.reference.total() + counts.predicted.total()
     return 2 * counts.matched.total() / size if size else 1.0

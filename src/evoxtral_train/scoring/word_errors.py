@@ -1,7 +1,7 @@
-"""Word and character error rates by jiwer, with no clip left out.
+"""Word and character error rates with jiwer, over all clips.
 
-jiwer refuses an empty reference; such a clip is counted here: each word of its hypothesis is an
-insertion. Texts are normalised by `text.normalize` and stripped of their tags first.
+jiwer refuses an empty reference; here such a clip counts, with each word of its hypothesis as an
+insertion. Texts are stripped of tags and normalised by `text.normalize` first.
 """
 
 from dataclasses import dataclass
@@ -31,16 +31,17 @@ def count_word_errors(reference: str, hypothesis: str) -> ErrorCount:
 
 
 def count_character_errors(reference: str, hypothesis: str) -> ErrorCount:
-    """As for words; the spaces between words count as characters."""
+    """The same for characters, counting the spaces between words."""
     return _count(reference, hypothesis, characters=True)
 
 
 def _count(reference: str, hypothesis: str, characters: bool) -> ErrorCount:
     import jiwer
 
-    wanted, got = normalize_words(strip_tags(reference)), normalize_words(strip_tags(hypothesis))
-    if not wanted:
-        return ErrorCount(len(got) if characters else len(got.split()), 0)
-    measured = jiwer.process_characters(wanted, got) if characters else jiwer.process_words(wanted, got)
+    reference, hypothesis = normalize_words(strip_tags(reference)), normalize_words(strip_tags(hypothesis))
+    if not reference:
+        return ErrorCount(len(hypothesis) if characters else len(hypothesis.split()), 0)
+    process = jiwer.process_characters if characters else jiwer.process_words
+    measured = process(reference, hypothesis)
     errors = measured.substitutions + measured.deletions + measured.insertions
     return ErrorCount(errors, measured.hits + measured.substitutions + measured.deletions)

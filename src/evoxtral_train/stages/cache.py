@@ -1,4 +1,4 @@
-"""`evoxtral cache`: the audio caches below some folders: what they take, whether they are still used, and away with them."""
+"""`evoxtral cache`: list and remove the audio caches in some folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,17 @@ from .report import Report, gigabytes
 
 
 def listing(paths: list[Path]) -> Report:
-    """A row for each cache: its dataset and split, the base, dtype and device that it was made for, its size, its state."""
+    """A row per cache: its dataset and split; the base, dtype and device that it was made for; its size; its state."""
     caches = _find(paths)
     return Report("cache list", _facts(caches), table=_table(caches))
 
 
 def remove(paths: list[Path], every: bool, confirmed: Callable[[str], bool]) -> Report:
-    """Removes the caches that no stage would use as they are, or with `every` all of them: they are made again where they are
-    needed. `confirmed` is asked first; nothing but the caches' own files goes."""
+    """Removes the invalid caches, or with `every` all of them; stages rebuild them when needed. `confirmed` is asked first. Only
+    the caches' own files are removed."""
     caches = [cache for cache in _find(paths) if every or cache.fault()]
     if not caches:
-        return Report("cache remove", {"removed": "nothing: every cache here is valid; --all removes those too"})
+        return Report("cache remove", {"removed": "nothing: all caches here are valid; --all removes valid ones too"})
     facts, table = _facts(caches), _table(caches)
     if not confirmed(f"{table}\nremove {facts['caches']}, {facts['size']}?"):
         return Report("cache remove", {"removed": "nothing"})
@@ -32,7 +32,7 @@ def remove(paths: list[Path], every: bool, confirmed: Callable[[str], bool]) -> 
 def _find(paths: list[Path]) -> list[CacheFiles]:
     for path in paths:
         if not path.is_dir():
-            raise UsageError("no such folder", where=str(path), fix="name a packed dataset, or a folder with some below it")
+            raise UsageError("no such folder", where=str(path), fix="name a packed dataset, or a folder that contains some")
     return list(dict.fromkeys(cache for path in paths for cache in find_caches(path.resolve())))
 
 

@@ -1,4 +1,4 @@
-"""`evoxtral compare`: the systems of several evaluations in one table, and on one page."""
+"""`evoxtral compare`: the systems of several evaluations in one table and on one page."""
 
 import json
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from .training_history import training_of
 
 
 def run(folders: list[Path], output: Path | None) -> Report:
-    """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError when the runs are not of one dataset
-    and split, or when one name stands for two different systems."""
+    """Writes `<output>.json`, `<output>.md` and `<output>.html`. Raises UsageError if the runs are not of the same dataset and
+    split, or if one name is used for two different systems."""
     files = _own_files(output) if output else []
     systems: dict[str, dict] = {}
     rows: dict[str, list[Prediction]] = {}
@@ -46,26 +46,26 @@ def run(folders: list[Path], output: Path | None) -> Report:
         configs.append(config)
         for name, report in content["systems"].items():
             if systems.get(name, report) != report:
-                raise UsageError(f"the name {name!r} stands for two different systems", where=str(folder), fix="rename one")
+                raise UsageError(f"the name {name!r} is used for two different systems", where=str(folder), fix="rename one")
             if "confusion" not in report:
                 raise UsageError("was evaluated by an older version", where=str(folder), fix="evaluate it again with --overwrite")
             systems[name], rows[name] = report, read_rows(folder / "predictions" / f"{name}.jsonl", Prediction)
-        adapters |= {each.name: each.adapter for each in config.systems if each.adapter and not each.is_filtered}
+        adapters |= {system.name: system.adapter for system in config.systems if system.adapter and not system.is_filtered}
     with_words = any("wer" in report for report in systems.values())
     defined = _systems(configs, list(systems))
-    found = Evaluation(
+    evaluation = Evaluation(
         f"Comparison on {first[1]}", ", ".join(map(str, folders)), defined, systems, rows,
         _comparisons(configs, defined, rows, with_words), [], with_words, training_of(adapters), _audio(config, first[0]),
         config.clips_shown,
     )  # fmt: skip
     if files:
         content = {"dataset": first[0], "split": first[1], "runs": [str(folder) for folder in folders]}
-        content |= {"systems": systems, "comparisons": found.comparisons}
-        texts = (markdown(found), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(found)[0])
+        content |= {"systems": systems, "comparisons": evaluation.comparisons}
+        texts = (markdown(evaluation), json.dumps(content, indent=2, ensure_ascii=False) + "\n", page(evaluation)[0])
         for path, text in zip(files, texts, strict=True):
             write_atomic(path, text)
     facts = {"runs": len(folders), "clips": f"{next(iter(systems.values()))['clips']} of split {first[1]}"}
-    return Report("compare", facts, table=last_lines(found, files))
+    return Report("compare", facts, table=last_lines(evaluation, files))
 
 
 def _own_files(output: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def _own_files(output: Path) -> list[Path]:
 
 
 def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
-    """The systems by name, as their configs have them; the base may be in none."""
+    """The systems as their configs define them; the base may be in none."""
     known = {system.name: system for config in reversed(configs) for system in config.systems}
     return [known.get(name, System(name=name)) for name in names]
 
@@ -88,8 +88,8 @@ def _systems(configs: list[EvalConfig], names: list[str]) -> list[System]:
 def _comparisons(
     configs: list[EvalConfig], systems: list[System], rows: dict[str, list[Prediction]], with_words: bool
 ) -> list[dict]:
-    """What the configs name, or else what the runs' systems in this order declare; each by the settings of the run that holds
-    `after`, so that a pair is judged here as on its own run's page."""
+    """The pairs that the configs list, or else those that the order of the systems declares. Each uses the settings of the run
+    with `after`, so that a pair gets the same verdict here as on its own run's page."""
     bootstraps = {system.name: config.bootstrap for config in reversed(configs) for system in config.systems}
     named = dict.fromkeys((pair.before, pair.after) for config in configs for pair in config.comparisons or ())
     return [
@@ -108,7 +108,7 @@ def _config(folder: Path) -> EvalConfig:
 
 
 def _audio(config: EvalConfig, fingerprint: str) -> Callable[[str], bytes | None]:
-    """The clips of the dataset that was evaluated, if it is still where it was."""
+    """The audio of the evaluated clips, if the dataset is still there."""
     try:
         split = PackedSplit(config.dataset, config.split)
     except EvoxtralError:

@@ -1,4 +1,4 @@
-"""`evoxtral doctor`: what is installed, what is present, what will not work and why."""
+"""`evoxtral doctor`: what is installed, which devices and keys are present, and what will not work."""
 
 import importlib.metadata
 import os
@@ -30,7 +30,7 @@ def run() -> Report:
             problems.append(f"{package} is missing: run pip install {package}")
     facts["espeakng-loader"] = _version("espeakng-loader") or "missing"
     if facts["espeakng-loader"] == "missing":
-        problems.append("`data synth` will not work: run pip install 'evoxtral[synth]' (espeak-ng is GPL, hence an extra)")
+        problems.append("`data synth` will not work: run pip install 'evoxtral[synth]' (an extra because espeak-ng is GPL)")
     for package, extra, what in _EXTRAS:
         facts[package] = _version(package) or f"missing: {what} will not work (extra `{extra}`)"
     facts["ElevenLabs key"] = "present" if os.environ.get("ELEVENLABS_API_KEY") else "not present"
@@ -40,12 +40,12 @@ def run() -> Report:
     token = bool(os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")) or _token_file().is_file()
     facts["hub"] = f"{'offline' if offline else 'online'}, token {'present' if token else 'not present'}"
     if offline:
-        problems.append("the 4B model can be used only if it is already in the hub's cache: HF_HUB_OFFLINE is set")
+        problems.append("HF_HUB_OFFLINE is set: the 4B model works only if it is already in the hub's cache")
     facts["W&B key"] = "present" if has_key() else "not present"
     if not has_key():
-        problems.append("W&B runs are kept offline, under each run's folder: no key (set WANDB_API_KEY, or run wandb login)")
+        problems.append("no W&B key: logs stay in each run's folder (set WANDB_API_KEY, or run wandb login)")
     lines = "\n".join(f"- {problem}" for problem in problems)
-    return Report("doctor", facts, table=f"will not work, or differently:\n{lines}" if problems else "everything is here")
+    return Report("doctor", facts, table=f"limitations on this machine:\n{lines}" if problems else "no problems found")
 
 
 def _devices(problems: list[str]) -> str:
@@ -54,14 +54,14 @@ def _devices(problems: list[str]) -> str:
     except ImportError:
         return "unknown: no torch"
     if not torch.cuda.is_available():
-        problems.append(f"the 4B model will not train here in useful time: no CUDA GPU (weights {gigabytes(_FULL_SIZE_BYTES)})")
+        problems.append(f"no CUDA GPU: training the 4B model here is impractical (weights {gigabytes(_FULL_SIZE_BYTES)})")
         return f"cpu, {torch.get_num_threads()} threads"
     names = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         names.append(f"{properties.name} with {gigabytes(properties.total_memory)}")
         if properties.total_memory < 1.5 * _FULL_SIZE_BYTES:
-            problems.append(f"the 4B model may not fit: {names[-1]}, its bf16 weights take {gigabytes(_FULL_SIZE_BYTES)}")
+            problems.append(f"the 4B model may not fit on {names[-1]}: its bf16 weights take {gigabytes(_FULL_SIZE_BYTES)}")
     return "; ".join(names)
 
 

@@ -11,9 +11,9 @@ from ..text.tags import strip_tags
 
 
 def run(path: Path, bootstrap: Bootstrap) -> dict:
-    """Metrics of a JSONL of {id, reference, prediction}, and {speaker} where that is the unit; further keys are ignored.
+    """Metrics of a JSONL of {id, reference, prediction}, plus {speaker} if that is the unit; other keys are ignored.
 
-    WER and CER are measured when any prediction holds words. Raises UsageError with file and line.
+    WER and CER are measured if any prediction has words. Raises UsageError with file and line.
     """
     rows, lines = [], {}
     for number, content in read_jsonl_or_stream(path):

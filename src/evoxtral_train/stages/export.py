@@ -1,4 +1,4 @@
-"""`evoxtral export`: an adapter with a model card made from the records of its runs, and from nothing else."""
+"""`evoxtral export`: an adapter with a model card made only from the records of its runs."""
 
 import json
 import shutil
@@ -22,24 +22,24 @@ from .report import Report
 
 
 def run(config: ExportConfig, options: Options) -> Report:
-    """Writes the adapter's files and `README.md`; `merged/` and `vllm/` where asked for; pushes where asked to.
+    """Writes the adapter's files and `README.md`; on request also `merged/` and `vllm/`, and pushes to the hub.
 
-    Raises UsageError when the evaluation is of another adapter, or the adapter of another base.
+    Raises UsageError if the evaluation is of another adapter, or the adapter is for another base.
     """
-    asked = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json")
     adapter = find_adapter(config.adapter)
     evaluated = _evaluated(config, adapter)
     facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
     facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
     if options.dry_run:
-        check_plan(config.output, "export", asked, options)
+        check_plan(config.output, "export", resolved, options)
         return Report("plan: export", facts | {"push to": config.push_to or "nowhere"})
     base = open_base(config.model)
     check_base(adapter, base.fingerprint, config.model.base)
     inputs = {"adapter": adapter.fingerprint, "base": base.fingerprint}
     if config.evaluation:
         inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    run = Run.open(config.output, "export", asked, inputs, options, [config.adapter, config.evaluation, base.folder])
+    run = Run.open(config.output, "export", resolved, inputs, options, [config.adapter, config.evaluation, base.folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def run(config: ExportConfig, options: Options) -> Report:
             facts["merged"] = config.output / "merged"
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
-            facts["vLLM names"] = f"{config.output / 'vllm'}: by reading alone, never loaded in vLLM"
+            facts["vLLM names"] = f"{config.output / 'vllm'}: untested, never loaded in vLLM"
         if config.push_to:
             facts["pushed to"] = _push(release, config.push_to, config.private)
         tracker.summary({"measured": bool(evaluated)})
@@ -66,46 +66,45 @@ def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
         return model_card(config, _trained(config.adapter), evaluated)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
-        raise UsageError(what, where=str(config.adapter), fix="export the adapter's own folder, without records") from None
+        raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None
 
 
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
     if config.evaluation is None:
         return None
     require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    metrics, asked = (read_record(config.evaluation / name) for name in ("metrics.json", "config.yaml"))
+    metrics, evaluation = (read_record(config.evaluation / name) for name in ("metrics.json", "config.yaml"))
     try:
-        systems = {each["name"]: each for each in asked["systems"]}
+        systems = {system["name"]: system for system in evaluation["systems"]}
     except TypeError:
-        what, fix = "its `systems` are no list of systems", "evaluate the adapter again with --overwrite"
+        what, fix = "its `systems` are not a list of systems", "evaluate the adapter again with --overwrite"
         raise UsageError(what, where=str(config.evaluation / "config.yaml"), fix=fix) from None
     if config.system not in systems:
         raise UsageError(f"has no system {config.system!r}", where=str(config.evaluation), fix=f"it has {', '.join(systems)}")
-    found = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
-    if found != adapter.fingerprint:
+    recorded = read_run(config.evaluation)["inputs"].get(f"adapter {systems[config.system]['adapter']}")
+    if recorded != adapter.fingerprint:
         raise UsageError(
             f"system {config.system!r} of this evaluation is another adapter than {config.adapter}",
             where=str(config.evaluation),
-            fix="evaluate this adapter, or name the system that it is",
+            fix="evaluate this adapter, or set `system` to its name in the evaluation",
         )
-    return Evaluated(config.system, metrics, asked["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
+    return Evaluated(config.system, metrics, evaluation["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
 
 
 def _trained(path: Path) -> list[Trained]:
-    """The runs that made the adapter, the first one first, as far as they are still where they were; none where it is a
-    bare PEFT folder."""
+    """The runs that made the adapter, oldest first, as far as they still exist; none for a bare PEFT folder."""
     if not (path / "run.json").is_file():
         return []
-    asked, metrics = (read_record(path / name) for name in ("config.yaml", "metrics.json"))
+    config, metrics = (read_record(path / name) for name in ("config.yaml", "metrics.json"))
     record = read_run(path)
-    own = Trained(record["stage"], asked, metrics, record, _data(Path(asked["dataset"]), record["inputs"]["dataset"]))
-    return [*_started_from(asked, record), own]
+    own = Trained(record["stage"], config, metrics, record, _data(Path(config["dataset"]), record["inputs"]["dataset"]))
+    return [*_started_from(config, record), own]
 
 
-def _started_from(asked: dict[str, Any], record: dict[str, Any]) -> list[Trained]:
-    if not asked.get("adapter"):
+def _started_from(config: dict[str, Any], record: dict[str, Any]) -> list[Trained]:
+    if not config.get("adapter"):
         return []
-    start = Path(asked["adapter"])
+    start = Path(config["adapter"])
     try:
         same = find_adapter(start).fingerprint == record["inputs"]["adapter"]
     except UsageError:
@@ -114,22 +113,22 @@ def _started_from(asked: dict[str, Any], record: dict[str, Any]) -> list[Trained
 
 
 def _data(dataset: Path, fingerprint: str) -> dict[str, Any]:
-    """What the packed dataset's records say of it; {} when it is gone, or another one stands in its place."""
+    """The packed dataset's own records; {} if it is gone or has been replaced."""
     if not (dataset / "dataset.json").is_file():
         return {}
     content = read_record(dataset / "dataset.json")
     if content["fingerprint"] != fingerprint:
         return {}
-    found = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
-    found["layout_note"] = family_named(content["family"]).restore_layout(content).note
+    data = {name: content[name] for name in ("rows", "layout", "target", "fingerprint")}
+    data["layout_note"] = family_named(content["family"]).restore_layout(content).note
     manifest = Path(read_record(dataset / "config.yaml")["manifest"])
     recorded = read_run(dataset)["inputs"]["manifest"]
     if manifest.is_file() and fingerprint_files([manifest]) == recorded:
         rows = [row for _, row in read_jsonl(manifest)]
-        found["sources"] = sorted({str(row.get("source") or "not given") for row in rows})
-        found["licenses"] = sorted({str(row.get("license") or "not given") for row in rows})
-        found["speakers"] = len({str(row["speaker"]) for row in rows if row.get("speaker")})
-    return found
+        data["sources"] = sorted({str(row.get("source") or "not given") for row in rows})
+        data["licenses"] = sorted({str(row.get("license") or "not given") for row in rows})
+        data["speakers"] = len({str(row["speaker"]) for row in rows if row.get("speaker")})
+    return data
 
 
 def _push(folder: Path, repository: str, private: bool) -> str:
@@ -146,5 +145,5 @@ def _push(folder: Path, repository: str, private: bool) -> str:
         raise EvoxtralError(
             f"could not be pushed: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             where=repository,
-            fix=f"everything is in {folder}; set HF_TOKEN and go on with --resume",
+            fix=f"everything is in {folder}; set HF_TOKEN, then resume with --resume",
         ) from None

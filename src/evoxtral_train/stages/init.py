@@ -1,4 +1,4 @@
-"""`evoxtral init`: a folder to work in, with the commented configs, the tag table and the grammar."""
+"""`evoxtral init`: a working folder with the commented configs, the tag table and the grammar."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..files import write_atomic
 from .report import Report
 
 _FULL_SIZE = """\
-evoxtral doctor                           # what will work on this machine, and what will not
+evoxtral doctor                           # checks this machine: what works, what does not
 evoxtral data synth configs/synth.yaml    # or: evoxtral data import configs/import.yaml
 evoxtral data check configs/pack.yaml
 evoxtral data pack configs/pack.yaml
@@ -31,7 +31,7 @@ evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval-raft.yaml
 evoxtral compare runs/eval-sft runs/eval-raft --output runs/comparison"""
 
-# The demo in about a third of its time.
+# Runs the demo in about a third of its time.
 _TINY_SIZES = {
     "synth.yaml": {"clips.train": 480, "clips.validation": 60, "clips.test": 100, "clips.raft": 160},
     "sft.yaml": {"train.evaluate_every_steps": 60},
@@ -39,7 +39,7 @@ _TINY_SIZES = {
 
 
 def run(folder: Path) -> Report:
-    """Copies the full recipe's configs into `folder`. Raises UsageError, and writes nothing, where a file is there already."""
+    """Copies the full recipe's configs into `folder`. If one of the files exists, raises UsageError and writes nothing."""
     configs = shipped.root() / "configs"
     demo = configs / "demo"
     files = {path.relative_to(configs): path for path in configs.rglob("*.yaml") if not path.is_relative_to(demo)}
@@ -47,11 +47,11 @@ def run(folder: Path) -> Report:
 
 
 def run_tiny(folder: Path) -> Report:
-    """The same for a project that runs the whole pipeline on a laptop: the demo's configs, with less of everything."""
+    """The same for a small project that runs the whole pipeline on a laptop: the demo's configs, scaled down."""
     configs = {}
     for path in (shipped.root() / "configs" / "demo").glob("*.yaml"):
         text = path.read_text("utf-8").replace("configs/demo/", "configs/")
-        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda found: f"runs/{found[1]}{' ' * 5 + found[2] if found[2] else ''}", text)
+        text = re.sub(r"runs/demo/(\S*)( +#)?", lambda path: f"runs/{path[1]}{' ' * 5 + path[2] if path[2] else ''}", text)
         for key, value in _TINY_SIZES.get(path.name, {}).items():
             text = with_value(text, key, value)
         configs[Path(path.name)] = text
@@ -59,7 +59,7 @@ def run_tiny(folder: Path) -> Report:
 
 
 def with_value(text: str, key: str, value: Any) -> str:
-    """YAML with another number or word at `key` ("train.epochs"); comments stay, and where they begin."""
+    """YAML with the scalar at `key` ("train.epochs") replaced; comments stay, in the same column."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     for part in key.split("."):
         node = next(inner for name, inner in node.value if name.value == part)
@@ -70,13 +70,13 @@ def with_value(text: str, key: str, value: Any) -> str:
 
 def _write(folder: Path, title: str, configs: dict[Path, str], commands: str) -> Report:
     if folder.exists() and not folder.is_dir():
-        raise UsageError("is a file, not a folder", where=str(folder), fix="name a folder; it is made where there is none")
+        raise UsageError("is a file, not a folder", where=str(folder), fix="name a folder; it is created if needed")
     files = {Path("configs") / name: text for name, text in configs.items()}
     files |= {path: (shipped.root() / path).read_text("utf-8") for path in (shipped.TAGS, shipped.GRAMMAR)}
     present = [str(name) for name in sorted(files) if (folder / name).exists()]
     if present:
         raise UsageError(
-            f"nothing was written: {len(present)} of the files are there already: {', '.join(present)}",
+            f"nothing was written: {len(present)} of the files already exist: {', '.join(present)}",
             where=str(folder),
             fix="choose another folder, or move them away",
         )

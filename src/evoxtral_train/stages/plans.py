@@ -1,7 +1,7 @@
-"""What a dry run can tell before any cost: sizes from the shape alone, rows where they are known.
+"""The facts of a dry run: sizes, from the model's shape alone, and row counts if they are known.
 
-An input that does not exist yet is named in the plan, with the command that makes it; it does not
-stop the plan. One that is there and leaves nothing to do does. Everything here works without weights, GPU or network.
+Works without weights, GPU or network. If an input does not exist yet, the plan names it and the command that makes it. If an
+input exists but leaves nothing to do, the plan fails.
 """
 
 from pathlib import Path
@@ -37,24 +37,24 @@ def plan_model(config: Model, lora: Lora | None = None) -> dict:
 
 
 def plan_decoding(config: Model, batch_tokens: int) -> dict:
-    """What the rows that are decoded together hold: keys, values and one audio embedding for each token."""
+    """Memory of the rows decoded together: keys, values and one audio embedding per token."""
     text = describe_model(config)[0].text_config
     numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim + text.hidden_size
-    held = gigabytes(batch_tokens * numbers * getattr(torch, config.dtype).itemsize)
-    return {"decoded together": f"{batch_tokens:,} tokens, {held} beside the weights"}
+    size = gigabytes(batch_tokens * numbers * getattr(torch, config.dtype).itemsize)
+    return {"decoded together": f"{batch_tokens:,} tokens, {size} in addition to the weights"}
 
 
 def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
-    """What is known of the adapter to start from, and its LoRA settings when it is there."""
+    """The facts of the adapter to start from, and its LoRA settings if it exists."""
     try:
         lora = adapter_lora(find_adapter(path))
     except UsageError as error:
-        return {"adapter": f"not there yet: {error}"}, None
+        return {"adapter": f"does not exist yet: {error}"}, None
     return {"adapter": f"{path} (r {lora.r}, alpha {lora.alpha:g})"}, lora
 
 
 def count_rows(dataset: Path, split: str) -> int | str:
-    """The number of rows, or why it is not known yet. Raises UsageError when the split is there and has none."""
+    """The number of rows, or why it is not known yet. Raises UsageError if the split exists but is empty."""
     try:
         require_packed(dataset)
     except UsageError as error:
@@ -69,12 +69,13 @@ def plan_steps(rows: int | str, train: Train) -> dict:
 
 
 def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
-    """How many rows curation will leave, replayed references among them. Raises UsageError when that is none."""
+    """How many rows curation will keep, including replayed references. Raises UsageError if there are none."""
     clips = count_rows(dataset, split)
     if not isinstance(clips, int):
         return clips
     kept = clips_kept(clips, curate)
     if not kept:
-        raise UsageError(f"of {clips:,} clips none would be left", where="curate.drop_lowest_share", fix="drop a smaller share")
+        what = f"none of the {clips:,} clips would be kept"
+        raise UsageError(what, where="curate.drop_lowest_share", fix="drop a smaller share")
     rows = kept + round(curate.reference_replay * kept)
     return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

@@ -1,4 +1,4 @@
-"""What a stage tells its caller: a title and facts in order; the command line prints them."""
+"""What a stage returns for the command line to print: a title and facts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +9,8 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Report:
-    """`table`: text to print as it is (Markdown), after the facts. `exit_code`: finished, but the
-    answer is no: 1 from a check that found bad rows, 2 when it found no good one, 3 from a gate that was not passed."""
+    """`table`: text to print unchanged after the facts. `exit_code` of a stage that finished with a negative
+    result: 1 if a check found bad rows, 2 if it found no good one, 3 if a gate failed."""
 
     title: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -19,8 +19,8 @@ class Report:
 
 
 def all_rejected(what: str, count: int, where: Path | str, first_reason: str, written: Path | None = None) -> UsageError:
-    """For a stage, or its plan, that has nothing left to do: "no row can be packed: all 17 are rejected". `written`: the
-    file that holds every rejected row."""
+    """The error of a stage, or its plan, with nothing left to do: "no row can be packed: all 17 are rejected". `written`: the
+    file with all rejected rows."""
     rejected = f"all {count:,} are rejected" if count > 1 else "the only one is rejected"
     fix = f"first reason: {first_reason}" + (f"; all of them: {written}" if written else "")
     return UsageError(f"{what}: {rejected}", where=str(where), fix=fix)

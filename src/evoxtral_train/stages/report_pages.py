@@ -1,4 +1,4 @@
-"""What `eval` and `compare` share of their pages: writing one, and the clips' audio inside it."""
+"""Shared by `eval` and `compare`: writing the page, and the clips' audio in it."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from ..reporting.evaluation import page
 from ..reporting.results import Evaluation
 
 
-def write_page(folder: Path, found: Evaluation) -> list[Path]:
+def write_page(folder: Path, evaluation: Evaluation) -> list[Path]:
     """Writes `report.html` and its pictures into `folder`; returns the pictures' paths."""
-    html, pictures = page(found)
+    html, pictures = page(evaluation)
     for name, png in pictures.items():
         write_atomic(folder / f"{name}.png", png)
     write_atomic(folder / "report.html", html)
@@ -20,7 +20,7 @@ def write_page(folder: Path, found: Evaluation) -> list[Path]:
 
 
 def clip_audio(split: PackedSplit, identity: str) -> bytes | None:
-    """The clip as the model hears it, 16 kHz FLAC; None when its file is gone."""
+    """The clip as the model hears it, as 16 kHz FLAC; None if its file is gone."""
     try:
         return encode_flac(read_audio(split.audio_of(split.index_of[identity]), float("inf")))
     except (RowError, KeyError):

@@ -21,11 +21,11 @@ from .report import Report
 def run(config: TinyBaseConfig, options: Options) -> Report:
     """Writes the checkpoint (bfloat16), the processor's files, `README.md` and the metrics."""
     facts = {"sentences": config.clips, "epochs": config.epochs, "output": config.output}
-    asked, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([shipped.find(config.grammar)])}
+    resolved, inputs = config.model_dump(mode="json"), {"grammar": fingerprint_files([shipped.find(config.grammar)])}
     if options.dry_run:
-        check_output(config.output, "tiny-base", asked, inputs, options)
+        check_output(config.output, "tiny-base", resolved, inputs, options)
         return Report("plan: tiny-base", facts)
-    run = Run.open(config.output, "tiny-base", asked, inputs, options, [config.grammar])
+    run = Run.open(config.output, "tiny-base", resolved, inputs, options, [config.grammar])
     torch.manual_seed(config.seed)
     family, network = make(run.path, config)
     with Tracker(config.tracking, "tiny-base", run.path, config) as tracker:
@@ -39,10 +39,11 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
 
         metrics = pretrain(config, network, family, report)
         with save_errors(run.path):
-            network.model.to(torch.bfloat16).save_pretrained(run.path)  # half the size; what is measured is what is saved
+            # Half the size; the saved weights are the measured ones.
+            network.model.to(torch.bfloat16).save_pretrained(run.path)
         network.model.float().eval()
         metrics |= transcribe_held_out(config, network, family)
-        metrics["parameters"] = sum(each.numel() for each in network.model.parameters())
+        metrics["parameters"] = sum(parameter.numel() for parameter in network.model.parameters())
         tracker.summary(metrics)
         write_readme(run.path, config, metrics)
     run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
@@ -55,7 +56,7 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
 
 
 def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:
-    """What the checkpoint is, how it was made and how well it transcribes, from the run's own record."""
+    """Describes the checkpoint, how it was made and how well it transcribes, from the run's record."""
     wer, plain = (
         f"{metrics[name]:.3f} | [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]" for name in ("wer", "plain_wer")
     )
@@ -64,23 +65,23 @@ def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:
         f"""# A tiny base for tests and the demo
 
 `VoxtralRealtimeForConditionalGeneration` with {metrics["parameters"]:,} parameters and real processor files, trained from
-nothing by `evoxtral tiny-base configs/tiny-base.yaml` in {format_seconds(metrics["train_s"])} on 2 cores. It is no speech
-recogniser: it knows the {metrics["words"]} words of `data/scripts/grammar.yaml`, spoken by espeak-ng.
+scratch by `evoxtral tiny-base configs/tiny-base.yaml` in {format_seconds(metrics["train_s"])} on 2 cores. It is not a general
+speech recogniser: it knows the {metrics["words"]} words of `data/scripts/grammar.yaml`, spoken by espeak-ng.
 
-It was trained to transcribe, in the base model's own streaming form (each word 480 ms after it was heard). It heard
-speech in every style and every sound that the demo's tags name, but never met a tag together with the sound that it
-stands for: words and tags as text stood over silence, so that it can write the tags' subwords. They too were in the
-streaming form, so that neither `packed` nor `deferred` is known to it. Two linear heads on its audio path, thrown away
-after training, named phonemes and acoustic descriptions (loudness, pitch, voicing, brightness, silence).
+It was trained to transcribe in the base model's own streaming format (each word 480 ms after it was heard). It heard speech
+in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
+subwords, it saw words and tags as text over silence, also in the streaming format. So it knows neither `packed` nor
+`deferred`. During training two linear heads on its audio path, since discarded, predicted phonemes and acoustic features
+(loudness, pitch, voicing, brightness, silence).
 
 | measured on {metrics["held_out_clips"]} held-out clips, greedy | value | 95% bootstrap interval |
 |---|---|---|
 | WER, speech without tags ({metrics["plain_clips"]} clips) | {plain} |
 | WER, all clips (whispered, shouted, hurried …) | {wer} |
 
-No sentence of the held-out clips was trained on; the demo's held-out sentences were not either.
+Neither these held-out sentences nor those of the demo were trained on.
 
-The vocabulary in `tekken.json` is the first {config.vocabulary_ranks:,} ranks of the one that mistral-common ships (Apache-2.0).
+The vocabulary in `tekken.json` is the first {config.vocabulary_ranks:,} ranks of mistral-common's vocabulary (Apache-2.0).
 
 ```json
 {recipe}

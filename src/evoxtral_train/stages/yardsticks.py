@@ -1,6 +1,6 @@
-"""What systems are measured against: `chance` does not listen, `probe` learns nothing but where to draw a line.
+"""Yardsticks for systems: `chance` ignores the audio, `probe` is a linear classifier on the frozen embeddings.
 
-Together they say how much of what can be heard a system has learned. docs/evaluation.md has both.
+Together they show how much of what can be heard a system has learned. docs/evaluation.md describes both.
 """
 
 import torch
@@ -21,32 +21,32 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 def check_probe(config: EvalConfig) -> None:
-    """Raises UsageError when the dataset has no clips to fit a probe on, or when those are the clips to be measured."""
+    """Raises UsageError if the dataset has no clips to fit a probe on, or if those are the clips to measure."""
     if not has_split(config.dataset, TRAIN):
         raise UsageError(
             f"the probe is fitted on the split {TRAIN!r}, which has no rows here", where=str(config.dataset),
-            fix="leave the system out, or evaluate a dataset that was packed with its training clips",
+            fix="remove the system, or evaluate a dataset that was packed with its training clips",
         )  # fmt: skip
     if config.split == TRAIN:
         raise UsageError(f"the probe is fitted on {TRAIN!r} itself", where="split", fix="measure another split, or leave it out")
 
 
 def chance_answer(split: PackedSplit) -> str:
-    """What is written for every clip: see `best_constant_answer`."""
+    """The text that is written for every clip: see `best_constant_answer`."""
     return format_tags(best_constant_answer([example.text for example in split.examples]))
 
 
 def probe_answers(
     config: EvalConfig, network: Network, base: Base, split: PackedSplit
 ) -> tuple[Probe, dict[str, dict[str, float]]]:
-    """The probe, and what it hears in each clip of `split`: id -> tag -> probability. `network`: the base, without an adapter."""
+    """The probe, and its output for each clip of `split`: id -> tag -> probability. `network`: the base, without an adapter."""
     probe = fit_probe(config, network, base, split.split)
     return probe, dict(zip(split.index_of, probe.heard(_pooled(config, network, base, split)), strict=True))
 
 
 def fit_probe(config: EvalConfig | RaftConfig, network: Network, base: Base, measured: str) -> Probe:
-    """Fitted on the training clips of the dataset; the regularisation is chosen on its validation clips, unless it has none
-    or they are those that will be measured."""
+    """Fit on the dataset's training clips. The regularisation is chosen on its validation clips, unless there are none or they
+    are the clips to measure."""
     train = _labelled(config, network, base, TRAIN)
     if measured == VALIDATION or not has_split(config.dataset, VALIDATION):
         return processes.first(lambda: Probe.fit(train))

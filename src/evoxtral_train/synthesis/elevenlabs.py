@@ -1,10 +1,11 @@
-"""Tagged scripts to audio by ElevenLabs v3, the source of the published data (Evoxtral model cards).
+"""Tagged scripts to audio with ElevenLabs v3, the source of the published data (Evoxtral model cards).
 
-What has been paid for is kept as it was received, under a hash of the request, in a folder that no run removes: neither
-`--overwrite`, nor another config, nor a script that stands twice pays for it again. Requests go through the
-official SDK, some at a time; what the service may refuse for a while (too many requests, its own errors, a lost
-connection) is asked for again, after 1, 2, 4 … seconds with jitter. The key goes to the service's own address alone: no
-redirect is followed. An answer that is no speech is never kept, nor asked for again in the same run: it may have been charged.
+- Paid audio is kept as received, under a hash of the request, in a folder that no run removes. It is never paid for again: not
+  with `--overwrite`, not from another config, not for a repeated script.
+- Requests go through the official SDK, several at a time. Temporary failures (too many requests, server errors, a lost
+  connection) are retried after 1, 2, 4 … seconds with jitter.
+- The key is sent to the service's own address only: redirects are not followed.
+- An answer that is not speech is never kept. It is not requested again in the same run, because it may have been charged.
 """
 
 import hashlib
@@ -27,16 +28,16 @@ from ..plain_text import one_line
 from ..units import SAMPLE_RATE_HZ
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_AGAIN_LATER = {408, 409, 429}
-_CODECS = {"mp3": "MP3", "opus": "OGG", "pcm": None, "wav": "WAV"}  # as libsndfile names them; pcm is bare samples
+_RETRIED = {408, 409, 429}
+_CODECS = {"mp3": "MP3", "opus": "OGG", "pcm": None, "wav": "WAV"}  # libsndfile's names; pcm is raw samples
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_LEAST_S, _MOST_S_PER_CHARACTER = 0.1, 1.0  # of speech; a minute is always allowed
+_LEAST_S, _MOST_S_PER_CHARACTER = 0.1, 1.0  # plausible lengths of speech; up to a minute is always allowed
 _NOT_ALLOWED = {401: "the key is not accepted, or its credits are used up", 402: "payment is required", 403: "not allowed"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of the service. Two that are equal are one and are paid for once."""
+    """One request to the service. Equal requests are paid for once."""
 
     text: str
     voice: str
@@ -52,14 +53,14 @@ class Request:
 
 def not_paid_yet(requests: Iterable[Request], folder: Path) -> list[Request]:
     """The requests whose audio is not in `folder`, each once."""
-    return [each for each in dict.fromkeys(requests) if not (folder / each.file_name).is_file()]
+    return [request for request in dict.fromkeys(requests) if not (folder / request.file_name).is_file()]
 
 
 def fetch(requests: list[Request], config: ElevenLabs, key: str, on_done: Callable[[], None]) -> dict[Request, str]:
-    """Get the audio of `requests` into `config.paid_audio`. Returns those that the service refuses, with its reason.
+    """Download the audio of `requests` into `config.paid_audio`. Returns the requests that the service refuses, with its reasons.
 
-    Raises UsageError when the key is refused or a voice does not exist, EvoxtralError when the service stays out of
-    reach; what came until then is kept.
+    Raises UsageError if the key is refused or a voice does not exist, EvoxtralError if the service stays unreachable. Audio
+    received before that is kept.
     """
     client, refused = _client(config, key), {}
     pool = ThreadPoolExecutor(config.concurrent_requests)
@@ -72,12 +73,12 @@ def fetch(requests: list[Request], config: ElevenLabs, key: str, on_done: Callab
                 refused[running[done]] = str(error)
             on_done()
     finally:
-        pool.shutdown(cancel_futures=True)  # what is under way is waited for: it has been paid for
+        pool.shutdown(cancel_futures=True)  # waits for running requests: they are paid for
     return refused
 
 
 def read_paid(request: Request, folder: Path) -> np.ndarray:
-    """Mono float32 samples at 16 kHz. Raises RowError when the file is no audio."""
+    """Mono float32 samples at 16 kHz. Raises RowError if the file is not audio."""
     content = (folder / request.file_name).read_bytes()
     try:
         return _decode(content, request)
@@ -89,13 +90,13 @@ def _decode(content: bytes, request: Request) -> np.ndarray:
     codec, _, rest = request.output_format.partition("_")
     if codec == "pcm":
         if len(content) % 2:
-            raise RowError(f"{len(content)} bytes are no 16-bit samples")
+            raise RowError(f"{len(content)} bytes are not 16-bit samples")
         return to_model_rate(np.frombuffer(content, "<i2").astype(np.float32) / 32768.0, int(rest.partition("_")[0]))
     return decode_audio(io.BytesIO(content))
 
 
 def _require_speech(content: bytes, request: Request) -> None:
-    """Raises RowError for an answer that is not audio in the format that was asked for, or of no length that speech has."""
+    """Raises RowError for an answer that is not audio in the requested format, or whose length is implausible for the text."""
     start, codec = content[:1000], request.output_format.partition("_")[0]
     try:
         if start.isascii() and b"\0" not in start:
@@ -107,12 +108,12 @@ def _require_speech(content: bytes, request: Request) -> None:
         if not _LEAST_S <= seconds <= most:
             raise RowError(f"it lasts {seconds:.2f} s, for {len(request.text)} characters")
     except (RuntimeError, RowError) as error:
-        what = f"ElevenLabs answered with something that is no speech ({error}); it was not kept"
-        raise RowError(what, fix="run again to ask for it again") from None
+        what = f"ElevenLabs did not answer with speech ({error}); the answer was not kept"
+        raise RowError(what, fix="run again to request it again") from None
 
 
 def check_settings(config: ElevenLabs) -> None:
-    """Refuse, before anything is paid for, audio that could not be read, and an address that would get the key unencrypted."""
+    """Before paying for anything, refuse an unreadable audio format and an address that would get the key unencrypted."""
     codec = config.output_format.partition("_")[0]
     if codec not in _CODECS:
         fix = f"use a format of {', '.join(_CODECS)}, such as mp3_44100_128"
@@ -138,7 +139,7 @@ def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
 
     def passing(error: BaseException) -> bool:
         if isinstance(error, ApiError):
-            return error.status_code in _AGAIN_LATER or (error.status_code or 0) >= 500
+            return error.status_code in _RETRIED or (error.status_code or 0) >= 500
         return isinstance(error, httpx.TransportError)
 
     retrying = Retrying(
@@ -153,7 +154,7 @@ def _fetch_one(client, request: Request, config: ElevenLabs) -> None:
         _explain(error, request, config)
     except httpx.TransportError as error:
         raise EvoxtralError(
-            f"ElevenLabs cannot be reached: {type(error).__name__}: {error}", fix="go on with --resume when it can"
+            f"ElevenLabs cannot be reached: {type(error).__name__}: {error}", fix="resume later with --resume"
         ) from None
     else:
         _require_speech(content, request)
@@ -168,25 +169,24 @@ def _ask(client, request: Request) -> bytes:
 
 
 def _explain(error, request: Request, config: ElevenLabs) -> None:
-    """Raises what a refusal means: RowError for this text alone, UsageError for the whole run."""
+    """Raises the error that a refusal stands for: RowError for this text only, UsageError for the whole run."""
     detail = error.body.get("detail", error.body) if isinstance(error.body, dict) else error.body
-    said = detail.get("message", detail) if isinstance(detail, dict) else detail
-    said = one_line(said, 200)
+    message = one_line(detail.get("message", detail) if isinstance(detail, dict) else detail, 200)
     if 300 <= (error.status_code or 0) < 400:
         to = one_line((error.headers or {}).get("location", "another address"), 100)
-        what = f"ElevenLabs sends its callers on to {to}, and the key is not sent there"
+        what = f"ElevenLabs redirects to {to}; your key was not sent there"
         raise UsageError(what, where="elevenlabs.base_url", fix="set it to the service's own address, or to null") from None
     if error.status_code in _NOT_ALLOWED:
-        raise UsageError(f"ElevenLabs: {_NOT_ALLOWED[error.status_code]}: {said}", where="ELEVENLABS_API_KEY") from None
+        raise UsageError(f"ElevenLabs: {_NOT_ALLOWED[error.status_code]}: {message}", where="ELEVENLABS_API_KEY") from None
     if error.status_code == 404:
         raise UsageError(
-            f"ElevenLabs does not know the voice {request.voice!r} or the model {request.model!r}: {said}",
+            f"ElevenLabs does not know the voice {request.voice!r} or the model {request.model!r}: {message}",
             where="voices",
             fix="use the ids of voices in your account",
         ) from None
-    if error.status_code in _AGAIN_LATER or (error.status_code or 0) >= 500:
+    if error.status_code in _RETRIED or (error.status_code or 0) >= 500:
         raise EvoxtralError(
-            f"ElevenLabs still answers {error.status_code} after {config.max_retries} retries: {said}",
-            fix="go on with --resume later, or lower elevenlabs.concurrent_requests",
+            f"ElevenLabs still answers {error.status_code} after {config.max_retries} retries: {message}",
+            fix="resume later with --resume, or lower elevenlabs.concurrent_requests",
         ) from None
-    raise RowError(f"ElevenLabs refused the text ({error.status_code}): {said}") from None
+    raise RowError(f"ElevenLabs refused the text ({error.status_code}): {message}") from None

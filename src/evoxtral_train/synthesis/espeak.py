@@ -53,11 +53,11 @@ class Utterance:
 
 
 class Espeak:
-    """espeak-ng, ready to speak. Raises UsageError when the optional package is missing.
+    """espeak-ng, ready to speak. Raises UsageError if the optional package is missing.
 
-    The library keeps the phase of its oscillators in C globals from one utterance to the next.
-    It is therefore loaded afresh for each (about a millisecond): what is spoken depends on
-    nothing that was spoken before.
+    The library keeps the phase of its oscillators in C globals between utterances. It is
+    therefore reloaded for each utterance (about a millisecond), so that no utterance depends
+    on earlier ones.
     """
 
     def __init__(self):
@@ -65,7 +65,7 @@ class Espeak:
             import espeakng_loader
         except ImportError:
             raise UsageError(
-                "espeak-ng is not installed", fix="run: pip install 'evoxtral[synth]' (the voice is GPL, hence an extra)"
+                "espeak-ng is not installed", fix="run: pip install 'evoxtral[synth]' (an extra because espeak-ng is GPL)"
             ) from None
         self._library_path, self._data_path = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
         self._libc = ctypes.CDLL(None)
@@ -86,7 +86,7 @@ class Espeak:
                 raise UsageError(f"espeak-ng has no voice {voice!r}", fix="use a name such as en-us, en+f1 or en-us+m3")
             for parameter, value in parameters:
                 library.espeak_SetParameter(parameter, int(value), 0)
-            # Breath noise has two sources: espeak's own generator, else seeded by the clock, and C's rand().
+            # Breath noise comes from espeak's own generator (otherwise seeded by the clock) and from C's rand().
             library.espeak_ng_SetRandSeed(ctypes.c_long(seed & 0x7FFFFFFF))
             self._libc.srand(seed & 0x7FFFFFFF)
             encoded = text.encode("utf-8") + b"\0"
@@ -97,7 +97,7 @@ class Espeak:
 
     @contextmanager
     def _library(self) -> Iterator[tuple[ctypes.CDLL, int]]:
-        """A fresh copy of the library in memory, and the rate that it speaks at (Hz)."""
+        """A freshly loaded library, and its sample rate in Hz."""
         library = ctypes.CDLL(self._library_path)
         try:
             rate_hz = library.espeak_Initialize(

@@ -1,4 +1,4 @@
-"""Tagged scripts to be spoken: drawn from a grammar, or read from the user's own JSONL."""
+"""Tagged scripts for synthesis: drawn from a grammar, or read from the user's own JSONL."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ _TAGS_PER_TAGGED_CLIP = ((1, 0.40), (2, 0.38), (3, 0.22))
 
 @dataclass(frozen=True)
 class Script:
-    """`line`: its row in the file of scripts, or its number among those drawn."""
+    """`line`: its row in the script file, or its number among the drawn scripts."""
 
     id: str
     text: str
@@ -46,7 +46,7 @@ class Grammar:
             content = read_document(shipped.find(path))
             grammar = cls(slots=content["slots"], sentences=content["sentences"])
             if not all(isinstance(phrases, list) and phrases for phrases in (*grammar.slots.values(), grammar.sentences)):
-                raise TypeError("a slot, or `sentences`, is no list or an empty one")
+                raise TypeError("a slot or `sentences` is not a list, or is empty")
         except FileNotFoundError:
             raise UsageError("no such grammar", where=str(path), fix="set `grammar` to an existing YAML file") from None
         except (AttributeError, KeyError, TypeError) as error:
@@ -75,7 +75,7 @@ class Grammar:
 
 
 def draw_scripts(grammar: Grammar, clips: dict[str, int], untagged_share: float, seed: int) -> list[Script]:
-    """`clips` per split; exactly round(untagged_share × clips) of each split carry no tag."""
+    """`clips` scripts per split; exactly round(untagged_share × clips) of each split have no tag."""
     scripts = []
     for split, count in clips.items():
         rng = np.random.default_rng([seed, _seed_of(split)])
@@ -90,17 +90,17 @@ def draw_scripts(grammar: Grammar, clips: dict[str, int], untagged_share: float,
 def add_tags(sentences: list[str], rng: np.random.Generator) -> str:
     """Put one to three tags where a speaker could act them.
 
-    An emotion, and a delivery, stand before a sentence, at most one of each; a sound stands
-    before or after a sentence or at its comma; a pause stands at a comma or between sentences.
+    An emotion or a delivery goes before a sentence, at most one per sentence; a sound before or
+    after a sentence or at its comma; a pause at a comma or between sentences.
     """
     counts, shares = zip(*_TAGS_PER_TAGGED_CLIP, strict=True)
-    wanted = [str(tag) for tag in rng.permutation(tag_text.BASE_TAGS)[: rng.choice(counts, p=shares)]]
+    tags = [str(tag) for tag in rng.permutation(tag_text.BASE_TAGS)[: rng.choice(counts, p=shares)]]
     slots = [{"before": [], "comma": [], "after": [], "emotion": None, "delivery": None} for _ in sentences]
-    for tag in wanted:
+    for tag in tags:
         index = int(rng.integers(len(slots)))
         if tag in tag_text.EMOTION_TAGS or tag in tag_text.DELIVERY_TAGS:
             kind = "emotion" if tag in tag_text.EMOTION_TAGS else "delivery"
-            free = [each for each in slots if each["emotion"] is None and each["delivery"] is None]
+            free = [slot for slot in slots if slot["emotion"] is None and slot["delivery"] is None]
             if free:
                 free[rng.integers(len(free))][kind] = tag
         elif tag == tag_text.PAUSE_TAG:
@@ -109,7 +109,7 @@ def add_tags(sentences: list[str], rng: np.random.Generator) -> str:
             places = ["before", "after", "comma"] if "," in sentences[index] else ["before", "after"]
             slots[index][places[rng.integers(len(places))]].append(tag)
     text = " ".join(_write(slot, sentence) for slot, sentence in zip(slots, sentences, strict=True))
-    return text if tag_text.find_tags(text) else f"[{wanted[0]}] {text}"
+    return text if tag_text.find_tags(text) else f"[{tags[0]}] {text}"
 
 
 def _place_pause(slots: list[dict], sentences: list[str], rng: np.random.Generator) -> None:
@@ -133,13 +133,13 @@ def _write(slot: dict, sentence: str) -> str:
 
 def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Script], list[Rejected]]:
     """The user's own scripts: JSONL rows with `text` and optionally `id` and `split`, or rows with `tagged_text`,
-    `plain_text` and `tags_used`, the last two of which must then agree with the first.
+    `plain_text` and `tags_used`, of which the last two must agree with the first.
 
-    Returns (scripts, rejected rows); `tally` counts what `rules` did to tags. Rows
-    without a split are dealt out by the hash of their words, so repeated sentences stay in one split.
+    Returns (scripts, rejected rows); `tally` counts what `rules` changed. Rows without a
+    split get one by the hash of their words, so that repeated sentences stay in one split.
     """
     if not path.exists():
-        raise UsageError("no such file of scripts", where=str(path), fix="set `scripts` to a JSONL of {text} rows")
+        raise UsageError("no such script file", where=str(path), fix="set `scripts` to a JSONL file with {text} rows")
     scripts, rejected, seen = [], [], set()
     for number, row in iter_jsonl(path):
         identity = None
@@ -158,7 +158,7 @@ def read_scripts(path: Path, rules: TagRules, tally: Counter) -> tuple[list[Scri
 
 
 def _script(row: dict, number: int, rules: TagRules, tally: Counter) -> Script:
-    """Raises RowError for what a script would not take; columns that it does not know are ignored."""
+    """Raises RowError for an invalid row; unknown columns are ignored."""
     if "tagged_text" in row and "text" not in row:
         row["text"] = row["tagged_text"]
     if not isinstance(row.get("text"), str) or not row["text"].strip():
@@ -172,17 +172,17 @@ def _script(row: dict, number: int, rules: TagRules, tally: Counter) -> Script:
 
 
 def check_script(tagged_text: str, plain_text: Any, tags_used: Any) -> None:
-    """Raises RowError when the words or the tags that a script claims to have are not those of its tagged text."""
+    """Raises RowError if `plain_text` or `tags_used` does not match the tagged text."""
     if not isinstance(plain_text, str | None) or not isinstance(tags_used, list | None):
         raise RowError("`plain_text` is not text, or `tags_used` is not a list", fix="correct them, or leave them out")
     if plain_text is not None and normalize_words(plain_text) != normalize_words(tag_text.strip_tags(tagged_text)):
-        raise RowError(f"`plain_text` has other words than `tagged_text`: {plain_text[:60]!r}", fix="correct one of the two")
+        raise RowError(f"`plain_text` and `tagged_text` have different words: {plain_text[:60]!r}", fix="correct one of the two")
     if tags_used is not None:
         claimed = {tag_text.canonical(str(tag).strip("[] ")) for tag in tags_used}
-        found = set(tag_text.find_tags(tagged_text))
-        if claimed != found:
-            other = ", ".join(sorted(claimed ^ found))
-            raise RowError(f"`tags_used` and the tags in `tagged_text` differ: {other}", fix="correct one of the two")
+        actual = set(tag_text.find_tags(tagged_text))
+        if claimed != actual:
+            differing = ", ".join(sorted(claimed ^ actual))
+            raise RowError(f"`tags_used` and the tags in `tagged_text` differ: {differing}", fix="correct one of the two")
 
 
 def _seed_of(name: str) -> int:

@@ -1,8 +1,8 @@
-"""Non-verbal sounds, synthesised: each returns mono float32 samples at 16 kHz.
+"""Synthesised non-verbal sounds; each function returns mono float32 samples at 16 kHz.
 
-Source-filter sketches of the real thing: a glottal pulse train or noise, two or three
-resonances, and the envelope that makes the ear say "laugh" or "sigh". Levels are relative;
-the caller sets the loudness.
+Simple source-filter models: a glottal pulse train or noise, two or three resonances, and
+the envelope that makes it sound like a laugh or a sigh. Levels are relative; the caller
+sets the loudness.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def laughs(rng: np.random.Generator, pitch_hz: float) -> Sound:
 
 
 def sighs(rng: np.random.Generator, pitch_hz: float) -> Sound:
-    """A long outward breath whose resonance falls, with a trace of voice at its start."""
+    """A long exhalation with falling resonance and a trace of voice at the start."""
     length_s = rng.uniform(0.8, 1.1)
     breath = _sweep(_noise(length_s, rng), 1500, 500)
     voice = _resonate(_voiced(length_s, 1.1 * pitch_hz, 0.6 * pitch_hz, rng), [(600, 150), (1100, 200)])
@@ -37,7 +37,7 @@ def sighs(rng: np.random.Generator, pitch_hz: float) -> Sound:
 
 
 def gasps(rng: np.random.Generator, pitch_hz: float) -> Sound:
-    """A short inward breath: bright noise that rises and stops dead."""
+    """A short inhalation: bright noise that rises and stops abruptly."""
     length_s = rng.uniform(0.28, 0.4)
     breath = _sweep(_noise(length_s, rng), 1400, 4200)
     return _join([_shape(breath, 0.75, 0.05)])
@@ -53,7 +53,7 @@ def clears_throat(rng: np.random.Generator, pitch_hz: float) -> Sound:
 
 
 def crying(rng: np.random.Generator, pitch_hz: float) -> Sound:
-    """Three sobs: a high wavering wail each, with a wet inward sniff between."""
+    """Three sobs: high wavering wails with wet sniffs between them."""
     parts = []
     for _ in range(3):
         length_s = rng.uniform(0.25, 0.34)
@@ -99,7 +99,7 @@ def _resonate(signal: Sound, formants: list[tuple[float, float]]) -> Sound:
 
 
 def _sweep(signal: Sound, from_hz: float, to_hz: float) -> Sound:
-    """Band-pass noise whose centre glides: a cross-fade between two resonances."""
+    """The signal through a band-pass whose centre moves: a cross-fade between two resonances."""
     mix = np.linspace(0.0, 1.0, len(signal))
     start = _resonate(signal, [(from_hz, 0.5 * from_hz)])
     end = _resonate(signal, [(to_hz, 0.5 * to_hz)])
@@ -107,7 +107,7 @@ def _sweep(signal: Sound, from_hz: float, to_hz: float) -> Sound:
 
 
 def _shape(signal: Sound, attack_share: float, release_share: float) -> Sound:
-    """Unit level, with a linear attack and release given as shares of the length."""
+    """The signal at unit level with linear attack and release, given as shares of its length."""
     position = np.linspace(0.0, 1.0, len(signal))
     envelope = np.minimum(position / attack_share, 1.0) * np.minimum((1.0 - position) / release_share, 1.0)
     return _unit(signal) * envelope

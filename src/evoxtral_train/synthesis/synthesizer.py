@@ -1,8 +1,8 @@
-"""Tagged scripts to audio: every base tag is rendered so that it can be heard.
+"""Tagged scripts to audio, with every base tag audible.
 
 Emotions change rate, pitch, range and loudness; whispers, shouts and stammers change the
 voice; laughs, sighs, gasps, clears throat and crying are sounds; a pause is silence. An
-emotion or a delivery holds from its tag to the end of the sentence. Times are exact because
+emotion or a delivery lasts from its tag to the end of the sentence. Times are exact because
 the clip is assembled here.
 """
 
@@ -24,7 +24,7 @@ _SENTENCE = re.compile(r"[^.!?]*[.!?]+|[^.!?]+$")
 
 @dataclass(frozen=True)
 class Voice:
-    """An espeak-ng voice. `pitch` 0 to 99; `pitch_hz` is roughly where it speaks, for the sounds."""
+    """An espeak-ng voice. `pitch`: 0 to 99. `pitch_hz`: its approximate pitch, for the non-verbal sounds."""
 
     name: str
     whisper_name: str
@@ -44,8 +44,8 @@ VOICES = (
 
 @dataclass(frozen=True)
 class Style:
-    """How a stretch is spoken: a factor on the rate, offsets on pitch and loudness, the pitch range
-    (0 flat to 99 wide; 50 is the voice's own), and how hard the signal is driven into saturation."""
+    """How a stretch of text is spoken: a factor on the rate, offsets on pitch and loudness, the pitch range
+    (0 flat to 99 wide; 50 is the voice's own), and how much the signal is saturated."""
 
     rate: float = 1.0
     pitch: int = 0
@@ -88,7 +88,7 @@ class Synthesizer:
         self._rates_wpm = rates_wpm
 
     def render(self, tagged_text: str, voice: Voice, seed: int) -> Clip:
-        """Raises RowError when there is nothing to speak or a tag cannot be rendered."""
+        """Raises RowError if there is nothing to speak or a tag cannot be rendered."""
         rng = np.random.default_rng(seed)
         assembly = _Assembly(self._espeak, voice, rng, int(rng.integers(*self._rates_wpm, endpoint=True)))
         pieces = tag_text.parse(tagged_text)
@@ -103,7 +103,7 @@ class Synthesizer:
 
 
 class _Assembly:
-    """A clip under construction: a list of stretches and the clock that runs along them."""
+    """A clip under construction: its pieces of audio and the current position in samples."""
 
     def __init__(self, espeak: Espeak, voice: Voice, rng: np.random.Generator, rate_wpm: int):
         self._espeak, self._voice, self._rng, self._rate_wpm = espeak, voice, rng, rate_wpm
@@ -144,7 +144,7 @@ class _Assembly:
 
     def finish(self) -> Clip:
         for tag in self._waiting:
-            raise RowError(f"[{tag}] is followed by no words", fix="put it before the words that it describes")
+            raise RowError(f"no words follow [{tag}]", fix="put it before the words that it describes")
         self._silence(self._rng.uniform(0.1, 0.25))
         floor_db = self._rng.uniform(-72, -60)
         samples = np.concatenate(self._parts)
@@ -211,14 +211,14 @@ def _to_level(samples: np.ndarray, level_db: float) -> np.ndarray:
 
 
 def _trim_tail(samples: np.ndarray, starts: list[int], phonemes: list[tuple[int, str]]):
-    """espeak ends a sentence with up to half a second of silence: cut it, so that only [pause] is one."""
+    """Cut the up to half a second of silence with which espeak ends a sentence: only [pause] should be a pause."""
     loud = np.flatnonzero(np.abs(samples) > 1e-3)
     end = min(len(samples), int(loud[-1]) + 400) if len(loud) else len(samples)
     return samples[:end], [min(start, end) for start in starts], [(at, name) for at, name in phonemes if at < end]
 
 
 def _stammer(samples, starts, phonemes, rng: np.random.Generator):
-    """Repeat the onset of the first word two or three times with a catch between: "w- w- want"."""
+    """Put the onset of the first word before it three or four times, with short gaps: "w- w- w- want"."""
     begin = starts[0] if starts else 0
     onset = samples[begin : begin + seconds_to_samples(rng.uniform(0.12, 0.16))]
     fade = np.minimum(1.0, np.linspace(5.0, 0.0, len(onset)))

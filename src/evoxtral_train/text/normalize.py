@@ -7,10 +7,10 @@ _APOSTROPHES = re.compile("[’‘`´ʼ]")
 
 
 def normalize_words(text: str) -> str:
-    """NFC, lower case, punctuation dropped, apostrophes inside words kept, single spaces.
+    """NFC, lower case, no punctuation except apostrophes inside words, single spaces.
 
     "I'm — well — FINE!" -> "i'm well fine". Letters, marks and digits of every script stay; joiners, soft hyphens and
-    variation selectors are dropped without a space. Applied to reference and prediction alike.
+    variation selectors are removed without leaving a space. Applied to reference and prediction alike.
     """
     text = unicodedata.normalize("NFC", _APOSTROPHES.sub("'", text).lower())
     words = (word.strip("'") for word in "".join(map(_kept, text)).split())

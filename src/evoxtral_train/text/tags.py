@@ -55,14 +55,14 @@ def parse(tagged_text: str) -> list[Piece]:
 
 
 def find_tags(text: str) -> list[str]:
-    """Every well-formed tag of a text in order, leniently: made for model output, which may
-    hold broken brackets. "[laughs] a [sig" -> ["laughs"]."""
+    """Every well-formed tag of a text, in order. Lenient: model output may have broken
+    brackets. "[laughs] a [sig" -> ["laughs"]."""
     names = (canonical(match.group(1)) for match in TAG.finditer(text))
     return [name for name in names if name]
 
 
 def parse_leniently(text: str) -> list[Piece]:
-    """As `parse`, for model output: a broken bracket is text. "[laughs] a [sig" -> [tag "laughs", text "a [sig"]."""
+    """Like `parse`, for model output: a broken bracket is text. "[laughs] a [sig" -> [tag "laughs", text "a [sig"]."""
     pieces, end = [], 0
     for match in [*TAG.finditer(text), None]:
         stretch = " ".join(text[end : match.start() if match else len(text)].split())
@@ -91,11 +91,11 @@ def format_tags(tags: list[str]) -> str:
 
 
 def keep_tags(text: str, kept: Collection[int]) -> str:
-    """Only the tags whose place among all tags is in `kept`; words stay: "[sighs] oh [pause]", {1} -> "oh [pause]"."""
+    """Keep only the tags whose index among all tags is in `kept`; words stay: "[sighs] oh [pause]", {1} -> "oh [pause]"."""
     places = count()
 
     def keep(match: re.Match) -> str:
-        if not canonical(match.group(1)):  # brackets around nothing are no tag
+        if not canonical(match.group(1)):  # empty brackets are not a tag
             return match.group(0)
         return match.group(0) if next(places) in kept else " "
 

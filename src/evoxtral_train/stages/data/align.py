@@ -1,4 +1,4 @@
-"""`evoxtral data align`: times for the words and tags of a manifest that has none, by the frozen base itself."""
+"""`evoxtral data align`: adds times of words and tags to a manifest, from the frozen base's own transcript."""
 
 import os
 import time
@@ -28,12 +28,12 @@ from ...units import SAMPLE_RATE_HZ
 from ..plans import plan_decoding, plan_model
 from ..report import Report, all_rejected
 
-_ROOM_TOKENS = 64  # after the clip's end: hurried speech is written later than it is heard
+_ROOM_TOKENS = 64  # after the clip's end: fast speech is written later than it is heard
 
 
 @dataclass(frozen=True)
 class _Clips:
-    """Mels of manifest rows, made when they are asked for."""
+    """Mels of manifest rows, computed on request."""
 
     rows: list[ManifestRow]
     config: AlignConfig
@@ -49,44 +49,44 @@ class _Clips:
 def run(config: AlignConfig, options: Options) -> Report:
     """Writes `manifest.jsonl`, with `words` and `events` in every row, and `rejected.jsonl`.
 
-    Rows that have times keep them under `keep_given_times`; else their times are replaced, and the report
-    says how far the new ones are from them.
+    With `keep_given_times`, rows that have times keep them. Otherwise their times are replaced, and the report
+    shows how far the new ones are off.
     """
     rules, tally = TagRules.of(config.tags), Counter()
     rows, rejected = read_manifest(config.manifest, rules, tally)
-    asked = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json")
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     kept = [row for row in rows if config.keep_given_times and row.words]
     rows = [row for row in rows if not (config.keep_given_times and row.words)]
     if not rows and kept:
         what = f"nothing to align: {len(kept):,} rows have times" + (f", {len(rejected):,} are rejected" if rejected else "")
-        raise UsageError(what, where=str(config.manifest), fix="use it as it is, or set keep_given_times to false")
+        raise UsageError(what, where=str(config.manifest), fix="use the manifest as it is, or set keep_given_times to false")
     if not rows:
         if options.dry_run:
             raise _nothing_aligned(config, rejected)
-        run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest])
+        run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest])
         run.write_rows("rejected.jsonl", rejected)
         raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
     facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     if options.dry_run:
-        check_output(config.output, "data align", asked, inputs, options)
+        check_output(config.output, "data align", resolved, inputs, options)
         return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
     base = open_base(config.model)
     inputs["base"] = base.fingerprint
-    run = Run.open(config.output, "data align", asked, inputs, options, [config.manifest, base.folder])
+    run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest, base.folder])
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
-        found, unfit = _align_all(config, rows, base.family, rules.taxonomy)
-        rejected = sorted([*rejected, *unfit], key=lambda each: each.line)
-        aligned = [(row, found[row.id]) for row in rows if row.id in found]
-        written = [_content(row, run.path, each.words, each.events) for row, each in aligned]
+        alignments, unaligned = _align_all(config, rows, base.family, rules.taxonomy)
+        rejected = sorted([*rejected, *unaligned], key=lambda row: row.line)
+        aligned = [(row, alignments[row.id]) for row in rows if row.id in alignments]
+        written = [_content(row, run.path, alignment.words, alignment.events) for row, alignment in aligned]
         written += [_content(row, run.path, row.words, row.events) for row in kept]
         run.write_rows("rejected.jsonl", rejected)
         if not written:
             raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
         run.write_rows("manifest.jsonl", written)
-        heard = [flag for _, each in aligned for flag in each.heard]
+        heard = [flag for _, alignment in aligned for flag in alignment.heard]
         metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
         metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
         metrics |= _errors(aligned)
@@ -94,7 +94,7 @@ def run(config: AlignConfig, options: Options) -> Report:
     run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
     facts |= {"aligned": len(aligned), "rejected": len(rejected), "time": format_seconds(metrics["seconds"])}
     if heard:
-        facts["words that the base wrote"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"
+        facts["words written by the base"] = f"{metrics['words_heard_share']:.1%} of {len(heard)}"
     for kind, name in (("word", "words"), ("tag", "tags among words"), ("tag_end", "ends of the tags' events")):
         if f"{kind}_error_median_s" in metrics:
             median, p90 = metrics[f"{kind}_error_median_s"], metrics[f"{kind}_error_p90_s"]
@@ -120,16 +120,16 @@ def _align_all(
             continue
         requests.append(Request.of(row.id, layout, layout.measure(samples, 0), index))
         durations[row.id] = samples / SAMPLE_RATE_HZ
-    device, by_id, found = pick_device(config.model.device), {row.id: row for row in rows}, {}
+    device, by_id, alignments = pick_device(config.model.device), {row.id: row for row in rows}, {}
     network = family.load(config.model.dtype)
     network.place_audio_path(device)
     network.place_language_model(device)
     decoding = Decoding(1, Sampling(), _ROOM_TOKENS, config.batch_tokens)
     with progress("listening", len(requests), "clips") as bar:
         for completions in decode(network, LiveAudio(network, clips), requests, decoding):
-            for each in completions:
-                row = by_id[each.utterance_id]
-                words = layout.word_times(family.tokenizer, each.token_ids)
+            for completion in completions:
+                row = by_id[completion.utterance_id]
+                words = layout.word_times(family.tokenizer, completion.token_ids)
                 alignment = family.align(row.text, words, durations[row.id], taxonomy)
                 share = float(np.mean(alignment.heard)) if alignment.heard else 1.0
                 if share < config.min_heard_share:
@@ -137,32 +137,32 @@ def _align_all(
                     error = RowError(f"the base wrote only {share:.0%} of the words: {written[:80]!r}")
                     rejected.append(Rejected.of(config.manifest, row.line, row.id, error))
                 else:
-                    found[row.id] = alignment
+                    alignments[row.id] = alignment
             bar.advance(len(completions))
-    return found, rejected
+    return alignments, rejected
 
 
 def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
-    """A manifest row whose audio is found from `folder`."""
+    """A manifest row with its audio path relative to `folder`."""
     content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
     content |= {name: value for name in ("speaker", "source", "license", "language") if (value := getattr(row, name))}
     return content | {"words": words, "events": events}
 
 
 def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
-    """How far words and tags are from where the manifest's own times put them, where it has any: the second at which
-    each is due in a `tagged_text` target, and tags also in one of `tags`, which waits for the end of the event."""
+    """The distance of words and tags from the manifest's own times, if it has any. Compares when each is due in a `tagged_text`
+    target; for tags also in a `tags` target, where they are due at the end of the event."""
     distances: dict[str, list[float]] = {"word": [], "tag": [], "tag_end": []}
-    for row, found in aligned:
-        new = replace(row, words=found.words, events=found.events)
+    for row, alignment in aligned:
+        new = replace(row, words=alignment.words, events=alignment.events)
         try:
             given = timed_target(row, "tagged_text")
         except RowError:  # no times of its own
             continue
-        for (piece, due_s), (_, found_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
-            distances["tag" if piece.startswith("[") else "word"].append(abs(due_s - found_s))
-        for given_end, found_end in zip(_ends(row), _ends(new), strict=True):
-            distances["tag_end"].append(abs(given_end - found_end))
+        for (piece, given_s), (_, aligned_s) in zip(given, timed_target(new, "tagged_text"), strict=True):
+            distances["tag" if piece.startswith("[") else "word"].append(abs(given_s - aligned_s))
+        for given_end_s, aligned_end_s in zip(_ends(row), _ends(new), strict=True):
+            distances["tag_end"].append(abs(given_end_s - aligned_end_s))
     measures = {}
     for kind, values in distances.items():
         if values:
@@ -172,5 +172,5 @@ def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:
 
 
 def _ends(row: ManifestRow) -> list[float]:
-    """The ends of the events, by tag: both rows have the same tags, but maybe not in one order of time."""
+    """The ends of the events, sorted by tag: both rows have the same tags, but perhaps in another order in time."""
     return [end for _, _, end in sorted(events_of(row))]

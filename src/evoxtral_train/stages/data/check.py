@@ -1,4 +1,4 @@
-"""`evoxtral data check`: everything that packing would reject, and what would train badly, before any time is spent."""
+"""`evoxtral data check`: finds what packing would reject, and what would train badly, before any time is spent on it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,28 +25,28 @@ _CHUNK_ROWS = 64
 
 
 def run(config: PackConfig, findings: Path | None = None) -> Report:
-    """Reads every row and every clip as packing does, in several processes; the findings do not depend on how many. Writes
-    nothing but `findings`, a JSONL of {line, id, kind, reason}."""
+    """Reads every row and clip as packing does, in several processes; the findings do not depend on how many. Only writes
+    `findings`, a JSONL of {line, id, kind, reason}."""
     if findings:
         _require_own(findings)
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)
-    found: list[Finding] = []
+    all_findings: list[Finding] = []
     seconds, tags, untagged, good = 0.0, 0, 0, 0
     with progress("checking", rows, "clips") as bar:
         for row, sound in _sounds(config, folder, chunks(iter_manifest(config.manifest, rules, tally), _CHUNK_ROWS), rows):
             bar.advance()
             if isinstance(sound, str):
-                found.append(Finding(row.line, row.id, "rejected", sound))
+                all_findings.append(Finding(row.line, row.id, "rejected", sound))
                 continue
-            found += check_sound(row, sound, config.check)
+            all_findings += check_sound(row, sound, config.check)
             corpus.add(row, sound)
             count = len(find_tags(row.text))
             seconds, tags, untagged, good = seconds + sound.duration_s, tags + count, untagged + (count == 0), good + 1
-    found = sorted([*found, *corpus.findings(config.check)], key=lambda each: (each.line, each.kind))
-    counts = Counter(each.kind for each in found)
-    telling = [each for each in found if each.kind not in config.check.allow]
+    all_findings = sorted([*all_findings, *corpus.findings(config.check)], key=lambda finding: (finding.line, finding.kind))
+    counts = Counter(finding.kind for finding in all_findings)
+    failing = [finding for finding in all_findings if finding.kind not in config.check.allow]
     facts = {
         "rows": f"{good + counts['rejected']} = {good} good + {counts['rejected']} rejected",
         "hours of audio": f"{seconds / 3600:.2f}",
@@ -58,16 +58,16 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     for kind, count in sorted(counts.items()):
         facts[kind.replace("_", " ")] = f"{count}, allowed by check.allow" if kind in config.check.allow else count
     if findings:
-        write_atomic(findings, "".join(map(dump_row, found)))
+        write_atomic(findings, "".join(map(dump_row, all_findings)))
         facts["all findings"] = findings
-    places = [f"{row_place(config.manifest, each.line)}: {each.id or '(no id)'}" for each in telling[:_SHOWN]]
-    lines = [f"{place}: {each.kind}: {each.reason}" for place, each in zip(places, telling, strict=False)]
-    if len(telling) > _SHOWN:
-        more = f"… and {len(telling) - _SHOWN} more"
+    places = [f"{row_place(config.manifest, finding.line)}: {finding.id or '(no id)'}" for finding in failing[:_SHOWN]]
+    lines = [f"{place}: {finding.kind}: {finding.reason}" for place, finding in zip(places, failing, strict=False)]
+    if len(failing) > _SHOWN:
+        more = f"… and {len(failing) - _SHOWN} more"
         lines.append(more if findings else f"{more}: write them all to a file with --findings FILE")
     if not good:
-        lines.append("no row is good: packing would have nothing to do")
-    return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(telling)))
+        lines.append("no row is good: there would be nothing to pack")
+    return Report("data check", facts, table="\n".join(lines), exit_code=2 if not good else int(bool(failing)))
 
 
 def _require_own(path: Path) -> None:
@@ -83,7 +83,7 @@ def _require_own(path: Path) -> None:
 def _sounds(
     config: PackConfig, folder: Path, parts: Iterator[Chunk], rows: int
 ) -> Iterator[tuple[ManifestRow | Rejected, Sound | str]]:
-    """Every row in order, with its sound or the reason why packing would reject it."""
+    """Every row in order, with its sound or the reason for rejecting it."""
     processes = min(config.processes or usable_cores(), -(-rows // _CHUNK_ROWS))
     if processes <= 1:
         _start(config, folder)
@@ -95,7 +95,7 @@ def _sounds(
             yield from heard
 
 
-_reader: tuple | None = None  # of this process: the config, the base's family
+_reader: tuple | None = None  # per process: the config, the base's family
 
 
 def _start(config: PackConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`evoxtral data import`: a corpus of any shape to a manifest."""
+"""`evoxtral data import`: converts a corpus to a manifest."""
 
 import math
 import os
@@ -34,37 +34,37 @@ _AT_ONCE = 64
 
 
 def run(config: ImportConfig, options: Options) -> Report:
-    """Writes `manifest.jsonl`, `rejected.jsonl`, and `audio/` where the source holds bytes; rows in = imported + rejected.
+    """Writes `manifest.jsonl`, `rejected.jsonl`, and `audio/` if the source contains audio bytes; rows in = imported + rejected.
 
-    Audio files that are there already are not copied: the manifest names them where they are.
+    Existing audio files are not copied; the manifest refers to them where they are.
     """
     _check_license(config.license, config)
     rules = TagRules.of(config.tags)
     facts: dict[str, Any] = {"source": f"{config.source.kind} {config.source.path}", "output": config.output}
     if config.license:
         facts["license"] = _license_fact(config.license)
-    asked = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json")
     inputs = {"tags": fingerprint_files([shipped.find(config.tags.table)])}
     path = Path(config.source.path)
     if path.is_file():
         inputs["source"] = fingerprint_files([path])
     elif path.is_dir():
-        sizes = (f"{writable(str(each))}\0{each.stat().st_size}\n" for each in files_in(path))
+        sizes = (f"{writable(str(file))}\0{file.stat().st_size}\n" for file in files_in(path))
         inputs["source"] = fingerprint_text("".join(sizes))
-    check_output(config.output, "data import", asked, inputs, options, [path])
+    check_output(config.output, "data import", resolved, inputs, options, [path])
     source = _rows(config)
-    first = next(source, None)  # whatever is wrong with the source as a whole shows here, before anything is written
+    first = next(source, None)  # errors of the source as a whole show here, before anything is written
     if first is None:
-        raise UsageError("there is no row in it", where=config.source.path)
+        raise UsageError("contains no rows", where=config.source.path)
     if options.dry_run:
         good = _first_good(config, rules, chain([first], source))
         return Report("plan: data import", facts | {"columns": ", ".join(good.columns)})
-    run = Run.open(config.output, "data import", asked, inputs, options, [path])
+    run = Run.open(config.output, "data import", resolved, inputs, options, [path])
     started = time.monotonic()
     with Tracker(config.tracking, "data import", run.path, config) as tracker:
         _import_all(run, config, rules, chain([first], source))
         rows, tally, splits = _deal(run.path / _PART, config)
-        run.write_rows("rejected.jsonl", (each["rejected"] for each in _entries(run.path / _PART) if "rejected" in each))
+        run.write_rows("rejected.jsonl", (entry["rejected"] for entry in _entries(run.path / _PART) if "rejected" in entry))
         if not splits:
             rejected = run.path / "rejected.jsonl"
             raise _nothing_imported(config, rows, next(read_jsonl(rejected))[1], rejected)
@@ -87,7 +87,7 @@ def run(config: ImportConfig, options: Options) -> Report:
 
 
 def _first_good(config: ImportConfig, rules: TagRules, source: Iterable[SourceRow]) -> SourceRow:
-    """The first row that can be imported; what it writes is thrown away. Raises UsageError when there is none."""
+    """The first row that can be imported; its files go to a temporary folder. Raises UsageError if there is none."""
     first, count = None, 0
     with TemporaryDirectory() as folder:
         for row in source:
@@ -105,7 +105,7 @@ def _nothing_imported(config: ImportConfig, rows: int, first: dict, written: Pat
 def _check_license(name: str | None, config: ImportConfig, error: type[UsageError] = UsageError) -> None:
     if forbids_commercial_use(name) and config.accept_license != name:
         raise error(
-            f"the license {name} allows no commercial use, of the data and of what is trained on it",
+            f"the license {name} forbids commercial use of the data and of models trained on it",
             where=config.source.path if error is UsageError else None,
             fix=f"if you accept that, set accept_license: {name}",
         )
@@ -124,7 +124,7 @@ def _rows(config: ImportConfig) -> Iterator[SourceRow]:
 
 
 def _import_all(run: Run, config: ImportConfig, rules: TagRules, source: Iterable[SourceRow]) -> None:
-    """Every row into one file, imported or rejected, in order; rows that an earlier run did are passed over."""
+    """Write every row, imported or rejected, to one file in order; skip the rows that an earlier run did."""
     with JsonlAppender(run.path / _PART) as appender:
         ids, done = {}, 0
         for entry in _entries(run.path / _PART):
@@ -170,7 +170,7 @@ def _import_row(row: SourceRow, config: ImportConfig, rules: TagRules, output: P
 
 
 def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: TagRules, tally: Counter) -> dict:
-    """All of it but the audio. Raises RowError for what a manifest would not take."""
+    """The manifest row without its audio. Raises RowError for anything that a manifest does not accept."""
     columns = config.columns
     text = _value(row, columns.text)
     if text is None or text == "" or str(text).isspace():
@@ -208,7 +208,7 @@ def _identity(row: SourceRow, config: ImportConfig) -> str:
 
 
 def _name(row: SourceRow, column: str) -> str:
-    """An id, a speaker, a license, a split: text, or a number that stands for it; "" where there is none."""
+    """The id, speaker, license or split in a column as text; numbers are converted, a missing value is ""."""
     value = _value(row, column)
     if value is None:
         return ""
@@ -219,12 +219,12 @@ def _name(row: SourceRow, column: str) -> str:
 
 def _value(row: SourceRow, column: str) -> Any:
     if column not in row.columns:
-        raise RowError(f"there is no {column!r}", fix=f"this row has {', '.join(map(repr, row.columns))}: set `columns`")
+        raise RowError(f"there is no column {column!r}", fix=f"this row has {', '.join(map(repr, row.columns))}: set `columns`")
     return row.columns[column]
 
 
 def _listed(row: SourceRow, column: str) -> Any:
-    """The words or events, also as JSON in a table's cell; not checked yet."""
+    """The words or events, which a table's cell may hold as JSON; not checked yet."""
     value = _value(row, column)
     if isinstance(value, str):
         try:
@@ -235,7 +235,7 @@ def _listed(row: SourceRow, column: str) -> Any:
 
 
 def _given_split(row: SourceRow, config: ImportConfig) -> str | None:
-    """Our name for the split that the source gives, or None: it will be dealt."""
+    """Our name for the source's split, or None if `deal` will assign one."""
     if not config.deal.keep_given:
         return None
     given = _name(row, config.columns.split) if config.columns.split else row.split
@@ -249,7 +249,7 @@ def _given_split(row: SourceRow, config: ImportConfig) -> str | None:
 
 
 def _deal(part: Path, config: ImportConfig) -> tuple[int, Counter, list[str]]:
-    """(rows in, what was done to tags, the split of each imported row)."""
+    """(rows in, changes to tags, the split of each imported row)."""
     rows, tally, splits = 0, Counter(), []
     tags: list[list[str]] = []
     groups: list[list[str]] = []
@@ -269,13 +269,13 @@ def _deal(part: Path, config: ImportConfig) -> tuple[int, Counter, list[str]]:
 
 
 def _groups(row: dict, config: ImportConfig) -> list[str]:
-    """What keeps a clip together with others; a clip without any is alone."""
-    found = []
+    """The groups that must stay in one split; a clip without any is a group of its own."""
+    groups = []
     if "speaker" in config.deal.group_by and row.get("speaker"):
-        found.append(f"speaker {row['speaker']}")
+        groups.append(f"speaker {row['speaker']}")
     if "sentence" in config.deal.group_by and (words := normalize_words(strip_tags(row["text"]))):
-        found.append(f"sentence {words}")
-    return found or [f"clip {row['id']}"]
+        groups.append(f"sentence {words}")
+    return groups or [f"clip {row['id']}"]
 
 
 def _manifest_rows(part: Path, splits: list[str]) -> Iterator[dict]:

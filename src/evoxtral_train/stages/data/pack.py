@@ -23,7 +23,7 @@ from ..report import Report, all_rejected
 def run(config: PackConfig, options: Options) -> Report:
     """Writes `shards/`, an index of each split, `dataset.json` and `rejected.jsonl`; rows in = packed + rejected.
 
-    Several processes pack chunks of rows; `--resume` goes on after the last whole chunk.
+    Several processes pack chunks of rows; `--resume` continues after the last whole chunk.
     """
     rules, tally = TagRules.of(config.tags), Counter()
     rows = count_rows(config.manifest)
@@ -35,16 +35,16 @@ def run(config: PackConfig, options: Options) -> Report:
         "processes": processes,
         "output": config.output,
     }
-    asked = config.model_dump(mode="json", exclude={"check"})
+    resolved = config.model_dump(mode="json", exclude={"check"})
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     if options.dry_run:
-        check_output(config.output, "data pack", asked, inputs, options)
-        bad = [each for each in iter_manifest(config.manifest, rules) if isinstance(each, Rejected)]
+        check_output(config.output, "data pack", resolved, inputs, options)
+        bad = [row for row in iter_manifest(config.manifest, rules) if isinstance(row, Rejected)]
         if len(bad) == rows:
             raise _nothing_packed(config, bad)
-        return Report("plan: data pack", facts | {"rejected by the manifest alone": len(bad)})
+        return Report("plan: data pack", facts | {"rejected (audio not checked)": len(bad)})
     folder = resolve_base(config.base, config.revision, weights=False)
-    run = Run.open(config.output, "data pack", asked, inputs, options, [config.manifest, config.base])
+    run = Run.open(config.output, "data pack", resolved, inputs, options, [config.manifest, config.base])
     started = time.monotonic()
     with Tracker(config.tracking, "data pack", run.path, config) as tracker:
         with progress("packing", rows, "clips") as bar:

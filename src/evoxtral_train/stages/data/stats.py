@@ -1,4 +1,4 @@
-"""`evoxtral data stats`: what a manifest holds, as a page, as pictures and as numbers."""
+"""`evoxtral data stats`: statistics of a manifest as a page, pictures and JSON."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,41 +20,42 @@ from ..report import Report, all_rejected
 
 
 def run(config: StatsConfig, options: Options) -> Report:
-    """Writes `report.html`, `stats.json` and `*.png`. Durations are read from the headers of the audio files."""
+    """Writes `report.html`, `stats.json` and `*.png`. Durations come from the headers of the audio files."""
     rules, rejected, rows = TagRules.of(config.tags), Counter(), count_rows(config.manifest)
-    asked = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json")
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     facts = {"rows": rows, "output": config.output}
     if options.dry_run:
-        check_output(config.output, "data stats", asked, inputs, options)
+        check_output(config.output, "data stats", resolved, inputs, options)
         with progress("reading", rows, "clips") as bar:
             if next(_clips(config, rules, rejected, bar), None) is None:
                 raise _nothing_read(config, rejected)
         return Report("plan: data stats", facts)
-    run = Run.open(config.output, "data stats", asked, inputs, options, [config.manifest])
+    run = Run.open(config.output, "data stats", resolved, inputs, options, [config.manifest])
     with Tracker(config.tracking, "data stats", run.path, config) as tracker:
         with progress("reading", rows, "clips") as bar:
             try:
-                found = gather(_clips(config, rules, rejected, bar), rules.taxonomy)
+                statistics = gather(_clips(config, rules, rejected, bar), rules.taxonomy)
             except ValueError:
                 raise _nothing_read(config, rejected) from None
-        pictures = _pictures(found)
+        pictures = _pictures(statistics)
         for name, png in pictures.items():
             write_atomic(run.path / f"{name}.png", png)
-        content = found.to_json() | {"rows": rows, "rejected": rejected.total()}
+        content = statistics.to_json() | {"rows": rows, "rejected": rejected.total()}
         run.write_json("stats.json", content)
-        run.write_text("report.html", render("Corpus statistics", str(config.manifest), _sections(found, pictures, rejected)))
-        clips = sum(found.clips.values())
-        metrics = {"clips": clips, "hours": sum(found.hours.values()), "untagged_share": found.untagged_share}
+        sections = _sections(statistics, pictures, rejected)
+        run.write_text("report.html", render("Corpus statistics", str(config.manifest), sections))
+        clips = sum(statistics.clips.values())
+        metrics = {"clips": clips, "hours": sum(statistics.hours.values()), "untagged_share": statistics.untagged_share}
         tracker.summary(metrics)
     run.finish(metrics, fingerprint_files([run.path / "stats.json"]))
     facts |= {
         "clips": f"{clips}, {rejected.total()} rejected" if rejected else clips,
         "hours of audio": f"{metrics['hours']:.2f}",
-        "without tags": f"{found.untagged_share:.0%}",
+        "without tags": f"{statistics.untagged_share:.0%}",
         "report": config.output / "report.html",
     }
-    return Report("data stats", facts, table="\n".join(f"- {line}" for line in found.advice))
+    return Report("data stats", facts, table="\n".join(f"- {line}" for line in statistics.advice))
 
 
 def _nothing_read(config: StatsConfig, rejected: Counter) -> UsageError:
@@ -73,47 +74,47 @@ def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progres
             rejected[Rejected.of(config.manifest, row.line, row.id, error).reason] += 1
 
 
-def _pictures(found: Statistics) -> dict[str, bytes]:
-    edges, counts = zip(*histogram(found.durations_s), strict=True)
-    splits = list(found.clips)
-    by_count = sorted(found.tags, key=lambda tag: -sum(found.tags[tag].values()))
-    tags_per_clip = found.tags_per_clip
+def _pictures(statistics: Statistics) -> dict[str, bytes]:
+    edges, counts = zip(*histogram(statistics.durations_s), strict=True)
+    splits = list(statistics.clips)
+    by_count = sorted(statistics.tags, key=lambda tag: -sum(statistics.tags[tag].values()))
+    tags_per_clip = statistics.tags_per_clip
     pictures = {
         "durations": plots.histogram(edges, counts, "length of the clip (s)"),
         "tags-per-clip": plots.columns(list(tags_per_clip), list(tags_per_clip.values()), "tags in the clip", "clips"),
         "tags": plots.stacked_rows(
-            by_count, {split: [found.tags[tag][split] for tag in by_count] for split in splits}, "clips with the tag"
+            by_count, {split: [statistics.tags[tag][split] for tag in by_count] for split in splits}, "clips with the tag"
         ),
     }
-    if found.together:
-        seen = [tag for tag in found.tags if sum(found.tags[tag].values())]
-        pairs = {frozenset(pair): count for *pair, count in found.together}
+    if statistics.together:
+        seen = [tag for tag in statistics.tags if sum(statistics.tags[tag].values())]
+        pairs = {frozenset(pair): count for *pair, count in statistics.together}
         values = [[0 if one == other else pairs.get(frozenset((one, other)), 0) for other in seen] for one in seen]
         pictures["together"] = plots.heatmap(seen, seen, values, "clips that hold both tags")
-    if found.speakers:
-        speakers = most_speakers(found)
+    if statistics.speakers:
+        speakers = most_speakers(statistics)
         pictures["speakers"] = plots.stacked_rows(list(speakers), {"hours": list(speakers.values())}, "hours", decimals=2)
     return pictures
 
 
-def _sections(found: Statistics, pictures: dict[str, bytes], rejected: Counter) -> list[Section]:
-    splits = list(found.clips)
-    overview = [[split, f"{found.clips[split]:,}", f"{found.hours[split]:.2f}"] for split in splits]
-    overview.append(["together", f"{sum(found.clips.values()):,}", f"{sum(found.hours.values()):.2f}"])
+def _sections(statistics: Statistics, pictures: dict[str, bytes], rejected: Counter) -> list[Section]:
+    splits = list(statistics.clips)
+    overview = [[split, f"{statistics.clips[split]:,}", f"{statistics.hours[split]:.2f}"] for split in splits]
+    overview.append(["together", f"{sum(statistics.clips.values()):,}", f"{sum(statistics.hours.values()):.2f}"])
     tags = [
         [
             f"[{tag}]",
             *(f"{counts[split]:,}" for split in splits),
             f"{sum(counts.values()):,}",
-            f"{found.occurrences.get(tag, 0):,}",
+            f"{statistics.occurrences.get(tag, 0):,}",
         ]
-        for tag, counts in found.tags.items()
+        for tag, counts in statistics.tags.items()
     ]
-    lengths = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.duration_s.items())
-    lengths += f"; {found.words_per_second:.1f} words per second."
+    lengths = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in statistics.duration_s.items())
+    lengths += f"; {statistics.words_per_second:.1f} words per second."
     sections = [
         Section("Overview", table=Table(("split", "clips", "hours"), overview)),
-        Section("Advice", text="" if found.advice else "Nothing stands out.", points=found.advice),
+        Section("Advice", text="" if statistics.advice else "Nothing unusual.", points=statistics.advice),
         Section(
             "Length",
             text=lengths,
@@ -121,7 +122,7 @@ def _sections(found: Statistics, pictures: dict[str, bytes], rejected: Counter) 
         ),
         Section(
             "Tags per clip",
-            text=f"{found.untagged_share:.0%} of the clips are without tags.",
+            text=f"{statistics.untagged_share:.0%} of the clips are untagged.",
             pictures={"tags per clip": pictures["tags-per-clip"]},
         ),
         Section(
@@ -133,11 +134,12 @@ def _sections(found: Statistics, pictures: dict[str, bytes], rejected: Counter) 
     if "together" in pictures:
         sections.append(Section("Tags together", pictures={"clips with both tags": pictures["together"]}))
     if "speakers" in pictures:
-        what = f"{len(found.speakers)} speakers."
+        what = f"{len(statistics.speakers)} speakers."
         sections.append(Section("Speakers", text=what, pictures={"hours of each speaker": pictures["speakers"]}))
-    licenses = [[name, f"{count:,}"] for name, count in found.licenses.items()]
+    licenses = [[name, f"{count:,}"] for name, count in statistics.licenses.items()]
     sections.append(Section("Licenses", table=Table(("license", "clips"), licenses)))
     if rejected:
         reasons = [[reason, f"{count:,}"] for reason, count in rejected.most_common(20)]
-        sections.append(Section("Rejected", text="These rows are in no figure above.", table=Table(("reason", "rows"), reasons)))
+        text = "These rows are not included in the figures above."
+        sections.append(Section("Rejected", text=text, table=Table(("reason", "rows"), reasons)))
     return sections

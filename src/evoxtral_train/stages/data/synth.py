@@ -1,4 +1,4 @@
-"""`evoxtral data synth`: tagged scripts to speech, with a manifest; espeak-ng also knows every time."""
+"""`evoxtral data synth`: tagged scripts to speech, with a manifest; espeak-ng also gives exact times."""
 
 import os
 import time
@@ -32,7 +32,7 @@ _KEY = "ELEVENLABS_API_KEY"
 def run(config: SynthConfig, options: Options) -> Report:
     """Writes `manifest.jsonl`, `audio/*.flac` and `rejected.jsonl` (scripts that cannot be spoken).
 
-    With espeak-ng: same config, same bytes; a clip depends on its script, its place in the corpus and the seed.
+    With espeak-ng the same config gives the same bytes; a clip depends on its script, its index and the seed.
     """
     source, tally = config.scripts or config.grammar, Counter()
     if config.scripts:
@@ -50,17 +50,17 @@ def run(config: SynthConfig, options: Options) -> Report:
         **engine.plan(),
         "output": config.output,
     }
-    asked, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([shipped.find(source)])}
+    resolved, inputs = config.model_dump(mode="json"), {"scripts": fingerprint_files([shipped.find(source)])}
     if not scripts and not rejected:
-        raise UsageError("there is no script in it", where=str(source), fix="write rows of {text}")
+        raise UsageError("contains no scripts", where=str(source), fix="write rows of {text}")
     if options.dry_run:
-        check_output(config.output, "data synth", asked, inputs, options)
+        check_output(config.output, "data synth", resolved, inputs, options)
         if not scripts:
             raise _nothing_spoken(source, rejected)
         return Report("plan: data synth", facts)
     if scripts:
         engine.prepare()
-    run = Run.open(config.output, "data synth", asked, inputs, options, [source])
+    run = Run.open(config.output, "data synth", resolved, inputs, options, [source])
     started = time.monotonic()
     with Tracker(config.tracking, "data synth", run.path, config) as tracker:
         engine.fetch()
@@ -91,14 +91,14 @@ def _nothing_spoken(source: Path, rejected: list[Rejected], written: Path | None
 
 @dataclass(frozen=True)
 class _Spoken:
-    """Mono float32 `samples` at 16 kHz, and what the manifest says of them."""
+    """Mono float32 `samples` at 16 kHz, and further columns for the manifest."""
 
     samples: object
     columns: dict
 
 
 class _Espeak:
-    """The engine that needs no key; its clips know their times."""
+    """The engine that needs no key and gives exact times."""
 
     def __init__(self, config: SynthConfig):
         self._config, self._voices = config, _voices(config.voices)
@@ -110,7 +110,7 @@ class _Espeak:
         self._synthesizer = Synthesizer(self._config.rates_wpm)
 
     def fetch(self) -> None:
-        """Nothing: each clip is spoken when its turn comes."""
+        """Does nothing: each clip is spoken in `speak`."""
 
     def speak(self, script: Script, index: int) -> _Spoken:
         voice = self._voices[index % len(self._voices)]
@@ -120,7 +120,7 @@ class _Espeak:
 
 
 class _Paid:
-    """ElevenLabs: everything is fetched first, then read back like any audio."""
+    """ElevenLabs: downloads everything first, then reads it back like any audio."""
 
     def __init__(self, config: SynthConfig, scripts: list[Script]):
         if not config.voices:
@@ -132,7 +132,7 @@ class _Paid:
 
     def _request(self, script: Script, index: int) -> elevenlabs.Request:
         voices, settings = self._config.voices, self._settings
-        # The seed is the corpus's: a sentence that stands twice for one voice is one request.
+        # One seed for the corpus: a repeated sentence in the same voice is one request.
         return elevenlabs.Request(
             script.text, voices[index % len(voices)], settings.model, settings.output_format, self._config.seed
         )
@@ -142,7 +142,7 @@ class _Paid:
         cost = f"{characters * price / 1000:.2f} USD" if price else "unknown: set elevenlabs.usd_per_1000_characters"
         return {
             "engine": f"ElevenLabs {self._settings.model}", "voices": len(self._config.voices),
-            "to be paid": f"{len(self._missing)} requests, {characters:,} characters (tags included)",
+            "to pay for": f"{len(self._missing)} requests, {characters:,} characters (tags included)",
             "cost": cost, "already paid": len(set(self._requests)) - len(self._missing),
             "limit": f"{self._settings.max_characters:,} characters",
         }  # fmt: skip
@@ -154,12 +154,12 @@ class _Paid:
         characters, allowed = self._characters(), self._settings.max_characters
         if characters > allowed:
             raise UsageError(
-                f"{characters:,} characters would have to be paid, {allowed:,} are allowed",
+                f"this run would pay for {characters:,} characters, but only {allowed:,} are allowed",
                 where="elevenlabs.max_characters",
                 fix="see the plan with --dry-run, then raise the limit",
             )
         if self._missing and not os.environ.get(_KEY):
-            raise UsageError("no key for ElevenLabs", where=_KEY, fix="export it; it is read from there alone")
+            raise UsageError("no key for ElevenLabs", where=_KEY, fix="set this environment variable; nothing else is read")
 
     def fetch(self) -> None:
         if self._missing:
@@ -175,7 +175,7 @@ class _Paid:
 
 
 def _speak_all(run: Run, scripts: list[Script], source: Path, engine: _Espeak | _Paid) -> list[Rejected]:
-    """Speak every script that an earlier, unfinished run has not. Returns those that cannot be spoken."""
+    """Speak every script that an earlier, unfinished run did not. Returns those that cannot be spoken."""
     rejected = []
     with JsonlAppender(run.path / _PART) as appender, progress("speaking", len(scripts), "clips") as bar:
         spoken = {row["id"] for _, row in read_jsonl(run.path / _PART)}

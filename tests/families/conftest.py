@@ -46,7 +46,7 @@ SUBJECTS = {
 }
 
 
-@pytest.fixture(scope="session", params=SUBJECTS)
+@pytest.fixture(scope="session")
 def subject(request) -> Subject:
     return SUBJECTS[request.param]
 
@@ -66,8 +66,11 @@ LAYOUTS = [(name, layout) for name, subject in SUBJECTS.items() for layout in su
 
 
 def pytest_generate_tests(metafunc):
-    """Every test that takes a split runs for each family in each of its layouts."""
-    if "split" in metafunc.fixturenames:
+    """Every test runs for each family, and one that takes a split in each of its layouts."""
+    if "split" not in metafunc.fixturenames:
+        if "subject" in metafunc.fixturenames:
+            metafunc.parametrize("subject", SUBJECTS, indirect=True)
+    else:
         names = [f"{name}-{layout}" for name, layout in LAYOUTS]
         metafunc.parametrize(("subject", "split"), [(name, layout) for name, layout in LAYOUTS], indirect=True, ids=names)
 

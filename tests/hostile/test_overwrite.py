@@ -49,7 +49,7 @@ def test_no_stage_replaces_what_it_reads(call, manifest, tmp_path, name, finishe
     overrides = [each.format(raw=manifest.parent) for each in READERS[name][3:]]
     result = call(*command, REPO / config, *sets(*overrides, f"output={out}"), "--overwrite")
     assert result.exit_code == 2, result.stderr
-    assert "the output holds what this stage reads: " in result.stderr
+    assert "the output contains an input of this stage: " in result.stderr
     assert bytes_in(out) == before
 
 

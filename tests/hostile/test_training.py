@@ -219,7 +219,7 @@ def test_a_setting_that_training_would_fail_with_is_refused_by_name(sft, overrid
 DATASETS = {
     "no keys": (lambda record: {}, "`format` is missing"),
     "no shards": (lambda record: {name: each for name, each in record.items() if name != "shards"}, "shards: Field required"),
-    "layout": (lambda record: record | {"layout": "zork"}, "layout: Input should be 'packed'"),
+    "layout": (lambda record: record | {"layout": "zork"}, "layout: 'zork'"),
     "target": (lambda record: record | {"target": "zork"}, "target: Input should be 'tags'"),
     "room": (lambda record: record | {"room_tokens": -5}, "room_tokens: Input should be greater than 0"),
     "rows": (lambda record: record | {"rows": {"train": 999}}, "split train has 999 rows, 12 in its index, 12 in shards"),

@@ -66,6 +66,7 @@ class _Description(BaseModel):
     model_config = ConfigDict(extra="allow")
     format: int
     family: Literal[*FAMILIES]
+    room_tokens: PositiveInt
     target: Literal["tags", "text", "tagged_text"]
     processor_fingerprint: str
     rows: dict[str, NonNegativeInt]
@@ -99,7 +100,7 @@ class PackedSplit:
         try:
             self.layout: Layout = self._family.restore_layout(content.model_dump())
         except (KeyError, TypeError) as error:
-            raise _damaged(folder / "dataset.json", f"layout: {type(error).__name__}: {error}") from None
+            raise _damaged(folder / "dataset.json", f"layout: {error}") from None
         self.target: str = content.target
         self.processor_fingerprint: str = content.processor_fingerprint
         if content.rows.get(split, 0) == 0:

@@ -16,7 +16,8 @@ from conftest import REPO
 PACKAGE = Path(evoxtral_train.__file__).parent
 # What every command uses, whatever passes through it: the command line, configs, run folders, messages, tracking.
 EVERYWHERE = {
-    "__init__", "cli", "config", "errors", "files", "plain_text", "processes", "progress", "reading", "records", "reporting",
+    "__init__", "cli", "config", "errors", "files", "jobs", "plain_text", "processes", "progress", "reading", "records",
+    "reporting",
     "run_folders", "runs", "shipped", "tracking", "units",
 }  # fmt: skip
 

@@ -10,7 +10,8 @@ from evoxtral_train.families.checkpoint import FAMILIES, family_named
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
     {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"decoding"}, {"training"}, {"modeling"}, {"dataset"},
-    {"families"}, {"corpus"}, {"synthesis"}, {"data"}, {"raft"}, {"scoring"}, {"text"}, {"tracking"}, {"runs", "progress"},
+    {"families"}, {"corpus"}, {"synthesis"}, {"data"}, {"raft"}, {"scoring"}, {"text"}, {"jobs"}, {"tracking"}, 
+    {"runs", "progress"},
     {"run_folders"}, {"records"}, {"config"}, {"processes"}, {"files", "reading"}, {"units", "errors", "shipped", "plain_text"},
 ]  # fmt: skip
 # `config` checks tag names and the pre-padding's default, so the text and unit modules lie below it.

@@ -10,7 +10,7 @@ from evoxtral_train.config.training import RaftConfig
 from evoxtral_train.modeling.adapters import find_adapter
 from evoxtral_train.records import Candidate, CuratedRow, DroppedRow, PreferencePair, ScoredCandidate, read_rows
 from evoxtral_train.runs import read_run
-from evoxtral_train.stages.raft.rounds import of_round
+from evoxtral_train.stages.raft.rounds import RaftRound
 
 
 def test_every_row_is_accounted_for(demo):
@@ -183,7 +183,7 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
 def test_the_seeds_of_a_round_are_its_own():
     config = RaftConfig(output="out", dataset="d", model={"base": "b"}, adapter="a", rounds=[{}, {}, {}],
                         train={"epochs": 1, "learning_rate": 1e-4, "seed": 5}, generate={"seed": 2})  # fmt: skip
-    rounds = [of_round(config, number) for number in (1, 2, 3)]
+    rounds = [RaftRound.of(config, number).config for number in (1, 2, 3)]
     assert [(each.generate.seed, each.train.seed, str(each.adapter)) for each in rounds] == [
         (2, 5, "a"), (3, 6, "out/round-1/train"), (4, 7, "out/round-2/train"),
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from evoxtral_train.families.realtime.layouts import Deferred
 from evoxtral_train.files import fingerprint_files
 from evoxtral_train.records import Candidate
 from evoxtral_train.runs import Options, Run
-from evoxtral_train.stages.raft import rounds as raft_folders
+from evoxtral_train.stages.raft.rounds import RaftRound
 
 TINY_BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 CANDIDATES = 4
@@ -51,7 +51,8 @@ def make(folder: Path, rows: int) -> None:
     )  # fmt: skip
     run.finish({}, "dataset")
     inputs = {"dataset": "dataset", "base": "base", "adapter": "adapter"}
-    run = Run.open(raft_folders.candidates(config), "raft generate", raft_folders.asked(config, "generate"), inputs, Options())
+    round_ = RaftRound.of(config, 1)
+    run = Run.open(round_.candidates, "raft generate", round_.settings("generate"), inputs, Options())
     run.write_rows("candidates.jsonl", (_candidate(clip, each) for clip in range(clips) for each in range(CANDIDATES)))
     run.finish({}, fingerprint_files([run.path / "candidates.jsonl"]))
 
@@ -120,6 +121,6 @@ if __name__ == "__main__":
     else:
         import importlib
 
-        report = importlib.import_module(f"evoxtral_train.stages.raft.{what}").run(config_of(folder), Options())
+        report = importlib.import_module(f"evoxtral_train.stages.raft.{what}").run(RaftRound.of(config_of(folder), 1), Options())
         print(report.facts, file=sys.stderr)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

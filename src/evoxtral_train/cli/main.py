@@ -101,10 +101,12 @@ def _add_raft_step(name: str) -> None:
         overwrite: OverwriteOption = False,
         dry_run: DryRunOption = False,
     ) -> None:
-        from ..stages.raft.rounds import of_round
+        def round_of(whole):
+            from ..stages.raft.rounds import RaftRound
 
-        options = options_of(resume, overwrite, dry_run)
-        run_stage(name, config, set_, options, lambda whole: of_round(whole, round_))
+            return RaftRound.of(whole, round_)
+
+        run_stage(name, config, set_, options_of(resume, overwrite, dry_run), round_of)
 
 
 def _group_of(name: str) -> typer.Typer:

@@ -90,6 +90,28 @@ def open_adapter(path: Path, base: Base, model: Model) -> Adapter:
     return adapter
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a command reads that runs a model on the clips of a split: the base, and the adapter to begin with. `sources`: where
+    they lie."""
+
+    split: PackedSplit
+    base: Base
+    adapter: Adapter
+    sources: list[Path]
+
+    @classmethod
+    def open(cls, config: RaftConfig, split: PackedSplit) -> "Inputs":
+        """Without weights. Raises UsageError when split, base and adapter do not belong together."""
+        base = open_base_of(split, config.model)
+        adapter = open_adapter(config.adapter, base, config.model)
+        return cls(split, base, adapter, [config.dataset, base.folder, config.adapter])
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {"dataset": self.split.fingerprint, "base": self.base.fingerprint, "adapter": self.adapter.fingerprint}
+
+
 def open_audio(
     config: SftConfig | RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int = 0
 ) -> CachedAudio | None:

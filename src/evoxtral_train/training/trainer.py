@@ -10,9 +10,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import rotate_checkpoints
 
 from .. import processes
-from ..config.training import Train
+from ..config.training import RaftConfig, SftConfig, Train
 from ..errors import EvoxtralError, UsageError
 from ..families.base import Network
+from ..jobs import Work
+from ..modeling.adapters import find_adapter
+from ..modeling.audio_cache import CachedAudio
+from ..modeling.bases import pick_device
 from ..modeling.memory import shrink
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
@@ -20,6 +24,36 @@ from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
 from .dataset import StepSampler, TrainingSet
+
+
+def train_and_save(
+    work: Work, config: SftConfig | RaftConfig, network: Network, cache: CachedAudio | None, train: TrainingSet,
+    validation: TrainingSet | None = None,
+) -> dict:  # fmt: skip
+    """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: what `train` reads its audio
+    from; with one the audio path is freed. Raises EvoxtralError when a weight is not finite."""
+    sizes = network.sizes()
+    if config.train.gradient_checkpointing:
+        network.checkpoint_language_model()
+    if cache:
+        network.drop_audio_path()
+    network.place_language_model(pick_device(config.model.device))
+    measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.resumed, work.tracker)
+    return processes.first(lambda: _save(work, network, measures | sizes))
+
+
+def _save(work: Work, network: Network, measures: dict) -> dict:
+    folder = work.path / "adapter"
+    require_finite_weights(network.model, measures["steps"], "lower train.learning_rate, and start again with --overwrite")
+    with save_errors(folder):
+        network.model.save_pretrained(folder)
+    metrics = measures | {"seconds": work.seconds()}
+    if torch.cuda.is_available():
+        metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    work.tracker.summary(metrics)
+    work.tracker.artifact(f"{work.run.output.name}-adapter", "model", sorted(folder.glob("adapter_*")))
+    work.done(metrics, find_adapter(folder).fingerprint)
+    return metrics
 
 
 def optimizer_steps(rows: int, config: Train) -> int:

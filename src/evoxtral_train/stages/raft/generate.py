@@ -1,7 +1,6 @@
 """`evoxtral raft generate`: N sampled candidates for every clip of a split."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,53 +9,49 @@ from pathlib import Path
 import numpy as np
 
 from ... import processes
-from ...config.training import RaftConfig
+from ...config.training import Generate
 from ...dataset.reader import PackedSplit
 from ...decoding.decoder import Completion, Decoding, decode, requests_of
 from ...decoding.sampling import Sampling
 from ...errors import EvoxtralError
 from ...families.base import Network
 from ...files import disk_errors, fingerprint_files, open_atomic
+from ...jobs import Work
 from ...modeling.adapters import load_adapter
 from ...modeling.audio_cache import AudioSource
-from ...modeling.bases import Base, open_adapter, open_base_of, open_for_decoding
+from ...modeling.bases import Base, Inputs, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
-from ...runs import Options, Run, check_plan
-from ...tracking import Tracker
+from ...runs import Options
 from ..plans import count_rows, plan_adapter, plan_decoding, plan_model
 from ..report import Report
-from . import rounds as raft_folders
+from .rounds import RaftRound
 
 _SAMPLED, _GREEDY = "candidates", "greedy"  # <name>.jsonl; until it is whole, <name>.part-<process>.jsonl
 
 
-def run(config: RaftConfig, options: Options) -> Report:
+def run(round_: RaftRound, options: Options) -> Report:
     """Writes `candidates/candidates.jsonl`, in the order of the split and of the candidate ids."""
     if options.dry_run:
-        return plan(config, options)
+        return plan(round_, options)
+    # 1. What it reads.
+    config, job = round_.config, round_.job("generate", options)
     processes.join(config.model.device)
-    split = PackedSplit(config.dataset, config.split)
-    facts = _asked(config, len(split)) | {"adapter": config.adapter, "output": raft_folders.candidates(config)}
-    asked = raft_folders.asked(config, "generate")
-    base = open_base_of(split, config.model)
-    adapter = open_adapter(config.adapter, base, config.model)
-    inputs = {"dataset": split.fingerprint, "base": base.fingerprint, "adapter": adapter.fingerprint}
-    sources = [config.dataset, base.folder, config.adapter]
-    run = processes.first(lambda: Run.open(raft_folders.candidates(config), "raft generate", asked, inputs, options, sources))
-    started = time.monotonic()
-    with Tracker(config.tracking, "raft generate", run.path, config) as tracker:
-        network = load_adapter(base.family.load(config.model.dtype), adapter)
+    inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
+    split, base = inputs.split, inputs.base
+    facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
+    with job.shared(inputs.fingerprints, inputs.sources) as work:
+        # 2. The model and what it hears.
+        network = load_adapter(base.family.load(config.model.dtype), inputs.adapter)
         audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
-        wanted = config.generate
-        sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-        decoding = Decoding(wanted.candidates, sampling, wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
-        _generate(run, _SAMPLED, decoding, base, split, network, audio, wanted.seed)
-        if wanted.greedy:  # the score that curation has to beat
-            decoding = replace(decoding, candidates=1, sampling=Sampling())
-            _generate(run, _GREEDY, decoding, base, split, network, audio, wanted.seed)
-        metrics = processes.first(lambda: _finish(run, config, split, started, tracker))
-    processes.first(lambda: run.finish(metrics, fingerprint_files([run.path / "candidates.jsonl"])))
+        # 3. The candidates.
+        decoding = _decoding(config.generate)
+        _generate(work.path, _SAMPLED, decoding, base, split, network, audio, config.generate.seed)
+        if config.generate.greedy:  # the reward that curation has to beat
+            greedy = replace(decoding, candidates=1, sampling=Sampling())
+            _generate(work.path, _GREEDY, greedy, base, split, network, audio, config.generate.seed)
+        metrics = processes.first(lambda: _join_parts(work, config.generate, split))
+    # 4. The report.
     facts |= {
         "ended by EOS": f"{metrics['ended_by_eos_share']:.0%}",
         "mean length": f"{metrics['mean_tokens']:.1f} tokens",
@@ -65,37 +60,42 @@ def run(config: RaftConfig, options: Options) -> Report:
     return Report("raft generate", facts)
 
 
-def plan(config: RaftConfig, options: Options) -> Report:
-    check_plan(raft_folders.candidates(config), "raft generate", raft_folders.asked(config, "generate"), options)
+def plan(round_: RaftRound, options: Options) -> Report:
+    config, job = round_.config, round_.job("generate", options)
+    job.check()
     adapter, lora = plan_adapter(config.adapter)
-    facts = _asked(config, count_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
+    facts = _facts(config.generate, count_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
-    return Report("plan: raft generate", facts | {"output": raft_folders.candidates(config)})
+    return Report("plan: raft generate", facts | {"output": job.output})
 
 
-def _asked(config: RaftConfig, clips: int | str) -> dict:
-    wanted = config.generate
-    total = clips * wanted.candidates if isinstance(clips, int) else "unknown"
+def _facts(settings: Generate, clips: int | str) -> dict:
+    total = clips * settings.candidates if isinstance(clips, int) else "unknown"
     return {
         "clips": clips,
-        "candidates": f"{total} ({wanted.candidates} per clip)",
-        "sampling": f"temperature {wanted.temperature:g}, top-p {wanted.top_p:g}, at most {wanted.max_new_tokens} tokens",
+        "candidates": f"{total} ({settings.candidates} per clip)",
+        "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most {settings.max_new_tokens} tokens",
     }
 
 
+def _decoding(settings: Generate) -> Decoding:
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
+    return Decoding(settings.candidates, sampling, settings.max_new_tokens, settings.batch_tokens, settings.compile)
+
+
 def _generate(
-    run: Run, name: str, decoding: Decoding, base: Base, split: PackedSplit, network: Network, audio: AudioSource, seed: int
+    folder: Path, name: str, decoding: Decoding, base: Base, split: PackedSplit, network: Network, audio: AudioSource, seed: int
 ) -> None:
-    """Decode the clips that an earlier, unfinished run has not, shared out over the processes; what is
-    handed over is on disk before more is asked for."""
-    done = processes.first(lambda: _Written.find(run, name, split, decoding.candidates).clips())
+    """Decode the clips that an earlier, unfinished run has not, shared out over the processes. Each batch is on disk before the
+    next one is decoded."""
+    done = processes.first(lambda: _Written.find(folder, name, split, decoding.candidates).clips())
     requests = processes.share(request for request in requests_of(split) if not done[request.index])
-    path = run.path / f"{name}.part-{processes.rank()}.jsonl"
+    path = folder / f"{name}.part-{processes.rank()}.jsonl"
     with JsonlAppender(path) as appender, progress(f"decoding {name}", len(split), "clips") as bar:
         bar.skip(int(done.sum()))
         for completions in decode(network, audio, requests, decoding):
             with disk_errors(appender.path):
-                appender.append([_candidate(each, base, split, seed, name) for each in completions])
+                appender.append([_candidate(completion, base, split, seed, name) for completion in completions])
             bar.advance(processes.count() * len(completions) // decoding.candidates)
     processes.wait()
 
@@ -107,9 +107,9 @@ class _Written:
         self._paths, self._places = paths, places  # places [clips, candidates]: byte × files + file; -1: not written yet
 
     @classmethod
-    def find(cls, run: Run, name: str, split: PackedSplit, candidates: int) -> "_Written":
+    def find(cls, folder: Path, name: str, split: PackedSplit, candidates: int) -> "_Written":
         """In what is joined already, and in the parts; a line that a kill cut short is dropped."""
-        paths = sorted(run.path.glob(f"{name}*.jsonl"))
+        paths = sorted(folder.glob(f"{name}*.jsonl"))
         places = np.full((len(split), candidates), -1, np.int64)
         for number, path in enumerate(paths):
             drop_partial_line(path)
@@ -138,35 +138,36 @@ class _Written:
                 yield files[number].readline()
 
 
-def _finish(run: Run, config: RaftConfig, split: PackedSplit, started: float, tracker: Tracker) -> dict:
+def _join_parts(work: Work, settings: Generate, split: PackedSplit) -> dict:
     """Join the parts, in order, and count. They are removed last: a kill before that loses nothing."""
-    wanted, ended, tokens = config.generate, 0, 0
-    for name, candidates in ((_SAMPLED, wanted.candidates), *([(_GREEDY, 1)] if wanted.greedy else [])):
-        written = _Written.find(run, name, split, candidates)
+    ended, tokens = 0, 0
+    for name, candidates in ((_SAMPLED, settings.candidates), *([(_GREEDY, 1)] if settings.greedy else [])):
+        written = _Written.find(work.path, name, split, candidates)
         if written.count() != len(split) * candidates:
             raise EvoxtralError(
                 f"{written.count()} candidates were written, not {len(split)} × {candidates}",
-                where=str(run.path),
+                where=str(work.path),
                 fix="resume with --resume",
             )
-        with open_atomic(run.path / f"{name}.jsonl") as file:
+        with open_atomic(work.path / f"{name}.jsonl") as file:
             for line in written.lines():
                 file.write(line)
                 if name == _SAMPLED:
                     row = json.loads(line)
                     ended, tokens = ended + (row["finish_reason"] == "eos"), tokens + len(row["token_ids"])
-    for path in run.path.glob("*.part-*.jsonl"):
+    for path in work.path.glob("*.part-*.jsonl"):
         path.unlink()
-    count = len(split) * wanted.candidates
+    count = len(split) * settings.candidates
     metrics = {
         "clips": len(split),
         "candidates": count,
         "processes": processes.count(),
         "ended_by_eos_share": ended / count,
         "mean_tokens": tokens / count,
-        "seconds": time.monotonic() - started,
+        "seconds": work.seconds(),
     }
-    tracker.summary(metrics)
+    work.tracker.summary(metrics)
+    work.done(metrics, fingerprint_files([work.path / "candidates.jsonl"]))
     return metrics
 
 

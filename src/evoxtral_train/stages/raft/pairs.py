@@ -2,56 +2,49 @@
 
 from array import array
 
-from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit
-from ...errors import EvoxtralError, UsageError
+from ...errors import UsageError
 from ...files import fingerprint_files
 from ...modeling.bases import open_base_of
 from ...raft.curation import best_and_worst
 from ...records import Candidate, PreferencePair, ScoredCandidate
-from ...runs import Options, Run, check_output, require_same_config, require_same_input
-from ...tracking import Tracker
+from ...runs import Options
 from ..report import Report
-from . import rounds as raft_folders
+from .rounds import RaftRound
 
 
-def run(config: RaftConfig, options: Options) -> Report:
+def run(round_: RaftRound, options: Options) -> Report:
     """Writes `pairs/pairs.jsonl`. A clip whose rewards are no further apart than `pairs.min_gap` gives no pair."""
-    source, candidates_folder = raft_folders.scores(config), raft_folders.candidates(config)
-    scores_fingerprint = raft_folders.require_step(config, "score")
-    fingerprint = raft_folders.require_step(config, "generate")
-    require_same_input(source, "candidates", fingerprint, str(candidates_folder))
-    require_same_config(source, raft_folders.asked(config, "score"), ("score",))
-    split = PackedSplit(config.dataset, config.split)
-    require_same_input(candidates_folder, "dataset", split.fingerprint, str(config.dataset))
-    count, gaps = 0, array("d")
-    try:
-        for clip in raft_folders.scored_clips(config):
-            count += 1
-            best, worst = best_and_worst(clip)
-            if _gap(best, worst) > config.pairs.min_gap:
-                gaps.append(_gap(best, worst))
-    except ValueError as error:
-        raise EvoxtralError(str(error), where=str(source), fix="score again with --overwrite") from None
+    # 1. What it reads, and how far apart its rewards are.
+    inputs = round_.require_scores()
+    split = round_.require_split()
+    config, clips, gaps = round_.config, 0, array("d")
+    for clip in round_.scored_clips():
+        clips += 1
+        gap = _gap(*best_and_worst(clip))
+        if gap > config.pairs.min_gap:
+            gaps.append(gap)
     if not gaps:
         raise UsageError("no clip has two candidates that far apart", where="pairs.min_gap", fix="lower it, or sample hotter")
+    # 2. The plan.
+    job = round_.job("pairs", options)
     facts = {
-        "clips": f"{count} = {len(gaps)} pairs + {count - len(gaps)} without",
+        "clips": f"{clips} = {len(gaps)} pairs + {clips - len(gaps)} without",
         "mean gap of the rewards": f"{sum(gaps) / len(gaps):.4f}",
-        "output": raft_folders.pairs(config),
+        "output": job.output,
     }
-    asked, inputs = raft_folders.asked(config, "pairs"), {"candidates": fingerprint, "scores": scores_fingerprint}
     if options.dry_run:
-        check_output(raft_folders.pairs(config), "raft pairs", asked, inputs, options)
+        job.check(inputs)
         return Report("plan: raft pairs", facts)
     open_base_of(split, config.model)  # refuses a dataset of another base
-    run = Run.open(raft_folders.pairs(config), "raft pairs", asked, inputs, options, [source, candidates_folder, config.dataset])
-    with Tracker(config.tracking, "raft pairs", run.path, config) as tracker:
-        chosen = (best_and_worst(clip) for clip in raft_folders.scored_clips(config))
-        run.write_rows("pairs.jsonl", (_pair(*each, split) for each in chosen if _gap(*each) > config.pairs.min_gap))
-        metrics = {"clips": count, "pairs": len(gaps)}
-        tracker.summary(metrics)
-    run.finish(metrics, fingerprint_files([run.path / "pairs.jsonl"]))
+    # 3. The pairs.
+    with job.opened(inputs, [round_.scores, round_.candidates, config.dataset]) as work:
+        ends = (best_and_worst(clip) for clip in round_.scored_clips())
+        work.run.write_rows("pairs.jsonl", (_pair(*pair, split) for pair in ends if _gap(*pair) > config.pairs.min_gap))
+        metrics = {"clips": clips, "pairs": len(gaps)}
+        work.tracker.summary(metrics)
+        work.done(metrics, fingerprint_files([work.path / "pairs.jsonl"]))
+    # 4. The report.
     return Report("raft pairs", facts)
 
 

@@ -1,90 +1,120 @@
-"""Where RAFT keeps its runs, how what it scored is read back, and which part of the config each step answers for.
+"""A round of RAFT: where it keeps its runs, which config it goes by, and what each step requires of the steps before it.
 
 output/round-1/candidates  scores  curated  train  pairs
 output/round-2/…            from the adapter of round 1
-output/gate/round-0 …       evaluations on the gate's split: before the first round, after each
+output/gate/round-0 …       evaluations on the gate's split: before the first round, after each (`raft run`)
 output/result               the adapter of the best round (`raft run`)
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...config.training import RaftConfig
-from ...errors import UsageError
+from ...dataset.reader import PackedSplit
+from ...errors import EvoxtralError, UsageError
+from ...jobs import Job
 from ...raft.curation import Clip, by_clip
 from ...records import Candidate, ScoredCandidate, iter_rows
-from ...runs import require_complete, require_unedited
+from ...runs import Options, require_complete, require_same_config, require_same_input, require_unedited
 
+_FOLDERS = {"generate": "candidates", "score": "scores", "curate": "curated", "train": "train", "pairs": "pairs"}
 _SECTIONS = {
     "generate": ("dataset", "split", "model", "adapter", "generate"),
     "score": ("dataset", "split", "score"),
     "curate": ("curate",),
     "train": ("dataset", "split", "model", "adapter", "train"),
     "pairs": ("dataset", "split", "pairs"),
-}
+}  # of the config, that a step's result depends on: changing `train` leaves the candidates valid
 
 
-def of_round(config: RaftConfig, number: int) -> RaftConfig:
-    """The config of one round, counted from 1: a folder of its own, the adapter of the round before, its own
-    way of sampling, and its own seeds, so that it does not draw what the round before drew."""
-    if not 1 <= number <= len(config.rounds):
-        raise UsageError(f"there is no round {number}: the config has {len(config.rounds)}", where="rounds")
-    sampling = config.rounds[number - 1].model_dump(exclude_none=True) | {"seed": config.generate.seed + number - 1}
-    changes = {
-        "output": config.output / f"round-{number}",
-        "generate": config.generate.model_copy(update=sampling),
-        "train": config.train.model_copy(update={"seed": config.train.seed + number - 1}),
-    }
-    if number > 1:
-        changes["adapter"] = trained(of_round(config, number - 1))
-    return config.model_copy(update=changes)
+@dataclass(frozen=True)
+class RaftRound:
+    """`output`: the round's folder. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
 
+    output: Path
+    config: RaftConfig
 
-def candidates(config: RaftConfig) -> Path:
-    return config.output / "candidates"
+    @classmethod
+    def of(cls, config: RaftConfig, number: int) -> "RaftRound":
+        """Counted from 1: from the adapter of the round before, with its own way of sampling, and its own seeds, so that it does
+        not draw what the round before drew. Raises UsageError when the config has no such round."""
+        if not 1 <= number <= len(config.rounds):
+            raise UsageError(f"there is no round {number}: the config has {len(config.rounds)}", where="rounds")
+        sampling = config.rounds[number - 1].model_dump(exclude_none=True) | {"seed": config.generate.seed + number - 1}
+        changes: dict[str, Any] = {
+            "generate": config.generate.model_copy(update=sampling),
+            "train": config.train.model_copy(update={"seed": config.train.seed + number - 1}),
+        }
+        if number > 1:
+            changes["adapter"] = cls.of(config, number - 1).folder("train")
+        return cls(config.output / f"round-{number}", config.model_copy(update=changes))
 
+    def folder(self, step: str) -> Path:
+        """Where the run of a step lies; `step` as in `evoxtral raft <step>`."""
+        return self.output / _FOLDERS[step]
 
-def scores(config: RaftConfig) -> Path:
-    return config.output / "scores"
+    @property
+    def candidates(self) -> Path:
+        """candidates.jsonl, and greedy.jsonl with `generate.greedy`."""
+        return self.folder("generate")
 
+    @property
+    def scores(self) -> Path:
+        """scores.jsonl"""
+        return self.folder("score")
 
-def curated(config: RaftConfig) -> Path:
-    return config.output / "curated"
+    @property
+    def curated(self) -> Path:
+        """curated.jsonl and dropped.jsonl"""
+        return self.folder("curate")
 
+    def settings(self, step: str) -> dict[str, Any]:
+        """The part of the config that the result of a step depends on."""
+        content = self.config.model_dump(mode="json")
+        return {name: content[name] for name in _SECTIONS[step]}
 
-def pairs(config: RaftConfig) -> Path:
-    return config.output / "pairs"
+    def job(self, step: str, options: Options) -> Job:
+        return Job(f"raft {step}", self.folder(step), self.settings(step), self.config, options)
 
+    def require_candidates(self) -> dict[str, str]:
+        """Their fingerprint, as an input of a later step. Raises UsageError when they are not generated yet."""
+        return {"candidates": self._require("generate")}
 
-def trained(config: RaftConfig) -> Path:
-    return config.output / "train"
+    def require_scores(self) -> dict[str, str]:
+        """The fingerprints of candidates and scores. Raises UsageError unless the scores are of these candidates, by the rule
+        that the config has now."""
+        return self._require_made_from_candidates("score")
 
+    def require_curated(self) -> dict[str, str]:
+        """As `require_scores`, for the curated rows."""
+        return self._require_made_from_candidates("curate")
 
-def gate(config: RaftConfig, rounds_done: int) -> Path:
-    """Takes the whole config, as `result` does; the others take that of a round."""
-    return config.output / "gate" / f"round-{rounds_done}"
+    def require_split(self) -> PackedSplit:
+        """The clips that the candidates are of. Raises UsageError when the dataset is another now."""
+        split = PackedSplit(self.config.dataset, self.config.split)
+        require_same_input(self.candidates, "dataset", split.fingerprint, str(self.config.dataset))
+        return split
 
+    def scored_clips(self) -> Iterator[Clip]:
+        """Each clip's candidates with their scores, read as streams. Raises EvoxtralError when they do not fit together."""
+        candidates = iter_rows(self.candidates / "candidates.jsonl", Candidate)
+        try:
+            yield from by_clip(candidates, iter_rows(self.scores / "scores.jsonl", ScoredCandidate))
+        except ValueError as error:
+            raise EvoxtralError(str(error), where=str(self.scores), fix="score again with --overwrite") from None
 
-def result(config: RaftConfig) -> Path:
-    return config.output / "result"
+    def _require(self, step: str) -> str:
+        """The step's fingerprint. Raises UsageError when it is not finished, or when its rows were edited."""
+        folder = self.folder(step)
+        fingerprint = require_complete(folder, f"raft {step}", f"evoxtral raft {step} configs/raft.yaml")
+        require_unedited(folder, [folder / f"{folder.name}.jsonl"], fingerprint)
+        return fingerprint
 
-
-def require_step(config: RaftConfig, step: str) -> str:
-    """The fingerprint of a finished step of a round: "generate", "score" or "curate". Raises UsageError when it is not finished,
-    or when its rows were edited."""
-    folder, name = {"generate": (candidates, "candidates"), "score": (scores, "scores"), "curate": (curated, "curated")}[step]
-    fingerprint = require_complete(folder(config), f"raft {step}", f"evoxtral raft {step} configs/raft.yaml")
-    require_unedited(folder(config), [folder(config) / f"{name}.jsonl"], fingerprint)
-    return fingerprint
-
-
-def scored_clips(config: RaftConfig) -> Iterator[Clip]:
-    """Each clip's candidates with their scores, read as streams. Raises ValueError as `by_clip` does."""
-    rows = iter_rows(candidates(config) / "candidates.jsonl", Candidate)
-    return by_clip(rows, iter_rows(scores(config) / "scores.jsonl", ScoredCandidate))
-
-
-def asked(config: RaftConfig, step: str) -> dict:
-    """The part of the config that `step` depends on: changing `train` leaves the candidates valid."""
-    content = config.model_dump(mode="json")
-    return {name: content[name] for name in _SECTIONS[step]}
+    def _require_made_from_candidates(self, step: str) -> dict[str, str]:
+        folder = self.folder(step)
+        fingerprint, candidates = self._require(step), self._require("generate")
+        require_same_input(folder, "candidates", candidates, str(self.candidates))
+        require_same_config(folder, self.settings(step), (step,))
+        return {"candidates": candidates, folder.name: fingerprint}

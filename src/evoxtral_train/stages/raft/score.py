@@ -7,42 +7,41 @@ from pathlib import Path
 from statistics import fmean
 
 from ...config.sections import Placement
-from ...config.training import RaftConfig
 from ...dataset.reader import Example, PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
 from ...raft.reward import Answer, formula, score, weights_of
 from ...records import Candidate, ScoredCandidate, iter_rows
-from ...runs import Options, Run, check_output, require_same_config, require_same_input
-from ...tracking import Tracker
+from ...runs import Options, require_same_config
 from ..report import Report
-from . import rounds as raft_folders
+from .rounds import RaftRound
 
 _TABLE_ROWS = 2000
 
 
-def run(config: RaftConfig, options: Options) -> Report:
+def run(round_: RaftRound, options: Options) -> Report:
     """Writes `scores/scores.jsonl`. The reference is the clip's whole tagged transcript."""
-    source = raft_folders.candidates(config)
-    fingerprint = raft_folders.require_step(config, "generate")
-    split = PackedSplit(config.dataset, config.split)
-    require_same_input(source, "dataset", split.fingerprint, str(config.dataset))
-    require_same_config(source, raft_folders.asked(config, "generate"), ("split", "generate", "adapter"))
-    weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
-    facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": raft_folders.scores(config)}
-    asked, inputs = raft_folders.asked(config, "score"), {"dataset": split.fingerprint, "candidates": fingerprint}
-    path = source / "candidates.jsonl"
+    # 1. What it reads.
+    inputs = round_.require_candidates()
+    split = round_.require_split()
+    require_same_config(round_.candidates, round_.settings("generate"), ("split", "generate", "adapter"))
+    path, greedy_path = round_.candidates / "candidates.jsonl", round_.candidates / "greedy.jsonl"
     count = sum(1 for _ in iter_rows(path, Candidate))
     if not count:
-        raise UsageError("there is no candidate to score", where=str(source), fix="generate again with --overwrite")
+        raise UsageError("there is no candidate to score", where=str(round_.candidates), fix="generate again with --overwrite")
+    # 2. The plan.
+    config, job = round_.config, round_.job("score", options)
+    weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
+    inputs = {"dataset": split.fingerprint, **inputs}
+    facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": job.output}
     if options.dry_run:
-        check_output(raft_folders.scores(config), "raft score", asked, inputs, options)
+        job.check(inputs)
         return Report("plan: raft score", {"candidates": count, **facts})
-    run = Run.open(raft_folders.scores(config), "raft score", asked, inputs, options, [source, config.dataset])
-    with Tracker(config.tracking, "raft score", run.path, config) as tracker:
+    # 3. The scores, one candidate at a time.
+    with job.opened(inputs, [round_.candidates, config.dataset]) as work:
         tally, table = _Tally(), []
 
-        def scored() -> Iterator[ScoredCandidate]:
+        def scores() -> Iterator[ScoredCandidate]:
             for candidate, example in _with_clips(path, split):
                 row = _score(candidate, example, split, weights, config.score.placement)
                 tally.add(row)
@@ -51,17 +50,18 @@ def run(config: RaftConfig, options: Options) -> Report:
                     table.append([row.utterance_id, row.candidate_id, example.text, candidate.text, row.reward, *components])
                 yield row
 
-        run.write_rows("scores.jsonl", scored())
+        work.run.write_rows("scores.jsonl", scores())
         metrics = tally.metrics()
-        if (source / "greedy.jsonl").is_file():
-            greedy = _with_clips(source / "greedy.jsonl", split)
+        if greedy_path.is_file():
             metrics["mean_greedy_reward"] = fmean(
-                _score(candidate, example, split, weights, config.score.placement).reward for candidate, example in greedy
+                _score(candidate, example, split, weights, config.score.placement).reward
+                for candidate, example in _with_clips(greedy_path, split)
             )
-        tracker.summary(metrics)
+        work.tracker.summary(metrics)
         columns = ["utterance_id", "candidate_id", "reference", "text", "reward", *metrics["components"]]
-        tracker.media_table("raft/candidates", columns, table)
-    run.finish(metrics, fingerprint_files([run.path / "scores.jsonl"]))
+        work.tracker.media_table("raft/candidates", columns, table)
+        work.done(metrics, fingerprint_files([work.path / "scores.jsonl"]))
+    # 4. The report.
     facts |= {
         "candidates": metrics["candidates"],
         "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",

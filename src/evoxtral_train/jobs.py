@@ -1,0 +1,76 @@
+"""A stage's run from plan to result: refused, opened, tracked and finished in one way.
+
+job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
+job.check()                                  a dry run stops here: refused or not, nothing is made
+with job.shared(inputs, sources) as work:    refused, locked and tracked
+    ...                                      writes below work.path, logs to work.tracker
+    work.done(metrics, fingerprint)          what the run is finished with when the block ends
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import processes
+from .config.training import RaftConfig, SftConfig
+from .runs import Options, Run, check_output, check_plan
+from .tracking import Tracker
+
+
+class Work:
+    """An open run. `path`: where its files are written. `resumed`: whether earlier work in it continues."""
+
+    def __init__(self, run: Run, tracker: Tracker):
+        self.run, self.tracker = run, tracker
+        self.path, self.resumed = run.path, run.resumed
+        self._started = time.monotonic()
+        self.result: tuple[dict[str, Any], str] | None = None
+
+    def seconds(self) -> float:
+        """Since the run was opened."""
+        return time.monotonic() - self._started
+
+    def done(self, metrics: dict[str, Any], fingerprint: str) -> None:
+        """What the run is finished with once the tracker is closed; of several processes the first says it.
+        `fingerprint` identifies the result."""
+        self.result = metrics, fingerprint
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is about to make, and where. `settings`: the part of the config that the result depends on, as it is
+    written to the run's config.yaml. `config`: all of it, for the tracker."""
+
+    stage: str
+    output: Path
+    settings: dict[str, Any]
+    config: SftConfig | RaftConfig
+    options: Options
+
+    def check(self, inputs: dict[str, str] | None = None) -> None:
+        """The refusals of a dry run. `inputs`: name -> fingerprint; None when they may not exist yet."""
+        if inputs is None:
+            check_plan(self.output, self.stage, self.settings, self.options)
+        else:
+            check_output(self.output, self.stage, self.settings, inputs, self.options)
+
+    def opened(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:
+        """For a stage that one process does alone. Arguments and refusals are those of `Run.open`."""
+        return self._opened(inputs, sources, lambda action: action())
+
+    def shared(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:
+        """For a stage that all processes do together: the first opens the run and finishes it."""
+        return self._opened(inputs, sources, processes.first)
+
+    @contextmanager
+    def _opened(
+        self, inputs: dict[str, str], sources: Iterable[Path | str | None], once: Callable[[Callable], Any]
+    ) -> Iterator[Work]:
+        run = once(lambda: Run.open(self.output, self.stage, self.settings, inputs, self.options, sources))
+        with Tracker(self.config.tracking, self.stage, run.path, self.config) as tracker:
+            work = Work(run, tracker)
+            yield work
+        once(lambda: run.finish(*work.result))

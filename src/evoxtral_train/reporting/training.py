@@ -1,0 +1,21 @@
+"""What a training says of itself when it ends."""
+
+from pathlib import Path
+
+from ..progress import format_seconds
+
+
+def adapter_facts(output: Path, metrics: dict) -> dict:
+    """What the report of a training says."""
+    facts = {
+        "steps": metrics["steps"],
+        "trained": f"{metrics['trainable_parameters']:,} of {metrics['parameters']:,} parameters",
+        "training loss": f"{metrics['train_loss']:.4f}",
+    }
+    if "best_validation_loss" not in metrics:
+        facts["kept"] = "the last step's adapter"
+    else:
+        facts["best validation loss"] = f"{metrics['best_validation_loss']:.4f} at step {metrics['best_step']}"
+    if metrics["resumed_from_step"]:
+        facts["resumed from step"] = metrics["resumed_from_step"]
+    return facts | {"time": format_seconds(metrics["seconds"]), "adapter": output / "adapter"}

@@ -3,14 +3,20 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
+import pytest
 import yaml
 
 from evoxtral_train.config.training import RaftConfig
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import find_adapter
-from evoxtral_train.records import Candidate, CuratedRow, DroppedRow, PreferencePair, ScoredCandidate, read_rows
+from evoxtral_train.records import REFERENCE, Candidate, CuratedRow, DroppedRow, PreferencePair, ScoredCandidate, read_rows
 from evoxtral_train.runs import read_run
 from evoxtral_train.stages.raft.rounds import RaftRound
+from evoxtral_train.stages.raft.train import targets_of
+from evoxtral_train.training.dataset import TrainingSet
 
 
 def test_every_row_is_accounted_for(demo):
@@ -26,6 +32,40 @@ def test_every_row_is_accounted_for(demo):
     assert len(curated) == 21  # floor(24 × 0.9)
     metrics = json.loads((raft / "train/metrics.json").read_text("utf-8"))
     assert (metrics["train_rows"], metrics["steps"]) == (21, 3)
+
+
+def test_what_is_trained_on_is_what_was_sampled(demo, tmp_path):
+    """Token for token, also where the text alone would be encoded otherwise; EOS follows, also where decoding was cut."""
+    raft, split = demo / "runs/raft/round-1", PackedSplit(demo / "runs/packed", "raft")
+    candidates = {(row.utterance_id, row.candidate_id): row for row in read_rows(raft / "candidates/candidates.jsonl", Candidate)}
+    curated = read_rows(raft / "curated/curated.jsonl", CuratedRow)
+    assert [row.token_ids for row in curated] == [candidates[row.utterance_id, row.candidate_id].token_ids for row in curated]
+    curated[0] = replace(curated[0], target_text="ab", token_ids=[137, 138])  # "a", "b"; as a text it is one token, 441
+    rows = TrainingSet(split, targets_of(curated, split))
+    for number, row in enumerate(curated):
+        laid_out = rows.row(number)
+        assert [label for label in laid_out.labels if label != -100] == [*row.token_ids, split.layout.eos_id]
+        assert laid_out.ids[: laid_out.prompt_tokens] == split.layout.prompt_ids(split.clip(split.index_of[row.utterance_id]))
+
+
+def test_a_candidate_that_fills_its_row_is_refused_before_training(demo):
+    split = PackedSplit(demo / "runs/packed", "raft")
+    room = split.clip(0).row_tokens - split.layout.prompt_tokens(split.clip(0))
+    row = CuratedRow("raft-00000", 1, "aaa", [137] * (room - 1), 1.0)
+    assert len(targets_of([row], split)) == 1
+    with pytest.raises(UsageError, match="candidate 1 of clip 'raft-00000' fills its row, so EOS does not fit after it — set it"):
+        targets_of([replace(row, token_ids=[137] * room)], split)
+
+
+def test_replayed_references_carry_the_packed_tokens(demo, raft):
+    result = raft("curate", "--overwrite", "--set", "curate.reference_replay=0.5")
+    assert result.exit_code == 0, result.stderr
+    split = PackedSplit(demo / "runs/packed", "raft")
+    rows = read_rows(raft.folder / "round-1/curated/curated.jsonl", CuratedRow)[21:]
+    assert len(rows) == 10
+    for row in rows:
+        example = split.examples[split.index_of[row.utterance_id]]
+        assert (row.candidate_id, row.target_text, row.token_ids) == (REFERENCE, example.target_text, example.target_ids)
 
 
 def test_generation_resumed_equals_uninterrupted(demo, raft, monkeypatch):

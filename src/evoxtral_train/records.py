@@ -51,11 +51,15 @@ GREEDY, REFERENCE = -1, -2
 
 @dataclass(frozen=True)
 class CuratedRow:
-    """`curated.jsonl`: the text to train on for a clip. `candidate_id` REFERENCE marks replay."""
+    """`curated.jsonl`: what the adapter will be trained to write for a clip. `candidate_id` REFERENCE marks replay.
+
+    `token_ids` (without EOS) are what is trained on: the candidate's own, as they were sampled, or those of the packed target.
+    `target_text` is for readers."""
 
     utterance_id: str
     candidate_id: int
     target_text: str
+    token_ids: list[int]
     reward: float
 
 

@@ -117,7 +117,7 @@ class Selection:
             elif name not in self.clips:
                 yield DroppedRow(name, number, reward, self.reason)
             else:
-                yield CuratedRow(name, number, candidate.text, reward)
+                yield CuratedRow(name, number, candidate.text, candidate.token_ids, reward)
 
 
 def is_flat(clip: Clip) -> bool:
@@ -139,9 +139,13 @@ def curate(
     return [row for row in rows if isinstance(row, CuratedRow)], [row for row in rows if isinstance(row, DroppedRow)]
 
 
-def replay(curated: Collection[str], references: Mapping[str, str], share: float, seed: int) -> Iterator[CuratedRow]:
+Reference = tuple[str, list[int]]
+"""A clip's packed target: its text and its token ids."""
+
+
+def replay(curated: Collection[str], references: Mapping[str, Reference], share: float, seed: int) -> Iterator[CuratedRow]:
     """Reference targets to train on as well, for `share` × len(`curated`) clips drawn with `seed`, preferring clips that were not
-    curated. `references`: clip -> target text. A replayed row has reward 0 and id REFERENCE."""
+    curated. A replayed row has reward 0 and id REFERENCE."""
     count = min(round(share * len(curated)), len(references))
     drawn = nsmallest(count, references, key=lambda clip: (clip in curated, hashlib.sha256(f"{seed}\0{clip}".encode()).digest()))
-    return (CuratedRow(clip, REFERENCE, references[clip], 0.0) for clip in drawn)
+    return (CuratedRow(clip, REFERENCE, *references[clip], 0.0) for clip in drawn)

@@ -1,14 +1,13 @@
 """`evoxtral raft curate`: the best candidate per clip, less the lowest share. Needs no torch."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import chain, islice
 from statistics import fmean
 
 from ...dataset.reader import PackedSplit
 from ...errors import UsageError
 from ...files import fingerprint_files
-from ...raft.curation import Selection, replay
+from ...raft.curation import Reference, Selection, replay
 from ...records import CuratedRow, DroppedRow, iter_rows
 from ...runs import Options
 from ..report import Report
@@ -61,24 +60,23 @@ def run(round_: RaftRound, options: Options) -> Report:
             "lowest_reward": min(selection.rewards),
         }
         work.tracker.summary(metrics)
-        work.tracker.media_table(
-            "raft/curated",
-            ["utterance_id", "candidate_id", "target_text", "reward"],
-            [list(asdict(row).values()) for row in islice(iter_rows(path, CuratedRow), _TABLE_ROWS)],
-        )
+        columns = ["utterance_id", "candidate_id", "target_text", "reward"]
+        table = [[getattr(row, name) for name in columns] for row in islice(iter_rows(path, CuratedRow), _TABLE_ROWS)]
+        work.tracker.media_table("raft/curated", columns, table)
         work.done(metrics, fingerprint_files([path]))
     # 4. The report.
     return Report("raft curate", facts)
 
 
 class _References(Mapping):
-    """clip -> its target text, read when it is needed."""
+    """clip -> its packed target, read when it is needed."""
 
     def __init__(self, split: PackedSplit):
         self._split = split
 
-    def __getitem__(self, clip: str) -> str:
-        return self._split.examples[self._split.index_of[clip]].target_text
+    def __getitem__(self, clip: str) -> Reference:
+        example = self._split.examples[self._split.index_of[clip]]
+        return example.target_text, example.target_ids
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._split.index_of)

@@ -7,10 +7,9 @@ import torch
 from ... import processes
 from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
-from ...families.base import encode_text
 from ...modeling.adapters import load_adapter
-from ...modeling.bases import Base, Inputs, open_audio
-from ...records import REFERENCE, Candidate, CuratedRow, iter_rows, read_rows
+from ...modeling.bases import Inputs, open_audio
+from ...records import CuratedRow, read_rows
 from ...reporting.training import adapter_facts
 from ...runs import Options, require_same_input
 from ...training.dataset import Target, TrainingSet
@@ -21,8 +20,8 @@ from .rounds import RaftRound
 
 
 def run(round_: RaftRound, options: Options) -> Report:
-    """Writes `train/adapter/`. The clips are laid out by the function that laid them out for
-    generation; only the target's text is the candidate's."""
+    """Writes `train/adapter/`. The clips are laid out as they were for generation; only the target is the candidate's, token for
+    token."""
     if options.dry_run:
         return plan(round_, options)
     # 1. What it reads.
@@ -30,7 +29,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     processes.join(config.model.device)
     curated = round_.require_curated()
     split = round_.require_split()
-    rows = _read_curated(round_.curated / "curated.jsonl")
+    targets = targets_of(_read_curated(round_.curated / "curated.jsonl"), split)
     inputs = Inputs.open(config, split)
     require_same_input(round_.candidates, "adapter", inputs.adapter.fingerprint, str(config.adapter))
     fingerprints = inputs.fingerprints | {"curated": curated["curated"]}
@@ -39,7 +38,6 @@ def run(round_: RaftRound, options: Options) -> Report:
         torch.manual_seed(config.train.seed)
         network = load_adapter(inputs.base.family.load(config.model.dtype), inputs.adapter, trainable=True)
         # 3. The rows.
-        targets = _targets(rows, round_.candidates, split, inputs.base)
         cache = open_audio(config, network, inputs.base, split, _room_needed(targets, split))
         train = TrainingSet(split, targets, cache, config.train.pad_weight)
         # 4. Training.
@@ -67,31 +65,28 @@ def _read_curated(path: Path) -> list[CuratedRow]:
     return rows
 
 
+def _end(target: Target, split: PackedSplit) -> int:
+    """The position after the target's EOS."""
+    return split.layout.prompt_tokens(split.clip(target.index)) + len(target.target_ids) + 1
+
+
 def _room_needed(targets: list[Target], split: PackedSplit) -> int:
     """How far the longest target and its EOS reach past the place from which room is counted."""
-    reaches = []
-    for target in targets:
-        clip = split.clip(target.index)
-        reaches.append(split.layout.prompt_tokens(clip) + len(target.target_ids) + 1 - split.layout.room_start(clip))
-    return max(reaches)
+    return max(_end(target, split) - split.layout.room_start(split.clip(target.index)) for target in targets)
 
 
-def _targets(curated: list[CuratedRow], candidates: Path, split: PackedSplit, base: Base) -> list[Target]:
-    """The curated texts as target ids. Where positions are times these are the candidate's own tokens: a text alone would
-    lose when each piece was written."""
-    missing = [row.utterance_id for row in curated if row.utterance_id not in split.index_of]
-    if missing:
-        raise EvoxtralError(f"curated clip {missing[0]!r} is not in the split", fix="run the four steps again")
-    token_ids = {}
-    if split.layout.has_times:
-        keys = {(row.utterance_id, row.candidate_id) for row in curated}
-        rows = iter_rows(candidates / "candidates.jsonl", Candidate)
-        token_ids = {key: row.token_ids for row in rows if (key := (row.utterance_id, row.candidate_id)) in keys}
+def targets_of(curated: list[CuratedRow], split: PackedSplit) -> list[Target]:
+    """The curated tokens, each laid out on its clip; EOS is added and learned, as for any target, also where decoding was cut at
+    `generate.max_new_tokens`: the reward judged the text as one that ends there. Raises UsageError when EOS does not fit."""
     targets = []
     for row in curated:
-        index, key = split.index_of[row.utterance_id], (row.utterance_id, row.candidate_id)
-        if row.candidate_id == REFERENCE:
-            targets.append(Target(index, split.examples[index].target_ids))
-        else:
-            targets.append(Target(index, token_ids.get(key) or encode_text(base.tokenizer, row.target_text)))
+        if row.utterance_id not in split.index_of:
+            raise EvoxtralError(f"curated clip {row.utterance_id!r} is not in the split", fix="run the four steps again")
+        target = Target(split.index_of[row.utterance_id], row.token_ids)
+        clip = split.clip(target.index)
+        if _end(target, split) > clip.row_tokens:
+            what = f"candidate {row.candidate_id} of clip {row.utterance_id!r} fills its row, so EOS does not fit after it"
+            fix = "set it below the dataset's layout.room_tokens, and generate again"
+            raise UsageError(what, where="generate.max_new_tokens", fix=fix)
+        targets.append(target)
     return targets

@@ -208,6 +208,7 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     none = raft("score", "--round", "2")
     assert none.exit_code == 2
     assert "there is no round 2: the config has 1" in none.stderr
+    assert "first run: evoxtral raft generate configs/raft.yaml --round 2" in raft("score", "--round", "2", *TWO_ROUNDS).stderr
     shutil.rmtree(raft.folder / "result")
     changed = raft("run", "--resume", "--set", "generate.temperature=0.8", *TWO_ROUNDS)
     assert changed.exit_code == 2

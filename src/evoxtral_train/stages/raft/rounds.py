@@ -31,15 +31,15 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class RaftRound:
-    """`output`: the round's folder. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
+    """`number`: counted from 1. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
 
-    output: Path
+    number: int
     config: RaftConfig
 
     @classmethod
     def of(cls, config: RaftConfig, number: int) -> "RaftRound":
-        """Counted from 1: from the adapter of the round before, with its own way of sampling, and its own seeds, so that it does
-        not draw what the round before drew. Raises UsageError when the config has no such round."""
+        """It starts from the adapter of the round before. Its seeds are its own, so that it does not draw what the round before
+        drew. Raises UsageError when the config has no such round."""
         if not 1 <= number <= len(config.rounds):
             raise UsageError(f"there is no round {number}: the config has {len(config.rounds)}", where="rounds")
         sampling = config.rounds[number - 1].model_dump(exclude_none=True) | {"seed": config.generate.seed + number - 1}
@@ -49,7 +49,11 @@ class RaftRound:
         }
         if number > 1:
             changes["adapter"] = cls.of(config, number - 1).folder("train")
-        return cls(config.output / f"round-{number}", config.model_copy(update=changes))
+        return cls(number, config.model_copy(update=changes))
+
+    @property
+    def output(self) -> Path:
+        return self.config.output / f"round-{self.number}"
 
     def folder(self, step: str) -> Path:
         """Where the run of a step lies; `step` as in `evoxtral raft <step>`."""
@@ -106,7 +110,8 @@ class RaftRound:
             raise EvoxtralError(str(error), where=str(self.scores), fix="score again with --overwrite") from None
 
     def _require(self, step: str) -> str:
-        return require_complete(self.folder(step), f"raft {step}", f"evoxtral raft {step} configs/raft.yaml")
+        hint = f"evoxtral raft {step} configs/raft.yaml" + (f" --round {self.number}" if self.number > 1 else "")
+        return require_complete(self.folder(step), f"raft {step}", hint)
 
     def _require_made_from_candidates(self, step: str) -> dict[str, str]:
         folder = self.folder(step)

@@ -218,7 +218,7 @@ def test_inputs_are_checked_and_named(tmp_path):
         require_complete(tmp_path / "run", "sft", "evoxtral sft")
     with pytest.raises(UsageError, match="another dataset than data/b"):
         require_same_input(tmp_path / "run.partial", "dataset", "y", "data/b")
-    with pytest.raises(UsageError, match="generate.seed differ"):
+    with pytest.raises(UsageError, match="which differs in: generate.seed"):
         require_same_config(tmp_path / "run.partial", {"generate": {"seed": 1}}, ["generate"])
 
 

@@ -1,4 +1,4 @@
-"""Run directories: what a stage was asked, what it was made from, and whether it finished.
+"""Run directories: the settings of a stage, what its result was made from, and whether it finished.
 
     runs/sft            a finished run: a folder of this name is never half done
       config.yaml       the resolved config
@@ -50,8 +50,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run. `path`: where its files are written until `finish` puts the folder in its place, `output`. `resumed` tells
-    whether earlier work in it goes on."""
+    """An open run. `path`: where its files are written until `finish` puts the folder in its place, `output`. `resumed`:
+    whether it continues earlier work."""
 
     output: Path
     path: Path
@@ -63,8 +63,8 @@ class Run:
         cls, output: Path, stage: str, config: dict[str, Any], inputs: dict[str, str], options: Options,
         sources: Iterable[Path | str | None] = (),
     ) -> "Run":  # fmt: skip
-        """`config`: what the stage was asked, as it is written to YAML. `inputs`: name -> fingerprint of everything that it
-        reads; `sources`: where that lies.
+        """`config`: the settings that the result depends on, as written to YAML. `inputs`: name -> fingerprint of everything that
+        the stage reads; `sources`: where that lies.
 
         Raises UsageError when another process makes this run, when the output holds a finished run, an unfinished one without
         `--resume`, anything that is not a run of this stage, or one of `sources`.
@@ -143,14 +143,15 @@ def _check_partial(output: Path, stage: str, config: dict[str, Any], inputs: dic
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not (path / "run.json").is_file():
-        if {each.name for each in path.iterdir()} <= {"config.yaml", ".config.yaml.part", ".run.json.part"}:
+        if {child.name for child in path.iterdir()} <= {"config.yaml", ".config.yaml.part", ".run.json.part"}:
             return  # all that a kill at the very start leaves
         raise UsageError("holds files that no run wrote", where=str(path), fix="move it away, or choose another `output`")
     earlier = _require_stage(path, stage, str(path))
     if options.overwrite:
         return
     if not options.resume:
-        raise UsageError("an unfinished run is here", where=str(path), fix="use --resume to go on, or --overwrite")
+        fix = "use --resume to continue it, or --overwrite to start again"
+        raise UsageError("an unfinished run is here", where=str(path), fix=fix)
     changed = _changed_keys(yaml.safe_load((path / "config.yaml").read_text("utf-8")), config)
     changed += [f"input {name}" for name in {*earlier["inputs"], *inputs} if earlier["inputs"].get(name) != inputs.get(name)]
     if changed:
@@ -202,17 +203,17 @@ def require_same_input(path: Path, name: str, fingerprint: str, now: str) -> Non
         raise UsageError(
             f"was made from another {name} than {now} ({recorded} there, {fingerprint} now)",
             where=str(path),
-            fix="make it again from this one, or point the config at the right one",
+            fix="make it again from this one, or name the right one in the config",
         )
 
 
 def require_same_config(path: Path, config: dict[str, Any], sections: Iterable[str]) -> None:
-    """Refuse when one of `sections` of the config differs from what the run at `path` was asked."""
+    """Refuse when one of `sections` of the config differs from that of the run at `path`."""
     earlier = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
     changed = [key for name in sections for key in _changed_keys(earlier.get(name), config.get(name), name)]
     if changed:
         raise UsageError(
-            f"was made with another config: {', '.join(changed)} differ",
+            f"was made with another config, which differs in: {', '.join(changed)}",
             where=str(path),
             fix="make it again with --overwrite, or put the config back",
         )

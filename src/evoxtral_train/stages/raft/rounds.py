@@ -14,7 +14,7 @@ from typing import Any
 from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
-from ...raft.curation import Clip, by_clip
+from ...raft.curation import ScoredClip, by_clip
 from ...records import Candidate, ScoredCandidate, iter_rows
 from ...runs import Options, require_complete, require_same_config, require_same_input
 from ..jobs import Job
@@ -101,7 +101,7 @@ class RaftRound:
         require_same_input(self.candidates, "dataset", split.fingerprint, str(self.config.dataset))
         return split
 
-    def scored_clips(self) -> Iterator[Clip]:
+    def scored_clips(self) -> Iterator[ScoredClip]:
         """Each clip's candidates with their scores, read as streams. Raises EvoxtralError when they do not fit together."""
         candidates = iter_rows(self.candidates / "candidates.jsonl", Candidate)
         try:

@@ -120,9 +120,9 @@ def test_inputs_made_from_something_else_are_refused(raft, demo, call, packed, t
     assert wrong.exit_code == 2
     assert "was made from another dataset than" in wrong.stderr
     wrong = raft("score", "--overwrite", "--set", "generate.temperature=0.8")
-    assert "was made with another config: generate.temperature differ" in wrong.stderr
+    assert "was made with another config, which differs in: generate.temperature" in wrong.stderr
     wrong = raft("train", "--overwrite", "--set", "curate.drop_lowest_share=0.2")
-    assert "was made with another config: curate.drop_lowest_share differ" in wrong.stderr
+    assert "was made with another config, which differs in: curate.drop_lowest_share" in wrong.stderr
     other = tmp_path / "other-adapter"
     shutil.copytree(demo / "runs/sft/adapter", other)
     with (other / "adapter_config.json").open("a") as file:
@@ -208,10 +208,11 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     none = raft("score", "--round", "2")
     assert none.exit_code == 2
     assert "there is no round 2: the config has 1" in none.stderr
+    assert "first run: evoxtral raft generate configs/raft.yaml --round 2" in raft("score", "--round", "2", *TWO_ROUNDS).stderr
     shutil.rmtree(raft.folder / "result")
     changed = raft("run", "--resume", "--set", "generate.temperature=0.8", *TWO_ROUNDS)
     assert changed.exit_code == 2
-    assert "was made with another config: generate.temperature differ" in changed.stderr
+    assert "was made with another config, which differs in: generate.temperature" in changed.stderr
     within = raft("run", "--overwrite", "--set", f"adapter={raft.folder}/round-1/train")
     assert "the adapter to start from lies in the output" in within.stderr
     assert (raft.folder / "round-1/train/adapter").is_dir()

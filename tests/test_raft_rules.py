@@ -154,7 +154,7 @@ def test_clips_without_spread_are_skipped_when_asked():
     curated, dropped = curate(*rows, Curate(drop_lowest_share=0.5, skip_without_spread=True))
     assert [row.utterance_id for row in curated] == ["high"]
     assert {(row.utterance_id, row.reason) for row in dropped if row.utterance_id != "high"} == {
-        ("flat", "all candidates of this clip have the same reward"),
+        ("flat", "all candidates of this clip have this reward"),
         ("low", "candidate 1 of this clip has reward 0.2"),
         ("low", "among the lowest 50% of clips"),
     }

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO
+from evoxtral_train.config.training import SftConfig
 from evoxtral_train.errors import EvoxtralError, UsageError
 from evoxtral_train.files import write_atomic
+from evoxtral_train.jobs import Job
 from evoxtral_train.records import Candidate, JsonlAppender, read_jsonl, read_rows
 from evoxtral_train.run_folders import release_all
 from evoxtral_train.runs import Options, Run, require_complete, require_same_config, require_same_input
@@ -35,6 +38,25 @@ def test_a_finished_run_is_kept(tmp_path):
     again.finish({"loss": 0.5}, "def")
     assert require_complete(tmp_path / "run", "sft", "evoxtral sft") == "def"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run"]
+
+
+def test_a_job_finishes_its_run_when_its_block_ends(tmp_path):
+    config = SftConfig(output=tmp_path / "run", dataset="d", model={"base": "b"}, train={"epochs": 1, "learning_rate": 1e-4},
+                       tracking={"mode": "disabled"})  # fmt: skip
+    job = Job("sft", config.output, {"seed": 0}, config, Options())
+    with pytest.raises(KeyboardInterrupt), job.opened({"dataset": "x"}):
+        raise KeyboardInterrupt
+    release_all()
+    assert not config.output.exists()
+    with pytest.raises(UsageError, match="there is an unfinished run here"):
+        job.check({"dataset": "x"})
+    with replace(job, options=Options(resume=True)).opened({"dataset": "x"}) as work:
+        assert work.run.resumed
+        work.done({"loss": 1.0}, "abc")
+        assert not config.output.exists(), "the tracker still writes"
+    assert require_complete(config.output, "sft", "evoxtral sft") == "abc"
+    with pytest.raises(UsageError, match="this run is finished"):
+        job.check({"dataset": "x"})
 
 
 def test_what_a_run_records(tmp_path):
@@ -230,7 +252,7 @@ def test_inputs_are_checked_and_named(tmp_path):
         require_complete(tmp_path / "run", "sft", "evoxtral sft")
     with pytest.raises(UsageError, match="another dataset than data/b"):
         require_same_input(tmp_path / "run.partial", "dataset", "y", "data/b")
-    with pytest.raises(UsageError, match="generate.seed differ"):
+    with pytest.raises(UsageError, match="which differs in: generate.seed"):
         require_same_config(tmp_path / "run.partial", {"generate": {"seed": 1}}, ["generate"])
 
 

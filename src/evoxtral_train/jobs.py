@@ -1,8 +1,8 @@
 """A stage's run from plan to result: refused, opened, tracked and finished in one way.
 
 job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
-job.check()                                  a dry run stops here: refused or not, nothing is made
-with job.shared(inputs, sources) as work:    refused, locked and tracked
+job.check()                                  a dry run stops here: nothing is made
+with job.shared(inputs, sources) as work:    the run is checked, locked and tracked
     ...                                      writes below work.path, logs to work.tracker
     work.done(metrics, fingerprint)          what the run is finished with when the block ends
 """
@@ -21,11 +21,10 @@ from .tracking import Tracker
 
 
 class Work:
-    """An open run. `path`: where its files are written. `resumed`: whether earlier work in it continues."""
+    """An open run and its tracker. `path`: where the run's files are written."""
 
     def __init__(self, run: Run, tracker: Tracker):
-        self.run, self.tracker = run, tracker
-        self.path, self.resumed = run.path, run.resumed
+        self.run, self.path, self.tracker = run, run.path, tracker
         self._started = time.monotonic()
         self.result: tuple[dict[str, Any], str] | None = None
 
@@ -34,15 +33,15 @@ class Work:
         return time.monotonic() - self._started
 
     def done(self, metrics: dict[str, Any], fingerprint: str) -> None:
-        """What the run is finished with once the tracker is closed; of several processes the first says it.
+        """What the run is finished with once the tracker is closed. Of several processes, the first must call it.
         `fingerprint` identifies the result."""
         self.result = metrics, fingerprint
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is about to make, and where. `settings`: the part of the config that the result depends on, as it is
-    written to the run's config.yaml. `config`: all of it, for the tracker."""
+    """What a stage is about to make, and where. `settings`: the part of the config that the result depends on, as written to the
+    run's config.yaml. `config`: all of it, for the tracker."""
 
     stage: str
     output: Path
@@ -51,14 +50,15 @@ class Job:
     options: Options
 
     def check(self, inputs: dict[str, str] | None = None) -> None:
-        """The refusals of a dry run. `inputs`: name -> fingerprint; None when they may not exist yet."""
+        """For a dry run: raises UsageError where `Run.open` would. `inputs`: name -> fingerprint; None when they may not exist
+        yet."""
         if inputs is None:
             check_plan(self.output, self.stage, self.settings, self.options)
         else:
             check_output(self.output, self.stage, self.settings, inputs, self.options)
 
     def opened(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:
-        """For a stage that one process does alone. Arguments and refusals are those of `Run.open`."""
+        """For a stage that one process does alone. `inputs` and `sources` as in `Run.open`, which may raise UsageError."""
         return self._opened(inputs, sources, lambda action: action())
 
     def shared(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:

@@ -212,7 +212,7 @@ def require_same_input(path: Path, name: str, fingerprint: str, now: str) -> Non
         raise UsageError(
             f"was made from another {name} than {now} (fingerprint {recorded} then, {fingerprint} now)",
             where=str(path),
-            fix="make it again from this one, or point the config at the right one",
+            fix="make it again from this one, or name the right one in the config",
         )
 
 
@@ -222,7 +222,7 @@ def require_same_config(path: Path, config: dict[str, Any], sections: Iterable[s
     changed = [key for name in sections for key in _changed_keys(earlier.get(name), config.get(name), name)]
     if changed:
         raise UsageError(
-            f"was made with another config: {', '.join(changed)} differ",
+            f"was made with another config, which differs in: {', '.join(changed)}",
             where=str(path),
             fix="make it again with --overwrite, or change the config back",
         )

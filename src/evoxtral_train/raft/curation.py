@@ -31,30 +31,30 @@ def threshold_of(rewards: Sequence[float], drop_lowest_share: float) -> float:
     return sorted(rewards)[int(len(rewards) * Fraction(str(drop_lowest_share)))]
 
 
-Clip = list[tuple[Candidate, ScoredCandidate]]
+ScoredClip = list[tuple[Candidate, ScoredCandidate]]
 """A clip's candidates with their scores, by candidate id."""
 
 
-def in_order(rows: Iterable[RowT]) -> Iterator[RowT]:
-    """Yields the rows unchanged. Raises ValueError unless each clip's rows are contiguous, by increasing candidate id."""
+def in_clip_order(rows: Iterable[RowT]) -> Iterator[RowT]:
+    """The same rows. Raises ValueError unless the rows of a clip are consecutive and sorted by candidate id."""
     seen, before = set(), None
     for row in rows:
         if before is None or row.utterance_id != before.utterance_id:
             if row.utterance_id in seen:
-                raise ValueError(f"the candidates of clip {row.utterance_id!r} are not contiguous")
+                raise ValueError(f"the candidates of clip {row.utterance_id!r} are not in consecutive rows")
             seen.add(row.utterance_id)
         elif row.candidate_id <= before.candidate_id:
-            raise ValueError(f"the candidates of clip {row.utterance_id!r} are not ordered by candidate_id, each once")
+            raise ValueError(f"the candidates of clip {row.utterance_id!r} are not sorted by candidate_id, or one is there twice")
         before = row
         yield row
 
 
-def by_clip(candidates: Iterable[Candidate], scores: Iterable[ScoredCandidate]) -> Iterator[Clip]:
-    """Joins two streams of the same order, clip by clip. Raises ValueError as `in_order` does, and if a candidate has no score or
-    a score has no candidate."""
+def by_clip(candidates: Iterable[Candidate], scores: Iterable[ScoredCandidate]) -> Iterator[ScoredClip]:
+    """Two streams in the same order, joined, a clip at a time. Raises ValueError as `in_clip_order` does, and when a candidate
+    has no score or a score no candidate."""
 
     def joined() -> Iterator[tuple[Candidate, ScoredCandidate]]:
-        for candidate, score in zip_longest(in_order(candidates), scores):
+        for candidate, score in zip_longest(in_clip_order(candidates), scores):
             if candidate is None or score is None or _key(candidate) != _key(score):
                 raise ValueError("candidates and scores do not have the same (utterance_id, candidate_id) keys, each once")
             yield candidate, score
@@ -66,7 +66,7 @@ def _key(row: Candidate | ScoredCandidate) -> tuple[str, int]:
     return row.utterance_id, row.candidate_id
 
 
-def best_and_worst(clip: Clip) -> tuple[tuple[Candidate, ScoredCandidate], tuple[Candidate, ScoredCandidate]]:
+def best_and_worst(clip: ScoredClip) -> tuple[tuple[Candidate, ScoredCandidate], tuple[Candidate, ScoredCandidate]]:
     """The candidates with the highest and the lowest reward; ties go to the lowest candidate id."""
     best = min(clip, key=lambda pair: (-pair[1].reward, pair[1].candidate_id))
     return best, min(clip, key=lambda pair: (pair[1].reward, pair[1].candidate_id))
@@ -83,44 +83,44 @@ class Selection:
     candidates: int
 
     @classmethod
-    def of(cls, clips: Iterable[Clip], rule: Curate) -> "Selection":
-        """Keeps all clips except those whose best candidates have the lowest rewards, by share (ties: by utterance id) or by
-        threshold. `skip_without_spread` ignores clips whose candidates all have the same reward: their best is no better than
-        their worst."""
+    def of(cls, clips: Iterable[ScoredClip], rule: Curate) -> "Selection":
+        """All but the clips with the lowest rewards of their best candidates, by share (ties: by utterance id) or by threshold.
+        With `skip_without_spread` a clip whose candidates all have one reward does not count: its best is no better than its
+        worst."""
         best, count = [], 0
         for clip in clips:
             count += len(clip)
             if not (rule.skip_without_spread and is_flat(clip)):
                 candidate, score = best_and_worst(clip)[0]
-                best.append((-score.reward, candidate.utterance_id))
+                best.append((-score.reward, candidate.utterance_id))  # negated: sorted, the best comes first
         if rule.drop_by == "threshold" and best:
-            threshold = threshold_of([-reward for reward, _ in best], rule.drop_lowest_share)
-            best = [(reward, clip) for reward, clip in best if -reward > threshold]
+            threshold = threshold_of([-negated for negated, _ in best], rule.drop_lowest_share)
+            best = [(negated, utterance_id) for negated, utterance_id in best if -negated > threshold]
             reason = f"not above the threshold of {threshold:g}"
         else:
             best = sorted(best)[: clips_kept(len(best), rule)]
             reason = f"among the lowest {rule.drop_lowest_share:.0%} of clips"
-        return cls(frozenset(clip for _, clip in best), array("d", (-reward for reward, _ in best)), reason, count)
+        rewards = array("d", (-negated for negated, _ in best))
+        return cls(frozenset(utterance_id for _, utterance_id in best), rewards, reason, count)
 
-    def sort(self, clip: Clip, rule: Curate) -> Iterator[CuratedRow | DroppedRow]:
-        """Sorts each candidate of a clip into curated or dropped."""
-        best, _ = best_and_worst(clip)
+    def sort(self, clip: ScoredClip, rule: Curate) -> Iterator[CuratedRow | DroppedRow]:
+        """What becomes of each candidate of a clip."""
+        (best, best_score), _ = best_and_worst(clip)
         flat = rule.skip_without_spread and is_flat(clip)
-        for pair in clip:
-            candidate, score = pair
-            name, number, reward = candidate.utterance_id, candidate.candidate_id, score.reward
+        for candidate, score in clip:
             if flat:
-                yield DroppedRow(name, number, reward, "all candidates of this clip have the same reward")
-            elif pair is not best:
-                reason = f"candidate {best[1].candidate_id} of this clip has reward {best[1].reward:g}"
-                yield DroppedRow(name, number, reward, reason)
-            elif name not in self.clips:
-                yield DroppedRow(name, number, reward, self.reason)
+                reason = "all candidates of this clip have this reward"
+            elif candidate is not best:
+                reason = f"candidate {best.candidate_id} of this clip has reward {best_score.reward:g}"
+            elif candidate.utterance_id not in self.clips:
+                reason = self.reason
             else:
-                yield CuratedRow(name, number, candidate.text, candidate.token_ids, reward)
+                yield CuratedRow(*_key(candidate), candidate.text, candidate.token_ids, score.reward)
+                continue
+            yield DroppedRow(*_key(candidate), score.reward, reason)
 
 
-def is_flat(clip: Clip) -> bool:
+def is_flat(clip: ScoredClip) -> bool:
     return len({score.reward for _, score in clip}) == 1
 
 

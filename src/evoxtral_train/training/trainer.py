@@ -38,7 +38,7 @@ def train_and_save(
     if cache:
         network.drop_audio_path()
     network.place_language_model(pick_device(config.model.device))
-    measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.resumed, work.tracker)
+    measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.run.resumed, work.tracker)
     return processes.first(lambda: _save(work, network, measures | sizes))
 
 

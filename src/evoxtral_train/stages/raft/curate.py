@@ -1,4 +1,4 @@
-"""`evoxtral raft curate`: the best candidate per clip, less the lowest share. Needs no torch."""
+"""`evoxtral raft curate`: the best candidate per clip, without the lowest share of clips. Needs no torch."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
@@ -26,7 +26,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     if not kept:
         reason = next(selection.sort(next(round_.scored_clips()), rule)).reason
         fix = f"drop a smaller share, or do not skip the clips without spread; first reason: {reason}"
-        raise UsageError(f"of {sum(1 for _ in round_.scored_clips()):,} clips none is left", where="curate", fix=fix)
+        raise UsageError(f"none of the {sum(1 for _ in round_.scored_clips()):,} clips is left", where="curate", fix=fix)
     replayed = []
     if rule.reference_replay:
         references = _References(PackedSplit(config.dataset, config.split))

@@ -27,7 +27,7 @@ from ..plans import count_rows, plan_adapter, plan_decoding, plan_model
 from ..report import Report
 from .rounds import RaftRound
 
-_SAMPLED, _GREEDY = "candidates", "greedy"  # <name>.jsonl; until it is whole, <name>.part-<process>.jsonl
+_SAMPLED_FILE, _GREEDY_FILE = "candidates", "greedy"  # <name>.jsonl; until it is whole, <name>.part-<process>.jsonl
 
 
 def run(round_: RaftRound, options: Options) -> Report:
@@ -46,10 +46,10 @@ def run(round_: RaftRound, options: Options) -> Report:
         audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
         # 3. The candidates.
         decoding = _decoding(config.generate)
-        _generate(work.path, _SAMPLED, decoding, base, split, network, audio, config.generate.seed)
+        _generate(work.path, _SAMPLED_FILE, decoding, base, split, network, audio, config.generate.seed)
         if config.generate.greedy:  # the reward that curation has to beat
             greedy = replace(decoding, candidates=1, sampling=Sampling())
-            _generate(work.path, _GREEDY, greedy, base, split, network, audio, config.generate.seed)
+            _generate(work.path, _GREEDY_FILE, greedy, base, split, network, audio, config.generate.seed)
         metrics = processes.first(lambda: _join_parts(work, config.generate, split))
     # 4. The report.
     facts |= {
@@ -88,7 +88,7 @@ def _generate(
 ) -> None:
     """Decode the clips that an earlier, unfinished run has not, shared out over the processes. Each batch is on disk before the
     next one is decoded."""
-    done = processes.first(lambda: _Written.find(folder, name, split, decoding.candidates).clips())
+    done = processes.first(lambda: _CandidateIndex.find(folder, name, split, decoding.candidates).clips())
     requests = processes.share(request for request in requests_of(split) if not done[request.index])
     path = folder / f"{name}.part-{processes.rank()}.jsonl"
     with JsonlAppender(path) as appender, progress(f"decoding {name}", len(split), "clips") as bar:
@@ -100,15 +100,15 @@ def _generate(
     processes.wait()
 
 
-class _Written:
-    """The candidates in the files of all processes, found by their places: none is held in memory."""
+class _CandidateIndex:
+    """Where each candidate stands in the files of all processes; no candidate is held in memory."""
 
     def __init__(self, paths: list[Path], places: np.ndarray):
         self._paths, self._places = paths, places  # places [clips, candidates]: byte × files + file; -1: not written yet
 
     @classmethod
-    def find(cls, folder: Path, name: str, split: PackedSplit, candidates: int) -> "_Written":
-        """In what is joined already, and in the parts; a line that a kill cut short is dropped."""
+    def find(cls, folder: Path, name: str, split: PackedSplit, candidates: int) -> "_CandidateIndex":
+        """Reads the parts, and what is joined already; drops a line that a kill cut short."""
         paths = sorted(folder.glob(f"{name}*.jsonl"))
         places = np.full((len(split), candidates), -1, np.int64)
         for number, path in enumerate(paths):
@@ -141,18 +141,18 @@ class _Written:
 def _join_parts(work: Work, settings: Generate, split: PackedSplit) -> dict:
     """Join the parts, in order, and count. They are removed last: a kill before that loses nothing."""
     ended, tokens = 0, 0
-    for name, candidates in ((_SAMPLED, settings.candidates), *([(_GREEDY, 1)] if settings.greedy else [])):
-        written = _Written.find(work.path, name, split, candidates)
-        if written.count() != len(split) * candidates:
+    for name, candidates in ((_SAMPLED_FILE, settings.candidates), *([(_GREEDY_FILE, 1)] if settings.greedy else [])):
+        index = _CandidateIndex.find(work.path, name, split, candidates)
+        if index.count() != len(split) * candidates:
             raise EvoxtralError(
-                f"{written.count()} candidates were written, not {len(split)} × {candidates}",
+                f"{index.count()} candidates were written, not {len(split)} × {candidates}",
                 where=str(work.path),
                 fix="resume with --resume",
             )
         with open_atomic(work.path / f"{name}.jsonl") as file:
-            for line in written.lines():
+            for line in index.lines():
                 file.write(line)
-                if name == _SAMPLED:
+                if name == _SAMPLED_FILE:
                     row = json.loads(line)
                     ended, tokens = ended + (row["finish_reason"] == "eos"), tokens + len(row["token_ids"])
     for path in work.path.glob("*.part-*.jsonl"):
@@ -174,7 +174,7 @@ def _join_parts(work: Work, settings: Generate, split: PackedSplit) -> dict:
 def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int, name: str) -> Candidate:
     return Candidate(
         utterance_id=completion.utterance_id,
-        candidate_id=completion.candidate_id if name == _SAMPLED else GREEDY,
+        candidate_id=completion.candidate_id if name == _SAMPLED_FILE else GREEDY,
         text=base.tokenizer.decode(completion.token_ids).strip(),
         token_ids=completion.token_ids,
         seed=seed,

@@ -25,7 +25,8 @@ def run(round_: RaftRound, options: Options) -> Report:
         if gap > config.pairs.min_gap:
             gaps.append(gap)
     if not gaps:
-        raise UsageError("no clip has two candidates that far apart", where="pairs.min_gap", fix="lower it, or sample hotter")
+        fix = "lower it, or raise generate.temperature"
+        raise UsageError("no clip has two candidates that far apart", where="pairs.min_gap", fix=fix)
     # 2. The plan.
     job = round_.job("pairs", options)
     facts = {

@@ -15,7 +15,7 @@ from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...jobs import Job
-from ...raft.curation import Clip, by_clip
+from ...raft.curation import ScoredClip, by_clip
 from ...records import Candidate, ScoredCandidate, iter_rows
 from ...runs import Options, require_complete, require_same_config, require_same_input, require_unedited
 
@@ -31,15 +31,15 @@ _SECTIONS = {
 
 @dataclass(frozen=True)
 class RaftRound:
-    """`output`: the round's folder. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
+    """`number`: counted from 1. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
 
-    output: Path
+    number: int
     config: RaftConfig
 
     @classmethod
     def of(cls, config: RaftConfig, number: int) -> "RaftRound":
-        """Counted from 1: from the adapter of the round before, with its own way of sampling, and its own seeds, so that it does
-        not draw what the round before drew. Raises UsageError when the config has no such round."""
+        """It starts from the adapter of the round before. Its seeds are its own, so that it does not draw what the round before
+        drew. Raises UsageError when the config has no such round."""
         if not 1 <= number <= len(config.rounds):
             raise UsageError(f"there is no round {number}: the config has {len(config.rounds)}", where="rounds")
         sampling = config.rounds[number - 1].model_dump(exclude_none=True) | {"seed": config.generate.seed + number - 1}
@@ -49,7 +49,11 @@ class RaftRound:
         }
         if number > 1:
             changes["adapter"] = cls.of(config, number - 1).folder("train")
-        return cls(config.output / f"round-{number}", config.model_copy(update=changes))
+        return cls(number, config.model_copy(update=changes))
+
+    @property
+    def output(self) -> Path:
+        return self.config.output / f"round-{self.number}"
 
     def folder(self, step: str) -> Path:
         """Where the run of a step lies; `step` as in `evoxtral raft <step>`."""
@@ -97,7 +101,7 @@ class RaftRound:
         require_same_input(self.candidates, "dataset", split.fingerprint, str(self.config.dataset))
         return split
 
-    def scored_clips(self) -> Iterator[Clip]:
+    def scored_clips(self) -> Iterator[ScoredClip]:
         """Each clip's candidates with their scores, read as streams. Raises EvoxtralError when they do not fit together."""
         candidates = iter_rows(self.candidates / "candidates.jsonl", Candidate)
         try:
@@ -108,7 +112,8 @@ class RaftRound:
     def _require(self, step: str) -> str:
         """The step's fingerprint. Raises UsageError when it is not finished, or when its rows were edited."""
         folder = self.folder(step)
-        fingerprint = require_complete(folder, f"raft {step}", f"evoxtral raft {step} configs/raft.yaml")
+        hint = f"evoxtral raft {step} configs/raft.yaml" + (f" --round {self.number}" if self.number > 1 else "")
+        fingerprint = require_complete(folder, f"raft {step}", hint)
         require_unedited(folder, [folder / f"{folder.name}.jsonl"], fingerprint)
         return fingerprint
 

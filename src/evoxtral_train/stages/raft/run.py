@@ -19,7 +19,7 @@ from ...jobs import Job, Work
 from ...modeling.adapters import find_adapter
 from ...modeling.bases import Inputs
 from ...progress import format_seconds
-from ...raft.reward import Answer, score, weights_of
+from ...raft import reward
 from ...reading import read_record
 from ...records import Prediction, read_rows
 from ...reporting.tables import markdown_table
@@ -29,12 +29,10 @@ from ...tracking import Tracker
 from .. import eval as evaluate
 from ..plans import plan_curated, plan_steps
 from ..report import Report
-from . import curate, generate
-from . import score as score_stage
-from . import train as raft_train
+from . import curate, generate, score, train
 from .rounds import RaftRound
 
-_STEPS = {"generate": generate, "score": score_stage, "curate": curate, "train": raft_train}
+_STEPS = {"generate": generate, "score": score, "curate": curate, "train": train}
 _BY_RULE = ("score", "curate")  # of several processes the first does these
 
 
@@ -60,7 +58,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     # 3. The report.
     facts = {
         "rounds": f"{len(rounds) - 1}, {end}",
-        "kept": f"the adapter of round {kept}" if kept else "the adapter that RAFT began with: no round helped",
+        "kept": f"the adapter of round {kept}" if kept else "the adapter from before RAFT: no round helped",
         "time": format_seconds(metrics["seconds"]),
         "adapter": _result(config) / "adapter",
     }
@@ -182,7 +180,7 @@ def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
 
 
 def _is_measured(evaluation: EvalConfig, adapter: str) -> bool:
-    """Whether an earlier call evaluated this very adapter in the same way."""
+    """Whether an earlier call has evaluated the same adapter with the same settings."""
     folder, settings = evaluation.output, evaluation.model_dump(mode="json")
     if not is_complete(folder):
         return False
@@ -196,11 +194,11 @@ def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
         report = read_record(folder / "metrics.json")["systems"][name]
         return report["micro"]["f1"]["value"] or 0.0
     target = PackedSplit(config.dataset, config.gate.split).target
-    weights = weights_of(config.score.profile, target, config.score.weights.model_dump(exclude_none=True))
+    weights = reward.weights_of(config.score.profile, target, config.score.weights.model_dump(exclude_none=True))
     rows = read_rows(folder / f"predictions/{name}.jsonl", Prediction)
     placement = config.score.placement
-    answers = (Answer(row.reference, row.prediction, target != "tags", row.events, row.written, placement) for row in rows)
-    return fmean(score(weights, answer)[0] for answer in answers)
+    answers = (reward.Answer(row.reference, row.prediction, target != "tags", row.events, row.written, placement) for row in rows)
+    return fmean(reward.score(weights, answer)[0] for answer in answers)
 
 
 def _summary(round_: RaftRound) -> dict:

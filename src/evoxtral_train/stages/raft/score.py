@@ -66,24 +66,24 @@ def run(round_: RaftRound, options: Options) -> Report:
         "candidates": metrics["candidates"],
         "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",
         "reward, mean of N": f"{metrics['mean_reward']:.4f}",
-        "reward, best of N": f"{metrics['mean_best_reward']:.4f} (the most that training on them can win)",
+        "reward, best of N": f"{metrics['mean_best_reward']:.4f} (the most that training on them can gain)",
         "clips without spread": f"{metrics['clips_without_spread_share']:.0%} (nothing to choose between)",
     }
     return Report("raft score", facts)
 
 
 def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Example]]:
-    """Each candidate of a file with its clip; both come in the order of the split, and are read as streams. Raises EvoxtralError
-    for a candidate that stands elsewhere, or whose clip is not in the split."""
+    """Each candidate of a file with its clip; both are in the order of the split and are read as streams. Raises EvoxtralError
+    for a candidate that is out of order, or whose clip is not in the split."""
     examples, before, example = iter(split.examples), None, None
     for candidate in iter_rows(path, Candidate):
         while example is None or example.id != candidate.utterance_id:
             example, before = next(examples, None), None
             if example is None:
-                what = f"clip {candidate.utterance_id!r} is not in split {split.split}, or its candidates are not in its order"
+                what = f"clip {candidate.utterance_id!r} is not in split {split.split}, or the clips are not in its order"
                 raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
         if before is not None and candidate.candidate_id <= before:
-            what = f"the candidates of clip {candidate.utterance_id!r} do not come by rising candidate_id, each once"
+            what = f"the candidates of clip {candidate.utterance_id!r} are not sorted by candidate_id, or one is there twice"
             raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
         before = candidate.candidate_id
         yield candidate, example
@@ -98,7 +98,7 @@ def _score(
 
 
 class _Tally:
-    """What the metrics are made of: a few numbers for each candidate, whose rows come clip by clip."""
+    """Collects the metrics: a few numbers for each candidate. Rows come clip by clip."""
 
     def __init__(self):
         self._rewards, self._components = array("d"), defaultdict(lambda: array("d"))

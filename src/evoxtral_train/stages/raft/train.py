@@ -76,12 +76,13 @@ def _room_needed(targets: list[Target], split: PackedSplit) -> int:
 
 
 def targets_of(curated: list[CuratedRow], split: PackedSplit) -> list[Target]:
-    """The curated tokens, each laid out on its clip; EOS is added and learned, as for any target, also where decoding was cut at
+    """The curated tokens on their clips. EOS is added and learned, as for any target, also where decoding was cut at
     `generate.max_new_tokens`: the reward judged the text as one that ends there. Raises UsageError when EOS does not fit."""
     targets = []
     for row in curated:
         if row.utterance_id not in split.index_of:
-            raise EvoxtralError(f"curated clip {row.utterance_id!r} is not in the split", fix="run the four steps again")
+            fix = "generate, score and curate again with --overwrite"
+            raise EvoxtralError(f"curated clip {row.utterance_id!r} is not in the split", fix=fix)
         target = Target(split.index_of[row.utterance_id], row.token_ids)
         clip = split.clip(target.index)
         if _end(target, split) > clip.row_tokens:

@@ -262,8 +262,10 @@ def import_everything() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     import importlib
 
-    for stage in ("synth", "import_corpus", "pack", "sft", "generate", "score", "curate", "raft_train", "evaluate"):
-        importlib.import_module(f"evoxtral_train.stages.{stage}")
+    from evoxtral_train.cli.commands import COMMANDS
+
+    for command in COMMANDS.values():
+        importlib.import_module(f"evoxtral_train.stages.{command.stage}")
     import torch
 
     torch.set_num_threads(1)

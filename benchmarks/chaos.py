@@ -14,7 +14,6 @@ process that has imported torch already, which saves seconds of each call.
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import random
@@ -229,14 +228,14 @@ class Call:
 
         error = os.open(self._output, os.O_WRONLY | os.O_CREAT)
         os.dup2(error, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if largest_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
         sys.argv = ["evoxtral", *words]
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                app()
-            except SystemExit as done:
-                return done.code if isinstance(done.code, int) else int(done.code is not None)
+        try:
+            app()
+        except SystemExit as done:
+            return done.code if isinstance(done.code, int) else int(done.code is not None)
         return 0
 
     def kill_after(self, seconds: float, kind: signal.Signals) -> None:

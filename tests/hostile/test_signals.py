@@ -135,3 +135,16 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "finished\n"
+
+
+def test_ctrl_c_while_espeak_calls_back_ends_the_command():
+    """ctypes ignores what its callbacks raise: the clip would lack a piece, and be finished all the same."""
+    from evoxtral_train.synthesis.espeak import Espeak
+
+    class Interrupted(Espeak):
+        def _receive(self, wav, count, events) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted().speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50)
+    assert len(Espeak().speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50).samples) > 10_000

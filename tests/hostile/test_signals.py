@@ -1,5 +1,6 @@
 """What is stopped or killed leaves no process behind, and its lock free."""
 
+import io
 import json
 import os
 import signal
@@ -8,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import REPO, TINY_BASE, rows_of
+from evoxtral_train.cli.running import Stopped, _stoppable
+from evoxtral_train.data.audio import decode_audio, encode_flac
 from evoxtral_train.run_folders import partial
+from evoxtral_train.synthesis.espeak import Espeak
 
 ROWS = 3000  # of the 36 clips, over and over: more work than is done before the signal
 
@@ -137,14 +142,42 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
     assert done.stdout == "finished\n"
 
 
-def test_ctrl_c_while_espeak_calls_back_ends_the_command():
-    """ctypes ignores what its callbacks raise: the clip would lack a piece, and be finished all the same."""
-    from evoxtral_train.synthesis.espeak import Espeak
+class Signalled(io.BytesIO):
+    """A file whose first reading is interrupted by a signal."""
+
+    number: int | None
+
+    def readinto(self, buffer) -> int:
+        if self.number is not None:
+            number, self.number = self.number, None
+            signal.raise_signal(number)
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_while_c_calls_back_is_neither_lost_nor_costs_a_piece_of_the_clip(number, kind):
+    """What is raised in a callback is printed and forgotten: a good row was rejected as cut short, a clip spoken with a hole."""
+    content = Signalled(encode_flac(np.linspace(-0.5, 0.5, 40_000)))
+    content.number = number
+    clips = []
+    with pytest.raises(kind), _stoppable():
+        clips.append(decode_audio(content))
+        time.sleep(10)
+    assert len(clips[0]) == 40_000
 
     class Interrupted(Espeak):
-        def _receive(self, wav, count, events) -> int:
-            raise KeyboardInterrupt
+        number = None
 
-    with pytest.raises(KeyboardInterrupt):
-        Interrupted().speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50)
-    assert len(Espeak().speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50).samples) > 10_000
+        def _receive(self, wav, count, events) -> int:
+            if self.number is not None:
+                number, self.number = self.number, None
+                signal.raise_signal(number)
+            return super()._receive(wav, count, events)
+
+    espeak, spoken = Interrupted(), []
+    whole = espeak.speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50).samples
+    espeak.number = number
+    with pytest.raises(kind), _stoppable():
+        spoken.append(espeak.speak("come closer", voice="en-us", rate_wpm=170, pitch=50, pitch_range=50).samples)
+        time.sleep(10)
+    assert (spoken[0] == whole).all()

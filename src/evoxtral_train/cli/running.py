@@ -27,6 +27,9 @@ ResultT = TypeVar("ResultT")
 
 debug = False
 
+_CALLBACKS = {"vio_get_filelen", "vio_seek", "vio_read", "vio_write", "vio_tell", "_receive"}  # soundfile's, and `Espeak`'s
+_AGAIN_S = 0.005  # a signal that arrived in one of them is sent again after this
+
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGHUP; ends a command like Ctrl-C."""
@@ -105,25 +108,39 @@ def _reader_has_left() -> bool:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise Stopped, once, so that a second signal cannot interrupt the cleanup. A signal that is already
-    ignored (nohup) stays ignored."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
+    """Make SIGTERM and SIGHUP raise Stopped, and Ctrl-C KeyboardInterrupt, once, so that a second signal cannot interrupt the
+    cleanup. A signal that is already ignored (nohup) stays ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: old for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
 
-    def stop(number: int, _) -> None:
-        for handled in numbers:
+    def stop(number: int, frame) -> None:
+        if _called_by_c(frame):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()
+            return
+        for handled in before:
             signal.signal(handled, signal.SIG_IGN)
-        raise Stopped(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _called_by_c(frame) -> bool:
+    """Whether libsndfile or espeak-ng has called back into Python. An exception there is printed and forgotten: the command would
+    go on, with a clip that lacks a piece."""
+    while frame is not None:
+        if frame.f_code.co_name in _CALLBACKS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _process() -> str:

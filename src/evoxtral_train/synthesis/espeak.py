@@ -5,7 +5,6 @@ Source: espeak-ng's public header `speak_lib.h`, version 1.52.
 
 import _ctypes
 import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,9 +90,7 @@ class Espeak:
             library.espeak_ng_SetRandSeed(ctypes.c_long(seed & 0x7FFFFFFF))
             self._libc.srand(seed & 0x7FFFFFFF)
             encoded = text.encode("utf-8") + b"\0"
-            with _raising_what_ctypes_ignores(self._receive):
-                status = library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None)
-            if status != 0:
+            if library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None) != 0:
                 raise UsageError(f"espeak-ng could not speak {text!r}")
         samples = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)
         return Utterance(samples.astype(np.float32) / 32768.0, rate_hz, self._words, self._phonemes)
@@ -130,25 +127,3 @@ class Espeak:
                 self._phonemes.append((event.sample, event.id.string.decode("utf-8", "replace")))
             index += 1
         return 0
-
-
-@contextmanager
-def _raising_what_ctypes_ignores(callback) -> Iterator[None]:
-    """ctypes prints an exception that leaves `callback` and goes on. That may be Ctrl-C or SIGTERM, which arrived while C was
-    calling: the command would not end, and the utterance would lack a piece. Raises it when the block ends."""
-    ignored: list[BaseException] = []
-    before = sys.unraisablehook
-
-    def keep(unraisable) -> None:
-        if unraisable.object == callback:
-            ignored.append(unraisable.exc_value)
-        else:
-            before(unraisable)
-
-    sys.unraisablehook = keep
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-    if ignored:
-        raise ignored[0]

@@ -90,9 +90,3 @@ def test_what_is_decoded_from_is_the_prefix_trained_on(name, utterance_tokens, t
     assert row.labels[: len(prompt)] == [X] * len(prompt)
     assert row.labels[len(prompt)] == (target_ids + [EOS])[0]
     assert len(row.ids) == len(row.labels) == clip.row_tokens
-
-
-def test_a_dataset_s_record_restores_its_layout(family):
-    for name in LAYOUTS:
-        layout = family.layout(name, 65)
-        assert family.restore_layout(layout.record()) == layout

@@ -37,9 +37,10 @@ def test_a_target_that_does_not_fit_is_refused(split):
 
 
 def test_a_dataset_restores_its_layout(split, family):
-    layout = family.layout(split.layout.name, split.layout.room_tokens)
-    assert split.layout == layout
-    assert family.restore_layout(layout.record()) == layout
+    assert split.layout == family.layout(split.layout.name, split.layout.room_tokens)
+    for name in family.layouts:
+        layout = family.layout(name, 65)
+        assert family.restore_layout(layout.record()) == layout
 
 
 def test_features_are_stored_without_loss(split, family):

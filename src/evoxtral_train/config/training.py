@@ -42,7 +42,7 @@ class Train(Section):
         False, description="Recompute the language model's activations: less memory, slower. [RL]"
     )
     pad_weight: PositiveFloat = Field(
-        1.0, description="Weight of a learned [STREAMING_PAD] in the loss; a word's token has weight 1."
+        1.0, description="Loss weight of a learned [STREAMING_PAD]; only layouts with times learn any. Words weigh 1."
     )
     sampling: Literal["natural", "square_root"] = Field(
         "natural", description="natural (each clip once an epoch) | square_root (rare tags more often)."

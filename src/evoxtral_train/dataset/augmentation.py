@@ -3,8 +3,8 @@
 What is done to a clip depends on the seed, the epoch and its id alone. A tag must stay true: a whisper that is made
 loud is none. `limits` therefore says for each tag what a clip that holds it can bear, and the tightest limit counts.
 
-The clip keeps its clock: it is never stretched past the place where its target still fits into its row, reverberation is cut
-at the clip's end, and what has been heard when moves along with the speed.
+The clip keeps its clock: it is never stretched until its target no longer fits its row, reverberation is cut at the clip's end,
+and the times of words and tags follow the speed.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def _room(transforms, config: Augmentation):
 
 
 def _at_level_of(samples: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """A room makes speech softer by metres of air; how loud a clip is belongs to what it says."""
+    """A simulated room makes speech softer. Restore its level, which is part of its meaning."""
     before, after = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (samples, changed))
     return changed * (before / after) if after else changed
 

@@ -1,4 +1,4 @@
-"""The packed dataset, read: nothing is loaded but the lengths of the rows; the rest is memory-mapped.
+"""Reading a packed dataset: only row lengths are loaded; the rest is memory-mapped.
 
 The shards are plain Arrow streams: `datasets.Dataset.from_file` opens them too.
 """
@@ -17,7 +17,7 @@ import pyarrow
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from ..errors import EvoxtralError, UsageError
-from ..families.base import Clip, Heard, Layout
+from ..families.base import Clip, Layout, TimedPieces
 from ..families.checkpoint import FAMILIES, family_named
 from ..reading import read_record
 from ..runs import require_complete
@@ -149,7 +149,7 @@ class PackedSplit:
         table, row = self._shards.find(index)
         return (self.folder / table["audio"][row].as_py()).resolve()
 
-    def heard_of(self, index: int) -> Heard:
+    def heard_of(self, index: int) -> TimedPieces:
         """The timed pieces of the target; [] where the layout has no times."""
         table, row = self._shards.find(index)
         return [(piece["ids"], piece["heard_s"]) for piece in table["heard"][row].as_py()]

@@ -1,11 +1,11 @@
-"""The packed dataset, written: rows ready to be laid out, in shards of consecutive manifest rows.
+"""Writing a packed dataset: rows ready to be laid out, in shards of consecutive manifest rows.
 
     shards/00003-train.arrow    the rows of chunk 3 that belong to the training split: a plain Arrow stream
     shards/00003.json           written last: how many rows, what was rejected, what the rows hash to
     train-index.arrow           id and lengths of every row of the split
 
-Chunks are packed by any number of processes, in any order, and one that is whole is not packed again; the result
-does not depend on either. Memory does not grow with the number of clips.
+Any number of processes pack chunks in any order and skip finished ones; the result is the same. Memory does not grow with the
+number of clips.
 """
 
 import hashlib
@@ -69,9 +69,9 @@ def chunks(entries: Iterable[ManifestRow | Rejected], rows: int = CHUNK_ROWS) ->
 def pack_chunks(
     parts: Iterable[Chunk], config: PackConfig, folder: Path, base: Path, processes: int, on_chunk: Callable[[int, bool], None]
 ) -> None:
-    """Pack every chunk that is not whole yet into `folder`. `on_chunk(rows, fresh)` is told of each that is.
+    """Pack every chunk that is not whole yet into `folder`. Calls `on_chunk(rows, fresh)` for each whole chunk.
 
-    Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` goes on.
+    Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` continues.
     """
     (folder / "shards").mkdir(exist_ok=True)
     missing = _missing(parts, folder, on_chunk)
@@ -110,8 +110,8 @@ _worker: "_Worker | Exception | None" = None
 
 
 def _start(config: PackConfig, folder: Path, base: Path) -> None:
-    """What a process does once. An error waits for `_pack`, which hands it to the parent: here it would end as a traceback and a
-    broken pool."""
+    """What a process does once. `_pack` raises its error in the parent: raised here it would print a traceback and break the
+    pool."""
     global _worker
     try:
         _worker = _Worker(config, folder, base)
@@ -198,7 +198,7 @@ def _record(folder: Path, number: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackSummary:
     """`shards`: split -> [[file name, rows], …]. `rejected` in the manifest's order."""
 
     layout: dict
@@ -208,7 +208,7 @@ class Packed:
     fingerprint: str
 
 
-def finish(folder: Path) -> Packed:
+def finish(folder: Path) -> PackSummary:
     """Once every chunk is whole: count, and write the index of each split."""
     digest, rejected = hashlib.sha256(), []
     shards: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
@@ -223,7 +223,7 @@ def finish(folder: Path) -> Packed:
         if names:
             _write_index(folder, split, [folder / "shards" / name for name, _ in names])
     rows = {split: sum(count for _, count in names) for split, names in shards.items()}
-    return Packed(record["layout"], rows, shards, rejected, digest.hexdigest()[:16])
+    return PackSummary(record["layout"], rows, shards, rejected, digest.hexdigest()[:16])
 
 
 def _write_index(folder: Path, split: str, shards: list[Path]) -> None:

@@ -2,7 +2,7 @@
 
 A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then step together in a table
 (`rows.py`), each at its own position. A row leaves when it writes EOS, when it has `max_new_tokens`, or at the end of its own
-clip, and its place goes to the next clip. Memory sets the number of rows: a budget of tokens, rows × width.
+clip, and its place goes to the next clip. A token budget limits the table: rows × width.
 
 `Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
 requests, `WINDOW` at a time and the longest first, so that memory does not grow with their number.
@@ -66,7 +66,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Decoding:
-    """`batch_tokens`: rows × width that are held at once; the candidates of one clip always are.
+    """`batch_tokens`: limit on rows × width; one clip's candidates may exceed it.
     `compiled`: the step goes through `torch.compile`. Neither changes a token in float32; in bfloat16 a product of
     another shape may round otherwise."""
 
@@ -145,7 +145,7 @@ class Decoder:
         self._table: RowTable | None = None
         self._written: dict[str, list[Completion]] = {}
         self._newest: list[tuple[Request, int, int]] = []  # clip, candidate, row
-        self.smallest_tokens = self.table_tokens = 0  # the least that can be held, the most that was
+        self.smallest_tokens = self.table_tokens = 0  # smallest possible table, largest so far
 
     def add(self, requests: Iterable[Request]) -> None:
         """In the order in which they are to be decoded."""
@@ -175,7 +175,7 @@ class Decoder:
             return []
         rows = [row for _, _, row in self._newest]
         positions = table.position[rows]
-        tokens, logprobs = (each[rows, positions].tolist() for each in (table.written, table.token_log_probs))
+        tokens, logprobs = (column[rows, positions].tolist() for column in (table.written, table.token_log_probs))
         parts = zip(self._newest, positions.tolist(), tokens, logprobs, strict=True)
         return [
             Token(request.utterance_id, number, position, token, logprob)
@@ -192,8 +192,8 @@ class Decoder:
         return free >= max(1, self._table.rows // 2)
 
     def _reseat(self) -> None:
-        """Lay out the table anew where it must be wider or where that pays (at first, when the clips to come are much
-        shorter, and at the end), then fill its free rows."""
+        """Resize the table if it must be wider or if that pays (at first, before much shorter clips, at the end), then fill
+        its free rows."""
         candidates, seated = self._settings.candidates, [request for request, _ in self._seated.values()]
         width = max(self._settings.reach(request) for request in [*seated, *self._waiting])
         rows = len(seated)
@@ -243,17 +243,17 @@ class Decoder:
         whole: list[Completion] = []
         if ended:
             columns = (table.written, table.token_log_probs, table.position, table.log_prob)
-            columns = (each[ended].tolist() for each in columns)
+            columns = (column[ended].tolist() for column in columns)
             for row, written, log_probs, position, log_prob in zip(ended, *columns, strict=True):
                 request, candidate = self._seated.pop(row)
-                here = slice(len(request.prompt), position + 1)
-                whole += self._collect(request, candidate, written[here], log_probs[here], log_prob)
+                span = slice(len(request.prompt), position + 1)
+                whole += self._collect(request, candidate, written[span], log_probs[span], log_prob)
         return whole
 
     def _collect(
         self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float
     ) -> list[Completion]:
-        """The clip's candidates, when this was the last of them to end."""
+        """The clip's candidates if all have ended, else []."""
         if not math.isfinite(log_prob):
             raise EvoxtralError(
                 f"what the model computes for clip {request.utterance_id!r} is not finite (NaN or infinite)",

@@ -1,4 +1,4 @@
-"""What differs between model families. Nothing above `families/` asks which family it has; it asks these questions.
+"""What differs between model families. Code above `families/` never checks the family; it uses these interfaces.
 
 - `Family`: the data side of one checkpoint: its tokenizer, its features, its layouts. Needs no torch.
 - `Layout`: where a target stands in a row, and what decoding starts from.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a position that is not learned."""
 
-Heard = list[tuple[list[int], float]]
+TimedPieces = list[tuple[list[int], float]]
 """The pieces of a target as token ids, each with the second at which it has been heard."""
 
 
@@ -81,20 +81,20 @@ class Layout(ABC):
     has_times: ClassVar[bool] = False
     """Whether a position is also a time: when a word or tag is written says when it was heard."""
     hears_whole_clip: ClassVar[bool] = True
-    """Whether the audio up to the end of a clip lies within the positions that decoding can reach."""
+    """Whether decoding can reach the end of a clip's audio."""
     room_tokens: int
     """Positions kept free for the target."""
     eos_id: int
     pad_id: int
     filler_id: int | None = None
-    """A token that is learned, but says only that there is nothing to write yet."""
+    """The learned token that means "nothing to write yet"."""
 
     @abstractmethod
     def measure(self, samples: int, prepad_samples: int) -> Clip:
         """The sizes of a clip of so many samples at 16 kHz, padded to at least `prepad_samples`."""
 
     @abstractmethod
-    def target_ids(self, tokenizer, text: str, heard: Heard, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
         """What is learned, without EOS. `heard`: the timed pieces of `text`; [] unless `has_times`. Raises RowError."""
 
     @abstractmethod
@@ -135,10 +135,10 @@ class Layout(ABC):
 
     @abstractmethod
     def longest_samples(self, clip: Clip, target_tokens: int) -> int:
-        """How long the clip may become, by augmentation, for its target still to fit into its row."""
+        """The most samples that augmentation may give the clip with its target still fitting the row."""
 
-    def retimed(self, target_ids: list[int], heard: Heard, factor: float, clip: Clip) -> list[int]:
-        """The target of a clip that became `factor` times as long and has now the sizes `clip`. Raises RowError."""
+    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: Clip) -> list[int]:
+        """The target of a clip stretched by `factor`, whose new sizes are `clip`. Raises RowError."""
         return target_ids
 
     def tag_times(self, tokenizer, token_ids: list[int]) -> list[dict] | None:
@@ -146,7 +146,7 @@ class Layout(ABC):
         return None
 
     def word_times(self, tokenizer, token_ids: list[int]) -> list[tuple[str, float]] | None:
-        """(word, the second of the clip at which it had been heard); None without `has_times`."""
+        """(word, when it had been heard, in seconds); None without `has_times`."""
         return None
 
     @abstractmethod
@@ -160,6 +160,8 @@ class Family(ABC):
     model_type: ClassVar[str]
     """As in the checkpoint's config.json."""
     title: ClassVar[str]
+    stock_class: ClassVar[str]
+    """Of transformers: what loads the checkpoint."""
     layouts: ClassVar[tuple[str, ...]]
     default_layout: ClassVar[str]
     folder: Path
@@ -225,7 +227,7 @@ class Network(ABC):
         self.model, self.eos_id, self.pad_id = model, eos_id, pad_id
 
     def around(self, model) -> Network:
-        """The same for `model`: this one with an adapter, or without."""
+        """A copy for `model`, with or without an adapter."""
         network = copy(self)
         network.model = model
         return network
@@ -260,7 +262,7 @@ class Network(ABC):
         """The audio tower and the projector."""
 
     def place_language_model(self, device: torch.device) -> None:
-        """With an audio cache a GPU never holds both halves."""
+        """Separate from the audio path: with an audio cache, a GPU never holds both."""
         for part in self.language_parts:
             part.to(device)
 
@@ -270,7 +272,7 @@ class Network(ABC):
 
     @abstractmethod
     def drop_audio_path(self) -> None:
-        """Free the audio path once its output is cached: `Trainer` moves all that is there."""
+        """Free the audio path once it is cached: `Trainer` would move it along."""
 
     @abstractmethod
     def checkpoint_language_model(self) -> None:

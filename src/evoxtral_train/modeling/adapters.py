@@ -147,8 +147,8 @@ def load_adapter(network: Network, adapter: Adapter, trainable: bool = False) ->
 
 
 def _require_all_weights(wrapped: PeftModel, adapter: Adapter) -> None:
-    """PEFT accepts weights under other names: it leaves those that it does not find as they were made, which is the base
-    alone, and ignores those that it does not know. Raises ValueError for either."""
+    """PEFT accepts wrong names: missing weights keep their initial value (the bare base), unknown ones are ignored. Raises
+    ValueError for either."""
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     with safe_open(adapter.folder / "adapter_model.safetensors", "pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict

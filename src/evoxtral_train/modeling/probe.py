@@ -57,7 +57,7 @@ class Probe:
 
     @classmethod
     def fit_best(cls, train: LabelledClips, validation: LabelledClips) -> "Probe":
-        """With the cost, of `COSTS`, that gives the highest micro F1 on `validation`; the smallest of several."""
+        """With the cost in `COSTS` that has the best micro F1 on `validation`; ties: the smallest."""
         return max((cls.fit(train, cost) for cost in COSTS), key=lambda probe: probe.micro_f1(validation))
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class Probe:
         return [{tag: value for value, tag in row if value >= THRESHOLD} for row in ranked]
 
     def micro_f1(self, clips: LabelledClips) -> float:
-        """By which tags a clip has; how often does not count."""
+        """Each tag counts once per clip."""
         pairs = [(set(heard), set(tags)) for heard, tags in zip(self.heard(clips.features), clips.tags, strict=True)]
         size = sum(len(heard) + len(tags) for heard, tags in pairs)
         return 2 * sum(len(heard & tags) for heard, tags in pairs) / size if size else 1.0

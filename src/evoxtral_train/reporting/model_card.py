@@ -60,13 +60,13 @@ class Trained:
     data: dict[str, Any]
 
 
-def model_card(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | None) -> ModelCard:
-    """The card; missing facts appear as unknown."""
+def model_card(config: ExportConfig, stock_class: str, runs: list[Trained], evaluated: Evaluated | None) -> ModelCard:
+    """The card; missing facts appear as unknown. `stock_class`: the transformers class that loads the base."""
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=markdown(config.card.name), what=_WHAT[target], layout=code(layout),
+        title=markdown(config.card.name), stock_class=stock_class, what=_WHAT[target], layout=code(layout),
         base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",

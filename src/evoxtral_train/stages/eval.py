@@ -57,10 +57,10 @@ def run(config: EvalConfig, options: Options) -> Report:
     Each adapter is decoded once; a system that differs only by its filter reuses the predictions. Where the target holds
     words, the base is always among the systems: without it nobody knows what an adapter costs in WER.
     """
-    asked = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
     if options.dry_run:
-        check_plan(config.output, "eval", asked, options)
-        facts = _asked(config, config.systems, count_rows(config.dataset, config.split)) | plan_model(config.model)
+        check_plan(config.output, "eval", settings, options)
+        facts = _plan_facts(config, config.systems, count_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
         return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in adapters})
@@ -73,7 +73,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     yardsticks = {system.yardstick for system in systems if system.is_yardstick}
     if "probe" in yardsticks:
         check_probe(config)
-    facts = _asked(config, systems, len(split))
+    facts = _plan_facts(config, systems, len(split))
     base = open_base_of(split, config.model)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
@@ -81,7 +81,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     given = {system.predictions: _read_predictions(system.predictions, split) for system in systems if system.predictions}
     inputs |= {f"predictions {path}": fingerprint_files([path]) for path in given}
     sources = [config.dataset, base.folder, *adapters, *given]
-    run = processes.first(lambda: Run.open(config.output, "eval", asked, inputs, options, sources))
+    run = processes.first(lambda: Run.open(config.output, "eval", settings, inputs, options, sources))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", run.path, config) as tracker:
         decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
@@ -131,13 +131,12 @@ def _score(
     comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
     failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
     adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}
-    found = Evaluation(
+    evaluation = Evaluation(
         f"Evaluation on {config.split}", str(config.output), systems, reports, rows, comparisons, failed, with_words,
         training_of(adapters), lambda identity: clip_audio(split, identity), config.clips_shown,
     )  # fmt: skip
-    whole = markdown(found)
-    run.write_text("table.md", whole)
-    pictures = write_page(run.path, found)
+    run.write_text("table.md", markdown(evaluation))
+    pictures = write_page(run.path, evaluation)
     metrics = {"split": config.split, "systems": reports, "comparisons": comparisons, "gates_not_passed": failed}
     metrics["yardsticks"] = [system.name for system in systems if system.is_yardstick]
     tracker.summary(reports)
@@ -150,7 +149,7 @@ def _score(
     tracker.media_artifact(f"{config.output.name}-page", "report", [run.path / "report.html"])
     tracker.media_artifact(f"{config.output.name}-predictions", "predictions", sorted((run.path / "predictions").glob("*.jsonl")))
     files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
-    return last_lines(found, files), failed, metrics
+    return last_lines(evaluation, files), failed, metrics
 
 
 def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:
@@ -183,7 +182,7 @@ def _wer_rise(config: EvalConfig, rows: dict[str, list[Prediction]], with_words:
     return difference(before, after, units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
 
 
-def _asked(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
+def _plan_facts(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
     names = ", ".join(system.name for system in systems)
     return {"clips": f"{clips} of split {config.split}", "systems": names, "output": config.output}
 
@@ -240,8 +239,8 @@ def _decode_all(
     """adapter path (None: the base) -> clip id -> what was written."""
     if not paths:
         return {}
-    wanted = config.decode
-    decoding = Decoding(1, Sampling(), wanted.max_new_tokens, wanted.batch_tokens, wanted.compile)
+    decode_config = config.decode
+    decoding = Decoding(1, Sampling(), decode_config.max_new_tokens, decode_config.batch_tokens, decode_config.compile)
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
@@ -249,7 +248,7 @@ def _decode_all(
             audio = _audio(config, path, system, base, split)
             requests, texts = processes.share(_requests(path, base, split)), []
             for completions in decode(system, audio, requests, decoding):
-                texts += [(each.utterance_id, _read(each, base, split)) for each in completions]
+                texts += [(each.utterance_id, _answer(each, base, split)) for each in completions]
                 bar.advance(processes.count() * len(completions), note=str(path or BASE))
             written[path] = dict(processes.gather(texts))
             if path:
@@ -258,7 +257,7 @@ def _decode_all(
 
 
 def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, split: PackedSplit) -> AudioSource:
-    """The cache may end before the clips do; the base alone reads on to their ends."""
+    """The cache may end before the clips do; the base without an adapter reads to their ends."""
     if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
         network.place_language_model(pick_device(config.model.device))
         return open_whole_clips(config, network, base, split)
@@ -266,13 +265,13 @@ def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, 
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
-    """As the split is laid out; but where words are measured, the base alone writes in the form in which it was trained to."""
+    """As the split is laid out; but where words are measured, the base without an adapter writes in its own layout."""
     if path is not None or split.target == "tags":
         return requests_of(split)
     return requests_of(split, base.family.own_layout(split.layout.room_tokens))
 
 
-def _read(completion: Completion, base: Base, split: PackedSplit) -> _Written:
+def _answer(completion: Completion, base: Base, split: PackedSplit) -> _Written:
     """The text, how sure the model was of its tags, and, where positions are times, when each was written."""
     return _Written(
         base.tokenizer.decode(completion.token_ids).strip(),

@@ -10,7 +10,7 @@ from ..errors import EvoxtralError, UsageError
 from ..families.checkpoint import family_named
 from ..files import fingerprint_files, write_atomic
 from ..modeling.adapters import Adapter, check_base, find_adapter
-from ..modeling.bases import open_base
+from ..modeling.bases import Base, open_base
 from ..modeling.release import write_merged, write_vllm_names
 from ..plain_text import without_places
 from ..reading import read_record
@@ -47,7 +47,7 @@ def run(config: ExportConfig, options: Options) -> Report:
         settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
         settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        write_atomic(release / "README.md", _card(config, evaluated).content)
+        write_atomic(release / "README.md", _card(config, base, evaluated).content)
         if config.merged:
             write_merged(base, config.model.dtype, adapter, run.path / "merged")
             facts["merged"] = config.output / "merged"
@@ -61,9 +61,9 @@ def run(config: ExportConfig, options: Options) -> Report:
     return Report("export", facts | {"card": config.output / "release" / "README.md"})
 
 
-def _card(config: ExportConfig, evaluated: Evaluated | None) -> ModelCard:
+def _card(config: ExportConfig, base: Base, evaluated: Evaluated | None) -> ModelCard:
     try:
-        return model_card(config, _trained(config.adapter), evaluated)
+        return model_card(config, base.family.stock_class, _trained(config.adapter), evaluated)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None

@@ -33,8 +33,8 @@ class TrainingSet(Dataset):
     """Rows of a packed split, with its own targets or with others (RAFT); read when they are asked for. Raises EvoxtralError
     for a row whose features are not finite.
 
-    `pad_weight`: what a learned token that says only that there is nothing to write counts in the loss (`Layout.filler_id`).
-    `augmenter`: changes the audio, in every epoch otherwise; it needs the split's own targets and no cache.
+    `pad_weight`: the loss weight of `Layout.filler_id`.
+    `augmenter`: changes the audio, differently in each epoch; it needs the split's own targets and no cache.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrainingSet(Dataset):
 
     @cached_property
     def label_weight(self) -> float:
-        """What all labels together count in the loss: their number, filler tokens weighed."""
+        """Sum of the label weights: 1, or `pad_weight` for a filler token."""
         count = float(self._learned.sum())
         if not self._weighs_filler:
             return count

@@ -68,9 +68,9 @@ def train_adapter(
 ) -> dict:  # fmt: skip
     """Train the adapter in place; with a validation set the best checkpoint by its loss is kept.
 
-    Checkpoints go to `folder`; `resume` goes on from the last whole one. An optimizer step sees
+    Checkpoints go to `folder`; `resume` continues from the last whole one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
-    runs out of memory the batch is made smaller and the accumulation larger, and training goes on from
+    runs out of memory the batch is made smaller and the accumulation larger, and training continues from
     the last checkpoint. Returns the measures. Raises EvoxtralError as soon as the loss, the gradients or the weights
     are not finite; the checkpoints before that stay.
     """
@@ -101,7 +101,7 @@ def train_adapter(
             if processes.count() > 1:  # the others wait for this one's gradients and cannot change their batch with it
                 raise EvoxtralError(
                     f"out of memory with {batch} rows at once on one of {processes.count()} processes",
-                    fix="lower train.batch_size and raise train.gradient_accumulation by as much, then go on with --resume",
+                    fix="lower train.batch_size and raise train.gradient_accumulation by as much, then resume with --resume",
                 ) from None
         finally:
             watcher.close()
@@ -218,8 +218,8 @@ class _Trainer(Trainer):
     remedy: str  # for weights that are not finite
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Weights that are not finite are not saved, and an older checkpoint goes only when the new one is whole: theirs is
-        removed before."""
+        """Weights that are not finite are not saved, and an old checkpoint is removed only when the new one is whole
+        (Transformers removes it first)."""
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
         with save_errors(folder / f"checkpoint-{self.state.global_step}"):

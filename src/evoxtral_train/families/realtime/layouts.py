@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 from ...errors import RowError
 from ...units import TOKEN_S, samples_to_tokens, tokens_to_samples
-from ..base import Clip, Heard, Layout, encode_text
+from ..base import Clip, Layout, TimedPieces, encode_text
 from .clock import Clock
 from .emission import written_tags, written_words
 
@@ -49,7 +49,7 @@ class RealtimeLayout(Layout):
         clip = Clip(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
         return Clip(clip.utterance_tokens, max(clip.row_tokens, self.room_start(clip) + self.room_tokens))
 
-    def target_ids(self, tokenizer, text: str, heard: Heard, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
         return encode_text(tokenizer, text)
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Aligned(RealtimeLayout):
     def prompt_tokens(self, clip: Clip) -> int:
         return self.clock.prompt_tokens
 
-    def target_ids(self, tokenizer, text: str, heard: Heard, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
         """`heard` in order of time. Pads, words and tags, one token for each 80 ms."""
         clock = self.clock
         due = [(clock.written_at(-(-round(end_s * 1000) // round(TOKEN_S * 1000))), ids) for ids, end_s in heard]
@@ -157,7 +157,7 @@ class Aligned(RealtimeLayout):
         """The words move along, and after the last of them stand at most as many tokens as do now."""
         return clip.utterance_tokens + clip.row_tokens - self.prompt_tokens(clip) - target_tokens - 1
 
-    def retimed(self, target_ids: list[int], heard: Heard, factor: float, clip: Clip) -> list[int]:
+    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: Clip) -> list[int]:
         return self.target_ids(None, "", [(ids, heard_s * factor) for ids, heard_s in heard], clip)
 
     def tag_times(self, tokenizer, token_ids: list[int]) -> list[dict]:

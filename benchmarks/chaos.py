@@ -32,6 +32,7 @@ from evoxtral_train.reporting.tables import markdown_table
 from evoxtral_train.run_folders import partial
 
 WORK = Path("runs/chaos")
+_TRIES = 20
 TINY = ["model.base=data/tiny-base", "model.dtype=float32", "model.device=cpu", "tracking.mode=disabled"]
 SMALL_TRAIN = ["train.epochs=3", "train.batch_size=8", "train.warmup_steps=1", "train.evaluate_every_steps=2"]
 RAFT = [
@@ -151,11 +152,14 @@ def disturb(name: str, stage: Stage, whole: Path, seconds: float, options: argpa
         return problem is None
 
     for number in range(options.kills):
-        kind, moment = (signal.SIGKILL, signal.SIGTERM)[number % 2], random_of.uniform(0, seconds)
-        out = prepared(stage, whole, f"{name}-kill-{number}")
-        call = Call(stage.command(out))
-        call.kill_after(moment, kind)
-        row["killed_while_running"] += call.wait().killed
+        kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        for _ in range(_TRIES):  # until it comes while the stage runs
+            moment, out = random_of.uniform(0, seconds), prepared(stage, whole, f"{name}-kill-{number}")
+            call = Call(stage.command(out))
+            call.kill_after(moment, kind)
+            if call.wait().killed:
+                row["killed_while_running"] += 1
+                break
         row["kills"] += check(f"{kind.name} after {moment:.2f} s", out, resumed(stage, out))
     largest = max(len(content) for content in expected.values())
     for number in range(options.disks):
@@ -276,7 +280,8 @@ def table(results: dict) -> str:
         "full", "second call refused",
     ]  # fmt: skip
     names = ("stage", "seconds", "kills", "killed_while_running", "disks", "disks_full", "at_once")
-    return markdown_table(header, [[str(row[name]) for name in names] for row in results["stages"]])
+    rows = markdown_table(header, [[str(row[name]) for name in names] for row in results["stages"]])
+    return f"{rows}\n\nSeed {results['seed']}; {results['machine']}."
 
 
 if __name__ == "__main__":

@@ -154,19 +154,22 @@ def test_unknown_keys_at_any_depth_name_the_nearest(tmp_path):
     assert "unknown key 'train.learing_rate', did you mean 'train.learning_rate'?" in str(caught.value)
 
 
-def test_unknown_keys_inside_lists(tmp_path):
-    text = "output: a\ndataset: b\nmodel: {base: c}\nsystems: [{name: base, adaptor: x}]\n"
-    with pytest.raises(ConfigError, match="unknown key 'systems.0.adaptor', did you mean 'systems.0.adapter'"):
-        load_config(write(tmp_path, text), EvalConfig)
-
-
-def test_unknown_keys_inside_mappings_and_optional_lists(tmp_path):
-    text = "output: a\ndataset: b\nmodel: {base: c}\naugmentation: {limits: {sighs: {gian_db: 1}}}\n"
-    with pytest.raises(ConfigError, match="'augmentation.limits.sighs.gian_db', did you mean '.*.sighs.gain_db'"):
-        load_config(write(tmp_path, text + "train: {epochs: 1, learning_rate: 1}\n"), SftConfig)
-    text = "output: a\ndataset: b\nmodel: {base: c}\nsystems: [{name: base}]\ncomparisons: [{befor: base, after: base}]\n"
-    with pytest.raises(ConfigError, match="unknown key 'comparisons.0.befor', did you mean 'comparisons.0.before'"):
-        load_config(write(tmp_path, text), EvalConfig)
+@pytest.mark.parametrize(
+    ("schema", "line", "unknown", "nearest"),
+    [
+        (EvalConfig, "systems: [{name: base, adaptor: x}]", "systems.0.adaptor", "systems.0.adapter"),
+        (
+            EvalConfig,
+            "systems: [{name: base}]\ncomparisons: [{befor: base, after: base}]",
+            "comparisons.0.befor",
+            "comparisons.0.before",
+        ),
+        (SftConfig, "augmentation: {limits: {sighs: {gian_db: 1}}}", "augmentation.limits.sighs.gian_db", ".*.sighs.gain_db"),
+    ],
+)
+def test_unknown_keys_inside_lists_and_mappings(tmp_path, schema, line, unknown, nearest):
+    with pytest.raises(ConfigError, match=f"unknown key '{unknown}', did you mean '{nearest}'"):
+        load_config(write(tmp_path, f"output: a\ndataset: b\nmodel: {{base: c}}\n{line}\n"), schema)
 
 
 def test_duplicate_keys_are_refused_with_their_lines(tmp_path):

@@ -47,14 +47,6 @@ class Base:
     family: Family
     fingerprint: str
 
-    @property
-    def folder(self) -> Path:
-        return self.family.folder
-
-    @property
-    def tokenizer(self):
-        return self.family.tokenizer
-
 
 def open_base(model: Model) -> Base:
     """Raises UsageError when the base is neither here nor in the hub's cache and cannot be downloaded."""
@@ -105,7 +97,7 @@ class Inputs:
         """Without weights. Raises UsageError when split, base and adapter do not belong together."""
         base = open_base_of(split, config.model)
         adapter = open_adapter(config.adapter, base, config.model)
-        return cls(split, base, adapter, [config.dataset, base.folder, config.adapter])
+        return cls(split, base, adapter, [config.dataset, base.family.folder, config.adapter])
 
     @property
     def fingerprints(self) -> dict[str, str]:

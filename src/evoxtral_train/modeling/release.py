@@ -26,8 +26,8 @@ def write_merged(base: Base, dtype: str, adapter: Adapter, folder: Path) -> None
     merged = network.model.merge_and_unload().to(getattr(torch, dtype))
     merged.save_pretrained(folder)
     for name in _PROCESSOR_FILES:
-        if (base.folder / name).is_file():
-            shutil.copyfile(base.folder / name, folder / name)
+        if (base.family.folder / name).is_file():
+            shutil.copyfile(base.family.folder / name, folder / name)
 
 
 def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:

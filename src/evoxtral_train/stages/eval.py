@@ -80,7 +80,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
     given = {system.predictions: _read_predictions(system.predictions, split) for system in systems if system.predictions}
     inputs |= {f"predictions {path}": fingerprint_files([path]) for path in given}
-    sources = [config.dataset, base.folder, *adapters, *given]
+    sources = [config.dataset, base.family.folder, *adapters, *given]
     run = processes.first(lambda: Run.open(config.output, "eval", settings, inputs, options, sources))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", run.path, config) as tracker:
@@ -274,9 +274,9 @@ def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Req
 def _answer(completion: Completion, base: Base, split: PackedSplit) -> _Written:
     """The text, how sure the model was of its tags, and, where positions are times, when each was written."""
     return _Written(
-        base.tokenizer.decode(completion.token_ids).strip(),
-        split.layout.tag_times(base.tokenizer, completion.token_ids),
-        tag_confidences(base.tokenizer, completion.token_ids, completion.token_logprobs),
+        base.family.tokenizer.decode(completion.token_ids).strip(),
+        split.layout.tag_times(base.family.tokenizer, completion.token_ids),
+        tag_confidences(base.family.tokenizer, completion.token_ids, completion.token_logprobs),
     )
 
 

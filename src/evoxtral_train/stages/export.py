@@ -39,7 +39,7 @@ def run(config: ExportConfig, options: Options) -> Report:
     inputs = {"adapter": adapter.fingerprint, "base": base.fingerprint}
     if config.evaluation:
         inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
-    run = Run.open(config.output, "export", resolved, inputs, options, [config.adapter, config.evaluation, base.folder])
+    run = Run.open(config.output, "export", resolved, inputs, options, [config.adapter, config.evaluation, base.family.folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ def run(config: SftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, "train")
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
-    with job.shared(inputs, [config.dataset, base.folder]) as work:
+    with job.shared(inputs, [config.dataset, base.family.folder]) as work:
         # 2. The base with a new adapter.
         torch.manual_seed(config.train.seed)
         network = add_lora(base.family.load(config.model.dtype), config.lora, config.model)

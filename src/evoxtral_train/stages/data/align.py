@@ -74,7 +74,7 @@ def run(config: AlignConfig, options: Options) -> Report:
         return Report("plan: data align", facts | plan_model(config.model) | plan_decoding(config.model, config.batch_tokens))
     base = open_base(config.model)
     inputs["base"] = base.fingerprint
-    run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest, base.folder])
+    run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest, base.family.folder])
     started = time.monotonic()
     with Tracker(config.tracking, "data align", run.path, config) as tracker:
         alignments, unaligned = _align_all(config, rows, base.family, rules.taxonomy)

@@ -175,10 +175,10 @@ def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int
     return Candidate(
         utterance_id=completion.utterance_id,
         candidate_id=completion.candidate_id if name == _SAMPLED_FILE else GREEDY,
-        text=base.tokenizer.decode(completion.token_ids).strip(),
+        text=base.family.tokenizer.decode(completion.token_ids).strip(),
         token_ids=completion.token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,
         mean_logprob=round(completion.mean_logprob, 4),
-        written=split.layout.tag_times(base.tokenizer, completion.token_ids),
+        written=split.layout.tag_times(base.family.tokenizer, completion.token_ids),
     )

@@ -26,7 +26,7 @@ RUN_HERE = {
 
 
 def test_every_command_is_run_or_says_what_it_needs():
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 20
     for command, comment in COMMANDS.items():
         if "needs a GPU" not in comment and "needs the network" not in comment:
             assert command in RUN_ELSEWHERE or command in RUN_HERE, command
@@ -47,7 +47,7 @@ def test_command(command, call, spoken, tmp_path):
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 20
+    assert len(named) == 21
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

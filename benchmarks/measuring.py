@@ -57,7 +57,7 @@ def machine() -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"{torch.get_num_threads()} threads of {_processor()}"
+        device = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''} of {_processor()}"
     return f"{date}, {device}, torch {torch.__version__}"
 
 

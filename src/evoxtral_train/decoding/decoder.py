@@ -1,8 +1,8 @@
 """The one way to turn audio into tokens: RAFT, evaluation and transcription all use it.
 
 A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then step together in a table
-(`rows.py`), each at its own position. A row leaves when it writes EOS, when it has `max_new_tokens`, or at the end of its own
-clip, and its place goes to the next clip. A token budget limits the table: rows × width.
+(`row_table.py`), each at its own position. A row leaves when it writes EOS, when it has `max_new_tokens`, or at the end of its
+own clip, and its place goes to the next clip. A token budget limits the table: rows × width.
 
 `Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
 requests, `WINDOW` at a time and the longest first, so that memory does not grow with their number.
@@ -25,8 +25,8 @@ from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
 from ..families.base import Clip, Layout, Network
 from ..modeling.audio_cache import AudioSource, leading_batch
-from ..modeling.memory import shrink
-from .rows import RowTable
+from ..modeling.out_of_memory import shrink
+from .row_table import RowTable
 from .sampling import Sampling, choose, row_key
 
 WINDOW = 8192  # requests

@@ -25,7 +25,7 @@ from ..families.base import Network
 from ..files import disk_errors
 from ..progress import progress
 from .cache_files import CacheFiles, cache_folder
-from .memory import shrink
+from .out_of_memory import shrink
 
 _BATCH_TOKENS = 4096
 _STORED = {torch.float32: np.dtype("<f4"), torch.bfloat16: np.dtype("<u2")}

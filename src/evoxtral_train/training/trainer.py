@@ -17,7 +17,7 @@ from ..jobs import Work
 from ..modeling.adapters import find_adapter
 from ..modeling.audio_cache import CachedAudio
 from ..modeling.bases import pick_device
-from ..modeling.memory import shrink
+from ..modeling.out_of_memory import shrink
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
 from ..tracking import Tracker

@@ -30,7 +30,7 @@ from evoxtral_train.config.training import Lora, Train
 from evoxtral_train.dataset.reader import Example
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
-from evoxtral_train.families.base import Clip, Layout, Network
+from evoxtral_train.families.base import ClipSize, Layout, Network
 from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.families.realtime.layouts import LAYOUTS
 from evoxtral_train.families.realtime.model import CachedAudioVoxtralRealtimeForConditionalGeneration, network_of
@@ -79,8 +79,8 @@ class RandomSplit:
     def __len__(self) -> int:
         return self.clips
 
-    def clip(self, index: int) -> Clip:
-        return Clip(self.utterance_tokens[index], self.row_tokens[index])
+    def clip(self, index: int) -> ClipSize:
+        return ClipSize(self.utterance_tokens[index], self.row_tokens[index])
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
         return np.roll(self._mel, index, axis=1)[:, : tokens * FRAMES_PER_TOKEN]

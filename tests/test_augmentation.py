@@ -14,7 +14,7 @@ from evoxtral_train.config.sections import Tracking
 from evoxtral_train.config.training import Augmentation, SftConfig
 from evoxtral_train.dataset.augmentation import Augmenter, Bounds, augment, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
-from evoxtral_train.families.base import Clip
+from evoxtral_train.families.base import ClipSize
 from evoxtral_train.families.realtime.layouts import Aligned
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import pack
@@ -140,8 +140,8 @@ def test_without_any_change_the_row_is_the_packed_one(split, family):
 def test_an_aligned_tag_is_due_when_it_is_heard_after_the_stretch(clock):
     pieces = [([70], 1.0), ([71, 72], 2.0)]
     layout = Aligned(clock, room_tokens=0)
-    before = layout.target_ids(None, "", pieces, Clip(utterance_tokens=30, row_tokens=200))
-    after = layout.retimed(before, pieces, 1.2, Clip(utterance_tokens=36, row_tokens=200))
+    before = layout.target_ids(None, "", pieces, ClipSize(utterance_tokens=30, row_tokens=200))
+    after = layout.retimed(before, pieces, 1.2, ClipSize(utterance_tokens=36, row_tokens=200))
     assert (before.index(70), after.index(70)) == (13, 15)
     assert (before.index(71), after.index(71)) == (25, 30)
 

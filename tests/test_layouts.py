@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoxtral_train.errors import RowError
-from evoxtral_train.families.base import Clip
+from evoxtral_train.families.base import ClipSize
 from evoxtral_train.families.realtime.clock import Clock
 from evoxtral_train.families.realtime.layouts import LAYOUTS, Aligned, Deferred, Packed
 
@@ -15,26 +15,26 @@ SMALL = Clock(1, EOS, PAD, P, W, left_pad_tokens=2, delay_tokens=1, right_pad_to
 
 
 def stream(heard, utterance_tokens: int, row_tokens: int):
-    layout, clip = Aligned(SMALL, 0), Clip(utterance_tokens, row_tokens)
+    layout, clip = Aligned(SMALL, 0), ClipSize(utterance_tokens, row_tokens)
     return layout.lay_out(clip, layout.target_ids(None, "", heard, clip))
 
 
 def test_packed_literal():
-    row = Packed(SMALL, 0).lay_out(Clip(utterance_tokens=3, row_tokens=10), [70, 71])
+    row = Packed(SMALL, 0).lay_out(ClipSize(utterance_tokens=3, row_tokens=10), [70, 71])
     assert row.ids == [1, P, P, P, 70, 71, EOS, PAD, PAD, PAD]
     assert row.labels == [X, X, X, X, 70, 71, EOS, X, X, X]
     assert (row.prompt_tokens, row.needed_tokens) == (4, 7)
 
 
 def test_deferred_literal():
-    row = Deferred(SMALL, 0).lay_out(Clip(utterance_tokens=3, row_tokens=10), [70, 71])
+    row = Deferred(SMALL, 0).lay_out(ClipSize(utterance_tokens=3, row_tokens=10), [70, 71])
     assert row.ids == [1, P, P, P, P, P, 70, 71, EOS, PAD]
     assert row.labels == [X, X, X, X, X, X, 70, 71, EOS, X]
     assert (row.prompt_tokens, row.needed_tokens) == (6, 9)
 
 
 def test_no_target_is_eos_alone():
-    row = Packed(SMALL, 0).lay_out(Clip(utterance_tokens=3, row_tokens=6), [])
+    row = Packed(SMALL, 0).lay_out(ClipSize(utterance_tokens=3, row_tokens=6), [])
     assert row.ids == [1, P, P, P, EOS, PAD]
     assert row.labels == [X, X, X, X, EOS, X]
 
@@ -54,9 +54,9 @@ def test_aligned_waits_for_the_end_of_the_utterance():
 
 def test_a_target_too_long_for_its_clip_is_an_error_never_cut():
     layout = Packed(SMALL, 0)
-    layout.lay_out(Clip(3, 7), [70, 71])
+    layout.lay_out(ClipSize(3, 7), [70, 71])
     with pytest.raises(RowError, match="2 tokens and EOS, but only 2 fit after the prompt of 4 in a row of 6"):
-        layout.lay_out(Clip(3, 6), [70, 71])
+        layout.lay_out(ClipSize(3, 6), [70, 71])
     with pytest.raises(RowError, match="transcript takes 7 tokens, the clip has 6"):
         stream([([70], 0.08)], utterance_tokens=1, row_tokens=6)
 
@@ -70,14 +70,14 @@ def test_the_published_clock(clock):
 
 
 def test_deferred_rows_of_15_second_clips_have_room(clock):
-    assert Packed(clock, 65).measure(240_480, 240_480) == Clip(188, 237)
-    assert Deferred(clock, 65).measure(240_480, 240_480) == Clip(188, 32 + 188 + 6 + 65)
-    assert Deferred(clock, 65).measure(16_000, 240_480) == Clip(13, 237)
+    assert Packed(clock, 65).measure(240_480, 240_480) == ClipSize(188, 237)
+    assert Deferred(clock, 65).measure(240_480, 240_480) == ClipSize(188, 32 + 188 + 6 + 65)
+    assert Deferred(clock, 65).measure(16_000, 240_480) == ClipSize(13, 237)
 
 
 def test_the_prompt_is_the_stock_processors(processor, clock):
     stock = processor(np.zeros(16_000, np.float32), return_tensors="np", sampling_rate=16_000)
-    assert Packed(clock, 65).prompt_ids(Clip(13, 237)) == stock["input_ids"][0].tolist()
+    assert Packed(clock, 65).prompt_ids(ClipSize(13, 237)) == stock["input_ids"][0].tolist()
 
 
 @given(st.sampled_from(sorted(LAYOUTS)), st.integers(1, 200), st.lists(st.integers(40, 2000), max_size=30))

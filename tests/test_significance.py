@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evoxtral_train.config.evaluation import Bootstrap, System
 from evoxtral_train.records import Prediction
 from evoxtral_train.scoring.metrics import Sums
-from evoxtral_train.scoring.significance import compare, compare_pairs, declared, difference, sentence
+from evoxtral_train.scoring.significance import compare_pair, compare_pairs, declared, difference, sentence
 
 EXPERIMENTS, PERMUTATIONS = 2000, 399
 QUICK = Bootstrap(permutations=999)
@@ -125,7 +125,7 @@ def test_a_handful_of_clips_claims_no_certainty():
 def test_words_invented_on_clips_without_words_count():
     said = [("one two", "one two")] * 20 + [("[sighs]", "[sighs]")] * 10
     invented = [*said[:20], *[("[sighs]", "[sighs] what was that")] * 10]
-    wer = compare(rows(*said), rows(*invented), True, QUICK)["measures"]["wer"]
+    wer = compare_pair(rows(*said), rows(*invented), True, QUICK)["measures"]["wer"]
     assert wer["value"] == pytest.approx(30 / 40)
     assert wer["units"] == 30
     assert wer["shown"]
@@ -152,7 +152,7 @@ def test_an_interval_never_contradicts_its_p():
     references = ["[sighs] a"] * 30 + ["b"] * 62
     wrote = ["[sighs]"] * 3 + [""] * 37 + ["[calm]"] * 2 + [""] * 50
     base = rows(*[(reference, "") for reference in references])
-    found = compare(base, rows(*zip(references, wrote, strict=True)), False, QUICK)["measures"]["micro_f1"]
+    found = compare_pair(base, rows(*zip(references, wrote, strict=True)), False, QUICK)["measures"]["micro_f1"]
     assert found["value"] == pytest.approx(6 / 35)
     assert found["p"] == pytest.approx(0.25, abs=0.05)
     assert found["low"] < 0 < found["high"]
@@ -173,7 +173,7 @@ def test_the_outcome_in_one_sentence():
     assert sentence(found) == "RAFT wrote the same as SFT."
     assert list(found["measures"]) == ["micro_f1", "false_tags_per_untagged_clip", "micro_recall"]
     assert [measure["level"] for measure in found["measures"].values()] == [0.05, 0.025, 0.025]
-    same = compare(rows(*CLIPS), rows(*CLIPS), False, QUICK)["measures"]["micro_f1"]
+    same = compare_pair(rows(*CLIPS), rows(*CLIPS), False, QUICK)["measures"]["micro_f1"]
     assert (same["value"], same["p"], same["shown"]) == (0.0, 1.0, False)
     assert same["low"] < 0 < same["high"], "equal answers on 30 clips do not prove equality"
     assert same["units"] == 30, "clips without any tag say nothing of F1"
@@ -181,12 +181,12 @@ def test_the_outcome_in_one_sentence():
 
 def test_systems_that_write_words_are_also_judged_by_wer():
     said, misheard = [("[sighs] one two", "[sighs] one two")] * 20, [("[sighs] one two", "[sighs] one too")] * 20
-    found = compare(rows(*said), rows(*misheard), True, QUICK)
+    found = compare_pair(rows(*said), rows(*misheard), True, QUICK)
     assert list(found["measures"]) == ["micro_f1", "false_tags_per_untagged_clip", "wer"]
     assert found["measures"]["wer"]["value"] == 0.5
     assert found["measures"]["wer"]["shown"]
     plain = [("one two", "one two")] * 20
-    assert compare(rows(*plain), rows(*plain), True, QUICK)["primary"] == "wer", "without tags, words decide"
+    assert compare_pair(rows(*plain), rows(*plain), True, QUICK)["primary"] == "wer", "without tags, words decide"
 
 
 def test_what_is_not_defined_is_said():
@@ -196,7 +196,7 @@ def test_what_is_not_defined_is_said():
     assert found["measures"]["false_tags_per_untagged_clip"]["value"] is None
     assert "false tags per untagged clip not defined" in sentence(found)
     with pytest.raises(ValueError, match="the same clips in the same order"):
-        compare(rows(*CLIPS), rows(*CLIPS)[::-1], False, QUICK)
+        compare_pair(rows(*CLIPS), rows(*CLIPS)[::-1], False, QUICK)
 
 
 def test_a_verdict_depends_on_its_own_pair_alone():
@@ -208,7 +208,10 @@ def test_a_verdict_depends_on_its_own_pair_alone():
 
 def test_pooled_runs_do_not_count_as_more_clips():
     other = [(reference, "[calm]") for reference, _ in CLIPS]
-    once, pooled = compare(rows(*CLIPS), rows(*other), False, QUICK), compare(rows(*CLIPS) * 3, rows(*other) * 3, False, QUICK)
+    once, pooled = (
+        compare_pair(rows(*CLIPS), rows(*other), False, QUICK),
+        compare_pair(rows(*CLIPS) * 3, rows(*other) * 3, False, QUICK),
+    )
     for name, measure in once["measures"].items():
         assert pooled["measures"][name] == pytest.approx(measure), name
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from conftest import REPO, rows_of
-from evoxtral_train.corpus.statistics import Clip, gather, histogram, most_speakers
+from evoxtral_train.corpus.statistics import MeasuredClip, duration_histogram, gather, most_speakers
 from evoxtral_train.reporting.page import Section, Table, render
 from evoxtral_train.text.taxonomy import Taxonomy
 
@@ -19,10 +19,10 @@ TAXONOMY = Taxonomy.load(REPO / "data/tags.yaml")
 def test_literally():
     found = gather(
         [
-            Clip("train", 3.0, "[laughs] one two. [laughs]", "ann", "mit"),
-            Clip("train", 5.0, "[laughs] three. [sighs]", "ann"),
-            Clip("train", 2.0, "four five six.", "bob"),
-            Clip("test", 8.0, "[sighs] [pause] seven."),
+            MeasuredClip("train", 3.0, "[laughs] one two. [laughs]", "ann", "mit"),
+            MeasuredClip("train", 5.0, "[laughs] three. [sighs]", "ann"),
+            MeasuredClip("train", 2.0, "four five six.", "bob"),
+            MeasuredClip("test", 8.0, "[sighs] [pause] seven."),
         ],
         TAXONOMY,
     )
@@ -41,11 +41,11 @@ def test_literally():
     assert found.licenses == {"not given": 3, "mit": 1}
 
 
-def corpus(untagged: int, **tags: int) -> list[Clip]:
-    clips = [Clip(split, 4.0, "words.") for split in ("train", "validation", "test") for _ in range(untagged)]
+def corpus(untagged: int, **tags: int) -> list[MeasuredClip]:
+    clips = [MeasuredClip(split, 4.0, "words.") for split in ("train", "validation", "test") for _ in range(untagged)]
     for split in ("train", "validation", "test"):
         for tag, count in tags.items():
-            clips += [Clip(split, 4.0, f"[{tag.replace('_', ' ')}] words.")] * count
+            clips += [MeasuredClip(split, 4.0, f"[{tag.replace('_', ' ')}] words.")] * count
     return clips
 
 
@@ -66,8 +66,14 @@ def test_a_corpus_as_it_should_be_needs_no_advice():
         (corpus(130, **(EVERY_TAG | {"pause": 0})), "No clip has [pause]"),
         (corpus(330, **(EVERY_TAG | {"pause": 500})), "25 times as many clips as the rarest: train.sampling: square_root"),
         ([each for each in corpus(130, **EVERY_TAG) if each.split != "validation"], "There is no validation split."),
-        ([*corpus(130, **EVERY_TAG), Clip("train", 44.0, "long.")], "The longest clip lasts 44 s; by default audio.max_seconds"),
-        ([*corpus(130, **EVERY_TAG), Clip("train", 4.0, "x.", license="cc-by-nc-4.0")], "cc-by-nc-4.0: no commercial use"),
+        (
+            [*corpus(130, **EVERY_TAG), MeasuredClip("train", 44.0, "long.")],
+            "The longest clip lasts 44 s; by default audio.max_seconds",
+        ),
+        (
+            [*corpus(130, **EVERY_TAG), MeasuredClip("train", 4.0, "x.", license="cc-by-nc-4.0")],
+            "cc-by-nc-4.0: no commercial use",
+        ),
     ],
 )
 def test_advice(clips, said):
@@ -75,10 +81,16 @@ def test_advice(clips, said):
 
 
 def test_histogram_and_speakers():
-    assert histogram([0.4, 0.6, 6.9]) == [(0.0, 0), (0.25, 1), (0.5, 1), *((0.25 * i, 0) for i in range(3, 27)), (6.75, 1)]
-    assert histogram([0.4, 40.0])[0] == (0.0, 1)
-    assert len(histogram([0.4, 40.0])) == 21
-    many = gather([Clip("train", 36.0 * (20 - index), "x", f"s{index}") for index in range(20)], TAXONOMY)
+    assert duration_histogram([0.4, 0.6, 6.9]) == [
+        (0.0, 0),
+        (0.25, 1),
+        (0.5, 1),
+        *((0.25 * i, 0) for i in range(3, 27)),
+        (6.75, 1),
+    ]
+    assert duration_histogram([0.4, 40.0])[0] == (0.0, 1)
+    assert len(duration_histogram([0.4, 40.0])) == 21
+    many = gather([MeasuredClip("train", 36.0 * (20 - index), "x", f"s{index}") for index in range(20)], TAXONOMY)
     shown = most_speakers(many)
     assert list(shown)[-1] == "5 others"
     assert shown["5 others"] == pytest.approx(0.01 * (5 + 4 + 3 + 2 + 1))

@@ -25,7 +25,7 @@ def one_line(text: object, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
-def markdown(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """The text as one line of Markdown without effect: no heading, link, HTML, emphasis or end of a table cell."""
     line = _LINK.sub(r"\\\g<0>", _MARKDOWN.sub(r"\\\g<0>", one_line(text)))
     return _LIST_ITEM.sub(r"\1\\\2", line)

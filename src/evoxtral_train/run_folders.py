@@ -145,7 +145,7 @@ def remove(folder: Path) -> None:
     folder.rmdir()
 
 
-def files_in(folder: Path) -> Iterable[str]:
+def files_below(folder: Path) -> Iterable[str]:
     return (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 

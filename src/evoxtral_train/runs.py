@@ -31,7 +31,19 @@ from .errors import EvoxtralError, UsageError
 from .files import disk_errors, fingerprint_files, open_atomic, write_atomic
 from .reading import read_record
 from .records import dump_row
-from .run_folders import COMPLETE, FILES, files_in, is_complete, lock, partial, put_in_place, real_path, recover, release, remove
+from .run_folders import (
+    COMPLETE,
+    FILES,
+    files_below,
+    is_complete,
+    lock,
+    partial,
+    put_in_place,
+    real_path,
+    recover,
+    release,
+    remove,
+)
 
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 # Settings that may differ when a run resumes: they do not change its result.
@@ -108,7 +120,7 @@ class Run:
         """Mark the run as finished and move it to its output. `fingerprint` identifies the result; later stages compare it.
         Call this only when nothing writes to the folder any more, not even the tracker."""
         self.write_json("metrics.json", metrics)
-        self.write_text(FILES, "".join(f"{name}\n" for name in sorted({*files_in(self.path), FILES, COMPLETE})))
+        self.write_text(FILES, "".join(f"{name}\n" for name in sorted({*files_below(self.path), FILES, COMPLETE})))
         self.write_json(COMPLETE, {"stage": self.stage, "fingerprint": fingerprint})
         with disk_errors(self.output):
             put_in_place(self.output)

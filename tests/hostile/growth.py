@@ -79,7 +79,7 @@ def decode(requests: int) -> None:
     from evoxtral_train.decoding import decoder
     from evoxtral_train.decoding.decoder import Decoding, Request
     from evoxtral_train.decoding.sampling import Sampling
-    from evoxtral_train.families.base import Clip
+    from evoxtral_train.families.base import ClipSize
     from evoxtral_train.families.checkpoint import open_family
 
     layout = open_family(TINY_BASE).layout("deferred", 65)
@@ -105,7 +105,7 @@ def decode(requests: int) -> None:
         def embeddings(self, indices, tokens):
             return torch.zeros(len(indices), max(tokens), sizes.hidden_size)
 
-    stream = (Request.of(f"clip-{at:08d}", layout, Clip(20 + at % 60, 237), at) for at in range(requests))
+    stream = (Request.of(f"clip-{at:08d}", layout, ClipSize(20 + at % 60, 237), at) for at in range(requests))
     decoded = 0
     for completions in decoder.decode(Stub(), Audio(), stream, Decoding(1, Sampling(), 8, 200 * 150)):
         decoded += len(completions)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from evoxtral_train.corpus.statistics import histogram
+from evoxtral_train.corpus.statistics import duration_histogram
 from evoxtral_train.data.audio import LOUDEST, decode_audio, duration_of, read_audio
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import RowError
@@ -147,7 +147,7 @@ def test_no_header_sizes_a_histogram(whole, tmp_path):
     stats = json.loads((tmp_path / "stats/stats.json").read_text("utf-8"))
     assert (stats["duration_s"]["longest"], stats["rejected"]) == (12.0, 1)
     assert duration_of(tmp_path / "streamed.flac") == 12.0
-    assert len(histogram([1.0, 5.8e14])) <= 31
+    assert len(duration_histogram([1.0, 5.8e14])) <= 31
 
 
 def test_a_long_clip_is_counted_for_the_statistics(tmp_path):

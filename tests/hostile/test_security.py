@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 
 from evoxtral_train.config.sections import Section, Tracking
 from evoxtral_train.files import fingerprint_files
-from evoxtral_train.plain_text import code, markdown, one_line, without_places
+from evoxtral_train.plain_text import code, escape_markdown, one_line, without_places
 from evoxtral_train.reporting.tables import per_tag_table
 from evoxtral_train.synthesis import elevenlabs
 from evoxtral_train.tracking import Tracker
@@ -203,7 +203,7 @@ def test_no_string_can_add_to_a_card(release, tmp_path):
     assert front["license"] == one_line(HOSTILE)
     tokens = MarkdownIt("commonmark").enable("table").parse(body)
     titles = [tokens[place + 1].content for place, each in enumerate(tokens) if each.type == "heading_open"]
-    assert titles == [markdown(HOSTILE), *HEADINGS]
+    assert titles == [escape_markdown(HOSTILE), *HEADINGS]
     assert [each.type for each in tokens].count("table_open") == 1
     inline = [child for each in tokens if each.type == "inline" for child in each.children]
     assert {each.type for each in inline} <= {"text", "code_inline", "softbreak"}, "no link, no HTML, no emphasis"
@@ -234,11 +234,11 @@ def inline_of(block: str) -> list:
 
 @given(TEXTS)
 def test_escaped_text_reads_as_it_was_and_is_nothing_but_text(text):
-    found = inline_of(f"- x {markdown(text)}")
+    found = inline_of(f"- x {escape_markdown(text)}")
     assert {each.type for each in found} <= {"text"}
     assert "".join(each.content for each in found) == f"x {one_line(text)}".strip()
     if one_line(text):
-        assert "".join(each.content for each in inline_of(f"- {markdown(text)}")) == one_line(text)
+        assert "".join(each.content for each in inline_of(f"- {escape_markdown(text)}")) == one_line(text)
 
 
 @given(TEXTS)

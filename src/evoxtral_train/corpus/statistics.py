@@ -21,7 +21,7 @@ _MOST_SPEAKERS = 15
 
 
 @dataclass(frozen=True)
-class Clip:
+class MeasuredClip:
     """The parts of a row that the statistics need."""
 
     split: str
@@ -51,11 +51,11 @@ class Statistics:
 
     def to_json(self) -> dict:
         content = asdict(self)
-        content["duration_histogram"] = [[low, count] for low, count in histogram(content.pop("durations_s"))]
+        content["duration_histogram"] = [[low, count] for low, count in duration_histogram(content.pop("durations_s"))]
         return content
 
 
-def gather(clips: Iterable[Clip], taxonomy: Taxonomy) -> Statistics:
+def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
     """Raises ValueError if there is no clip."""
     count, hours, speakers, licenses = Counter(), Counter(), Counter(), Counter()
     per_clip, occurrences, together = Counter(), Counter(), Counter()
@@ -136,7 +136,7 @@ def advise(statistics: Statistics) -> list[str]:
     return advice
 
 
-def histogram(durations_s: list[float], most_bins: int = 30) -> list[tuple[float, int]]:
+def duration_histogram(durations_s: list[float], most_bins: int = 30) -> list[tuple[float, int]]:
     """(lower edge in s, clips), in bins of a whole or half number of seconds."""
     longest = max(durations_s)
     width = next((width for width in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600) if longest / width <= most_bins), None)

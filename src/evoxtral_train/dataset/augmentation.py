@@ -19,7 +19,7 @@ import numpy as np
 from ..config.training import Augmentation
 from ..data.audio import read_audio
 from ..errors import RowError, UsageError
-from ..families.base import Clip, Family, Row
+from ..families.base import ClipSize, Family, Row
 from ..text.tags import find_tags
 from ..units import SAMPLE_RATE_HZ
 from .reader import Example, PackedSplit
@@ -138,7 +138,7 @@ class Augmenter:
 
     def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> Row:
         layout = self.split.layout
-        clip = Clip(layout.measure(samples, 0).utterance_tokens, example.row_tokens)
+        clip = ClipSize(layout.measure(samples, 0).utterance_tokens, example.row_tokens)
         target_ids = layout.retimed(example.target_ids, self.split.heard_of(index), factor, clip)
         return layout.lay_out(clip, target_ids)
 

@@ -17,7 +17,7 @@ import pyarrow
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from ..errors import EvoxtralError, UsageError
-from ..families.base import Clip, Layout, TimedPieces
+from ..families.base import ClipSize, Layout, TimedPieces
 from ..families.checkpoint import FAMILIES, family_named
 from ..reading import read_record
 from ..runs import require_complete
@@ -124,9 +124,9 @@ class PackedSplit:
         """id -> place in the split."""
         return {identity: index for index, identity in enumerate(self._index["id"].to_pylist())}
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int) -> ClipSize:
         """The sizes of a clip, without reading its row."""
-        return Clip(int(self.utterance_tokens[index]), int(self.row_tokens[index]))
+        return ClipSize(int(self.utterance_tokens[index]), int(self.row_tokens[index]))
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
         """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]. Raises EvoxtralError when one is not finite."""

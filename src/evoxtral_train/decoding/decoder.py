@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
-from ..families.base import Clip, Layout, Network
+from ..families.base import ClipSize, Layout, Network
 from ..modeling.audio_cache import AudioSource, leading_batch
 from ..modeling.out_of_memory import shrink
 from .row_table import RowTable
@@ -46,7 +46,7 @@ class Request:
     room_start: int
 
     @classmethod
-    def of(cls, utterance_id: str, layout: Layout, clip: Clip, index: int) -> "Request":
+    def of(cls, utterance_id: str, layout: Layout, clip: ClipSize, index: int) -> "Request":
         """Laid out as the clip's training row is."""
         return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip))
 

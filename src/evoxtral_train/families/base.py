@@ -43,7 +43,7 @@ def encode_piece(tokenizer, text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipSize:
     """The sizes of a clip. `utterance_tokens`: audio tokens that cover its sound, without padding. `row_tokens`: the length of
     its row."""
 
@@ -90,26 +90,26 @@ class Layout(ABC):
     """The learned token that means "nothing to write yet"."""
 
     @abstractmethod
-    def measure(self, samples: int, prepad_samples: int) -> Clip:
+    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
         """The sizes of a clip of so many samples at 16 kHz, padded to at least `prepad_samples`."""
 
     @abstractmethod
-    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
         """What is learned, without EOS. `heard`: the timed pieces of `text`; [] unless `has_times`. Raises RowError."""
 
     @abstractmethod
-    def prompt_tokens(self, clip: Clip) -> int:
+    def prompt_tokens(self, clip: ClipSize) -> int:
         """How many ids are known before the first target token is written."""
 
     @abstractmethod
-    def prompt_ids(self, clip: Clip) -> list[int]:
+    def prompt_ids(self, clip: ClipSize) -> list[int]:
         """What decoding starts from."""
 
     @abstractmethod
-    def room_start(self, clip: Clip) -> int:
+    def room_start(self, clip: ClipSize) -> int:
         """The position from which `room_tokens` and `max_new_tokens` are counted."""
 
-    def lay_out(self, clip: Clip, target_ids: list[int]) -> Row:
+    def lay_out(self, clip: ClipSize, target_ids: list[int]) -> Row:
         """The training row of a clip; EOS is added and learned. Raises RowError when target and EOS do not fit: a target is
         never cut."""
         start, written = self.prompt_tokens(clip), [*target_ids, self.eos_id]
@@ -130,14 +130,14 @@ class Layout(ABC):
     too_long_fix: ClassVar[str] = "shorten the text"
 
     @abstractmethod
-    def sound(self, clip: Clip) -> tuple[int, int]:
+    def sound(self, clip: ClipSize) -> tuple[int, int]:
         """(first, last + 1): the positions of the audio embeddings that hold the clip's sound."""
 
     @abstractmethod
-    def longest_samples(self, clip: Clip, target_tokens: int) -> int:
+    def longest_samples(self, clip: ClipSize, target_tokens: int) -> int:
         """The most samples that augmentation may give the clip with its target still fitting the row."""
 
-    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: Clip) -> list[int]:
+    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: ClipSize) -> list[int]:
         """The target of a clip stretched by `factor`, whose new sizes are `clip`. Raises RowError."""
         return target_ids
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
 from ..config.evaluation import ExportConfig
-from ..plain_text import code, listed, markdown, one_line
+from ..plain_text import code, escape_markdown, listed, one_line
 from .results import sentences
 from .tables import systems_table
 
@@ -66,10 +66,10 @@ def model_card(config: ExportConfig, stock_class: str, runs: list[Trained], eval
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=markdown(config.card.name), stock_class=stock_class, what=_WHAT[target], layout=code(layout),
+        title=escape_markdown(config.card.name), stock_class=stock_class, what=_WHAT[target], layout=code(layout),
         base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
-        intended_use=f"{markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
+        intended_use=f"{escape_markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
         repository=json.dumps(one_line(config.push_to or "path/to/this/folder"), ensure_ascii=False),
         layout_note=data.get("layout_note", "the records of its training were not available."), results=_results(evaluated),
         recipe=_points(_recipe(runs)), data=_points(_data(runs)), limits=_points(_limits(config, runs, evaluated)),
@@ -115,7 +115,7 @@ def _results(evaluated: Evaluated | None) -> str:
     clips = systems[evaluated.system]["clips"]
     split = code(evaluated.metrics["split"])
     head = f"{clips:,} clips of split {split}, greedy decoding; values with 95% intervals over clips."
-    pairs = [pair | {side: markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
+    pairs = [pair | {side: escape_markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
     return "\n\n".join(part for part in (head, systems_table(shown), _points(sentences(pairs))) if part)
 
 
@@ -145,7 +145,7 @@ def _recipe(runs: list[Trained]) -> list[str]:
     for run in runs:
         train = run.config["train"]
         steps = f"{train['epochs']:g} epochs at batch {train['batch_size']:d} × {train['gradient_accumulation']:d}"
-        rate = f"learning rate {train['learning_rate']:g}, {markdown(train['schedule'])}"
+        rate = f"learning rate {train['learning_rate']:g}, {escape_markdown(train['schedule'])}"
         line = f"{code(run.stage)}: {steps}, {rate}, seed {train['seed']:d}"
         if "lora" in run.config:
             lora = run.config["lora"]
@@ -179,7 +179,7 @@ def _data(runs: list[Trained]) -> list[str]:
 
 
 def _limits(config: ExportConfig, runs: list[Trained], evaluated: Evaluated | None) -> list[str]:
-    limits = [markdown(limit) for limit in config.card.limits]
+    limits = [escape_markdown(limit) for limit in config.card.limits]
     if not runs or any(not run.data for run in runs):
         limits.append("The records of its training data were not available for this card.")
     sources = {source for run in runs for source in run.data.get("sources", [])}
@@ -203,7 +203,7 @@ def _provenance(runs: list[Trained], evaluated: Evaluated | None) -> list[str]:
     lines = []
     for run in runs:
         inputs, commit = run.record["inputs"], run.record.get("git_commit")
-        versions = ", ".join(markdown(f"{name} {version}") for name, version in run.record["versions"].items() if version)
+        versions = ", ".join(escape_markdown(f"{name} {version}") for name, version in run.record["versions"].items() if version)
         made_from = f"dataset {code(inputs['dataset'])}, base {code(inputs['base'])}"
         made_from += f", commit {code(commit[:12])}" if commit else ""
         lines.append(f"{code(run.stage)}: {made_from}; {versions}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..plain_text import markdown
+from ..plain_text import escape_markdown
 
 _MEASURES = ("f1", "precision", "recall", "hallucination", "emphasis_f1", "wer", "cer")
 _NAMES = {"f1": "F1", "emphasis_f1": "emphasis F1", "wer": "WER", "cer": "CER"}
@@ -18,7 +18,7 @@ _SHORT = {
 def systems_table(systems: Mapping[str, dict]) -> str:
     """All measures: one line each, one column per system, value [95% interval]. Measures that no system has are left out."""
     header, rows = systems_rows(systems)
-    return markdown_table(map(markdown, header), rows)
+    return markdown_table(map(escape_markdown, header), rows)
 
 
 def systems_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:
@@ -61,7 +61,7 @@ def _row(systems: Mapping[str, dict], path: tuple[str, ...]) -> list[dict | None
 def per_tag_table(systems: Mapping[str, dict]) -> str:
     """One line per tag: its support, and for each system F1 (matched / predicted)."""
     header, rows = per_tag_rows(systems)
-    return markdown_table(map(markdown, header), [[markdown(tag), *cells] for tag, *cells in rows])
+    return markdown_table(map(escape_markdown, header), [[escape_markdown(tag), *cells] for tag, *cells in rows])
 
 
 def per_tag_rows(systems: Mapping[str, dict]) -> tuple[list[str], list[list[str]]]:

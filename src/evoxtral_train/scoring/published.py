@@ -23,7 +23,7 @@ def tags_of(text: str) -> list[str]:
     return [name.lower() for name in _TAG.findall(text)]
 
 
-def words_of(text: str) -> str:
+def normal_words(text: str) -> str:
     """The text without tags, words in capitals lower-cased, punctuation and other case kept: "[sad] I said NO" -> "I said no"."""
     plain = " ".join(_TAG.sub(" ", text).split())
     return _CAPITALS.sub(lambda word: word[0].lower(), plain)
@@ -62,7 +62,7 @@ def emphasis_f1(reference: str, prediction: str) -> float:
 
 
 def wer(reference: str, prediction: str) -> float | None:
-    """jiwer's WER of `words_of` both texts. None if the reference has no words; the mean leaves such clips out."""
+    """jiwer's WER of `normal_words` both texts. None if the reference has no words; the mean leaves such clips out."""
     import jiwer
 
     return _error_rate(jiwer.wer, reference, prediction)
@@ -101,5 +101,5 @@ def _f1_of_sizes(references: int, written: int, matched: int) -> float:
 
 
 def _error_rate(measure: Callable[[str, str], float], reference: str, prediction: str) -> float | None:
-    reference_words = words_of(reference)
-    return measure(reference_words, words_of(prediction)) if reference_words else None
+    reference_words = normal_words(reference)
+    return measure(reference_words, normal_words(prediction)) if reference_words else None

@@ -62,13 +62,14 @@ def own_systems(systems: Sequence[System]) -> dict[str, str]:
 def compare_pairs(
     pairs: Sequence[tuple[str, str]], rows: dict[str, Sequence[Prediction]], with_words: bool, bootstrap: Bootstrap
 ) -> list[dict]:
-    """[{before, after, …}, as `compare` gives it], in the order of `pairs`."""
+    """[{before, after, …}, as `compare_pair` gives it], in the order of `pairs`."""
     return [
-        {"before": before, "after": after} | compare(rows[before], rows[after], with_words, bootstrap) for before, after in pairs
+        {"before": before, "after": after} | compare_pair(rows[before], rows[after], with_words, bootstrap)
+        for before, after in pairs
     ]
 
 
-def compare(before: Sequence[Prediction], after: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap) -> dict:
+def compare_pair(before: Sequence[Prediction], after: Sequence[Prediction], with_words: bool, bootstrap: Bootstrap) -> dict:
     """{unit, primary, wrote_the_same, measures: {name: as `difference` gives it}}. The primary measure is micro F1, or WER if the
     references have no tags. Raises ValueError unless both have the same clips in the same order."""
     if [row.id for row in before] != [row.id for row in after]:

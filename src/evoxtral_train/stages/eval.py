@@ -32,7 +32,7 @@ from ..text.normalize import normalize_words
 from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
-from .plans import count_rows, plan_adapter, plan_decoding, plan_model
+from .plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
@@ -60,7 +60,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     settings = config.model_dump(mode="json")
     if options.dry_run:
         check_plan(config.output, "eval", settings, options)
-        facts = _plan_facts(config, config.systems, count_rows(config.dataset, config.split)) | plan_model(config.model)
+        facts = _plan_facts(config, config.systems, count_packed_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
         return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in adapters})

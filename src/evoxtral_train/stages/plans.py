@@ -53,7 +53,7 @@ def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
     return {"adapter": f"{path} (r {lora.r}, alpha {lora.alpha:g})"}, lora
 
 
-def count_rows(dataset: Path, split: str) -> int | str:
+def count_packed_rows(dataset: Path, split: str) -> int | str:
     """The number of rows, or why it is not known yet. Raises UsageError if the split exists but is empty."""
     try:
         require_packed(dataset)
@@ -70,7 +70,7 @@ def plan_steps(rows: int | str, train: Train) -> dict:
 
 def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
     """How many rows curation will keep, including replayed references. Raises UsageError if there are none."""
-    clips = count_rows(dataset, split)
+    clips = count_packed_rows(dataset, split)
     if not isinstance(clips, int):
         return clips
     kept = clips_kept(clips, curate)

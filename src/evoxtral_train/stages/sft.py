@@ -13,7 +13,7 @@ from ..reporting.training import adapter_facts
 from ..runs import Options
 from ..training.dataset import TrainingSet
 from ..training.trainer import train_and_save
-from .plans import count_rows, plan_model, plan_steps
+from .plans import count_packed_rows, plan_model, plan_steps
 from .report import Report
 
 
@@ -49,5 +49,5 @@ def run(config: SftConfig, options: Options) -> Report:
 def _plan(job: Job, config: SftConfig) -> Report:
     """Rows, steps and sizes, without weights: for the 4B model this needs neither network nor GPU."""
     job.check()
-    facts = plan_model(config.model, config.lora) | plan_steps(count_rows(config.dataset, "train"), config.train)
+    facts = plan_model(config.model, config.lora) | plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     return Report("plan: sft", facts | {"output": config.output})

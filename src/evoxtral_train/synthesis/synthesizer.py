@@ -70,7 +70,7 @@ DELIVERY_STYLES = {
 
 
 @dataclass
-class Clip:
+class SpokenClip:
     """`samples`: mono float32 at 16 kHz. `words`: {word, start_s, end_s}; `events`: {tag, start_s,
     end_s}; `phonemes`: {phoneme, start_s}, for training the tiny base only."""
 
@@ -87,7 +87,7 @@ class Synthesizer:
         self._espeak = Espeak()
         self._rates_wpm = rates_wpm
 
-    def render(self, tagged_text: str, voice: Voice, seed: int) -> Clip:
+    def render(self, tagged_text: str, voice: Voice, seed: int) -> SpokenClip:
         """Raises RowError if there is nothing to speak or a tag cannot be rendered."""
         rng = np.random.default_rng(seed)
         assembly = _Assembly(self._espeak, voice, rng, int(rng.integers(*self._rates_wpm, endpoint=True)))
@@ -111,7 +111,7 @@ class _Assembly:
         self._pitch = voice.pitch + int(rng.integers(-4, 5))
         self._parts: list[np.ndarray] = []
         self._position = 0
-        self._clip = Clip(np.zeros(0, np.float32))
+        self._clip = SpokenClip(np.zeros(0, np.float32))
         self._emotion: str | None = None
         self._delivery: str | None = None
         self._waiting: list[str] = []  # tags whose stretch has not been spoken yet
@@ -142,7 +142,7 @@ class _Assembly:
                 self._emotion = self._delivery = None
                 self._silence(self._rng.uniform(0.15, 0.25))
 
-    def finish(self) -> Clip:
+    def finish(self) -> SpokenClip:
         for tag in self._waiting:
             raise RowError(f"no words follow [{tag}]", fix="put it before the words that it describes")
         self._silence(self._rng.uniform(0.1, 0.25))

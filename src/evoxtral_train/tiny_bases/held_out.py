@@ -5,7 +5,7 @@ import numpy as np
 from ..config.training import TinyBaseConfig
 from ..decoding.decoder import Decoding, Request, decode
 from ..decoding.sampling import Sampling
-from ..families.base import Clip, Network
+from ..families.base import ClipSize, Network
 from ..families.realtime.family import Realtime
 from ..modeling.audio_cache import LiveAudio
 from ..records import Prediction
@@ -36,7 +36,7 @@ def transcribe_held_out(config: TinyBaseConfig, network: Network, family: Realti
     mels, requests = [], []
     for index, script in enumerate(scripts):
         samples = synthesizer.render(script.text, VOICES[index % len(VOICES)], seed=config.seed + index).samples
-        clip = Clip(samples_to_tokens(len(samples)), family.clock.stock_tokens(len(samples), 0) + ROOM_TOKENS)
+        clip = ClipSize(samples_to_tokens(len(samples)), family.clock.stock_tokens(len(samples), 0) + ROOM_TOKENS)
         mels.append(family.mel(samples, clip.row_tokens))
         requests.append(Request.of(script.id, layout, clip, index))
     heard = {}

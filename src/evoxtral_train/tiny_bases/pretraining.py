@@ -20,7 +20,7 @@ from torch import nn
 
 from ..config.training import TinyBaseConfig
 from ..errors import EvoxtralError
-from ..families.base import IGNORED, Clip, Network, Row
+from ..families.base import IGNORED, ClipSize, Network, Row
 from ..families.realtime.clock import Clock
 from ..families.realtime.family import Realtime
 from ..families.realtime.layouts import RealtimeLayout
@@ -70,7 +70,7 @@ def make_rows(config: TinyBaseConfig, family: Realtime) -> tuple[list[PretrainRo
         vocabulary.update(word["word"] for word in clip.words)
         words = [(tokenizer.encode(" " + word["word"], False, False), word["end_s"]) for word in clip.words]
         row_tokens = clock.stock_tokens(len(clip.samples), 0) + ROOM_TOKENS
-        row = _row(layout, words, Clip(samples_to_tokens(len(clip.samples)), row_tokens))
+        row = _row(layout, words, ClipSize(samples_to_tokens(len(clip.samples)), row_tokens))
         needed = row.needed_tokens
         mel = family.mel(clip.samples, row_tokens)
         left = tokens_to_samples(clock.left_pad_tokens)
@@ -94,7 +94,7 @@ def _phoneme_frames(phonemes: list[dict], clip_s: float, clock: Clock, tokens: i
     return labels
 
 
-def _row(layout: RealtimeLayout, pieces: list[tuple[list[int], float]], clip: Clip) -> Row:
+def _row(layout: RealtimeLayout, pieces: list[tuple[list[int], float]], clip: ClipSize) -> Row:
     return layout.lay_out(clip, layout.target_ids(None, "", pieces, clip))
 
 
@@ -110,7 +110,7 @@ def _text_row(layout: RealtimeLayout, tokenizer, vocabulary: list[str], rng: np.
     moments = sorted(rng.uniform(0, heard * TOKEN_S, size=len(edges) - 1))
     groups = [" " * int(rng.integers(2)) + " ".join(items[start:stop]) for start, stop in pairwise(edges)]
     pieces = [(tokenizer.encode(group, False, False), moment) for group, moment in zip(groups, moments, strict=True)]
-    row = _row(layout, pieces, Clip(heard, layout.clock.written_at(heard) + 2 * ROOM_TOKENS))
+    row = _row(layout, pieces, ClipSize(heard, layout.clock.written_at(heard) + 2 * ROOM_TOKENS))
     return PretrainRow(row, np.zeros((128, 0), np.float16), 0, None, None)
 
 

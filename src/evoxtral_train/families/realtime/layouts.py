@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 
 from ...errors import RowError
 from ...units import TOKEN_S, samples_to_tokens, tokens_to_samples
-from ..base import Clip, Layout, TimedPieces, encode_text
+from ..base import ClipSize, Layout, TimedPieces, encode_text
 from .clock import Clock
 from .emission import written_tags, written_words
 
@@ -43,33 +43,33 @@ class RealtimeLayout(Layout):
     def pad_id(self) -> int:
         return self.clock.pad_id
 
-    def measure(self, samples: int, prepad_samples: int) -> Clip:
+    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
         """The row is as long as the stock processor makes it, and has at least `room_tokens` positions after the clip, so that
         a clip as long as the pre-padding still has time to write."""
-        clip = Clip(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
-        return Clip(clip.utterance_tokens, max(clip.row_tokens, self.room_start(clip) + self.room_tokens))
+        clip = ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
+        return ClipSize(clip.utterance_tokens, max(clip.row_tokens, self.room_start(clip) + self.room_tokens))
 
-    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
         return encode_text(tokenizer, text)
 
     @abstractmethod
-    def prompt_tokens(self, clip: Clip) -> int: ...
+    def prompt_tokens(self, clip: ClipSize) -> int: ...
 
-    def prompt_ids(self, clip: Clip) -> list[int]:
+    def prompt_ids(self, clip: ClipSize) -> list[int]:
         return [self.clock.bos_id] + [self.clock.streaming_pad_id] * (self.prompt_tokens(clip) - 1)
 
-    def room_start(self, clip: Clip) -> int:
+    def room_start(self, clip: ClipSize) -> int:
         return self.clock.written_at(clip.utterance_tokens)
 
-    def sound(self, clip: Clip) -> tuple[int, int]:
+    def sound(self, clip: ClipSize) -> tuple[int, int]:
         start = self.clock.left_pad_tokens
         return start, start + clip.utterance_tokens
 
-    def longest_samples(self, clip: Clip, target_tokens: int) -> int:
+    def longest_samples(self, clip: ClipSize, target_tokens: int) -> int:
         return tokens_to_samples(max(self._longest_tokens(clip, target_tokens), clip.utterance_tokens))
 
     @abstractmethod
-    def _longest_tokens(self, clip: Clip, target_tokens: int) -> int:
+    def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
         """The same in audio tokens; less than the clip already has where there is no room to spare."""
 
     def record(self) -> dict:
@@ -84,16 +84,16 @@ class Packed(RealtimeLayout):
     hears_whole_clip = False
     too_long_fix = "shorten the text, or raise audio.prepad_samples"
 
-    def measure(self, samples: int, prepad_samples: int) -> Clip:
-        return Clip(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
+    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
+        return ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
 
-    def prompt_tokens(self, clip: Clip) -> int:
+    def prompt_tokens(self, clip: ClipSize) -> int:
         return self.clock.prompt_tokens
 
-    def room_start(self, clip: Clip) -> int:
+    def room_start(self, clip: ClipSize) -> int:
         return self.clock.prompt_tokens
 
-    def _longest_tokens(self, clip: Clip, target_tokens: int) -> int:
+    def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
         return clip.row_tokens - self.clock.right_pad_tokens - self.clock.left_pad_tokens
 
 
@@ -103,10 +103,10 @@ class Deferred(RealtimeLayout):
     name = "deferred"
     note = "it writes when the clip has been heard: feed [STREAMING_PAD] until then."
 
-    def prompt_tokens(self, clip: Clip) -> int:
+    def prompt_tokens(self, clip: ClipSize) -> int:
         return self.clock.written_at(clip.utterance_tokens)
 
-    def _longest_tokens(self, clip: Clip, target_tokens: int) -> int:
+    def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
         """The clip may take what the target leaves."""
         return clip.row_tokens - self.clock.written_at(0) - target_tokens - 1
 
@@ -127,10 +127,10 @@ class Aligned(RealtimeLayout):
     def filler_id(self) -> int:
         return self.clock.streaming_pad_id
 
-    def prompt_tokens(self, clip: Clip) -> int:
+    def prompt_tokens(self, clip: ClipSize) -> int:
         return self.clock.prompt_tokens
 
-    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: Clip) -> list[int]:
+    def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
         """`heard` in order of time. Pads, words and tags, one token for each 80 ms."""
         clock = self.clock
         due = [(clock.written_at(-(-round(end_s * 1000) // round(TOKEN_S * 1000))), ids) for ids, end_s in heard]
@@ -153,11 +153,11 @@ class Aligned(RealtimeLayout):
             raise RowError(f"the transcript takes {row_tokens} tokens, the clip has {clip.row_tokens}", fix="shorten the text")
         return written
 
-    def _longest_tokens(self, clip: Clip, target_tokens: int) -> int:
+    def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
         """The words move along, and after the last of them stand at most as many tokens as do now."""
         return clip.utterance_tokens + clip.row_tokens - self.prompt_tokens(clip) - target_tokens - 1
 
-    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: Clip) -> list[int]:
+    def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: ClipSize) -> list[int]:
         return self.target_ids(None, "", [(ids, heard_s * factor) for ids, heard_s in heard], clip)
 
     def tag_times(self, tokenizer, token_ids: list[int]) -> list[dict]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ... import shipped
 from ...config.data import StatsConfig
-from ...corpus.statistics import Clip, Statistics, gather, histogram, most_speakers
+from ...corpus.statistics import MeasuredClip, Statistics, duration_histogram, gather, most_speakers
 from ...data.audio import duration_of
 from ...data.manifest import Rejected, count_rows, iter_manifest
 from ...errors import RowError, UsageError
@@ -62,20 +62,20 @@ def _nothing_read(config: StatsConfig, rejected: Counter) -> UsageError:
     return all_rejected("no row can be read", rejected.total(), config.manifest, next(iter(rejected)))
 
 
-def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progress) -> Iterator[Clip]:
+def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progress) -> Iterator[MeasuredClip]:
     for row in iter_manifest(config.manifest, rules):
         bar.advance()
         if isinstance(row, Rejected):
             rejected[row.reason] += 1
             continue
         try:
-            yield Clip(row.split, duration_of(row.audio), row.text, row.speaker, row.license)
+            yield MeasuredClip(row.split, duration_of(row.audio), row.text, row.speaker, row.license)
         except RowError as error:
             rejected[Rejected.of(config.manifest, row.line, row.id, error).reason] += 1
 
 
 def _pictures(statistics: Statistics) -> dict[str, bytes]:
-    edges, counts = zip(*histogram(statistics.durations_s), strict=True)
+    edges, counts = zip(*duration_histogram(statistics.durations_s), strict=True)
     splits = list(statistics.clips)
     by_count = sorted(statistics.tags, key=lambda tag: -sum(statistics.tags[tag].values()))
     tags_per_clip = statistics.tags_per_clip

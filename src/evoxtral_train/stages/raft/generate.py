@@ -23,7 +23,7 @@ from ...modeling.bases import Base, Inputs, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
 from ...runs import Options
-from ..plans import count_rows, plan_adapter, plan_decoding, plan_model
+from ..plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
 from ..report import Report
 from .rounds import RaftRound
 
@@ -64,7 +64,7 @@ def plan(round_: RaftRound, options: Options) -> Report:
     config, job = round_.config, round_.job("generate", options)
     job.check()
     adapter, lora = plan_adapter(config.adapter)
-    facts = _facts(config.generate, count_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
+    facts = _facts(config.generate, count_packed_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
     return Report("plan: raft generate", facts | {"output": job.output})
 

@@ -154,6 +154,18 @@ class Signalled(io.BytesIO):
         return super().readinto(buffer)
 
 
+@pytest.fixture
+def by_default():
+    """A background job ignores Ctrl-C, and so would the command."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("by_default")
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
 def test_a_signal_while_c_calls_back_is_neither_lost_nor_costs_a_piece_of_the_clip(number, kind):
     """What is raised in a callback is printed and forgotten: a good row was rejected as cut short, a clip spoken with a hole."""

@@ -1,14 +1,14 @@
-"""Kill every stage at random points, fill its disk, start it twice: `make chaos`. What is promised: docs/reliability.md.
+"""Kill every stage at random points, fill its disk, start it twice: `make chaos`. docs/reliability.md lists the promises.
 
     python benchmarks/chaos.py [--kills 20] [--disks 10] [--seed 0] [--stages synth sft …] [--document docs/reliability.md]
 
 Each stage runs once undisturbed. Then, on the same inputs:
 
-- *kills*: it is killed at a random moment of that time, by SIGKILL or SIGTERM in turn, and resumed with `--resume`;
+- *kills*: it is killed at a random moment of its running time, by SIGKILL or SIGTERM in turn, and resumed with `--resume`;
 - *full disks*: no file may grow past a random size (RLIMIT_FSIZE); it must end with an error that names a file, and resume;
 - *at once*: a second call on its output while it runs must be refused at once.
 
-In the end the result must be the undisturbed one, byte for byte. The stages are real command lines; each runs in a fork of a
+In the end the result must equal the undisturbed one, byte for byte. The stages are real command lines; each runs in a fork of a
 process that has imported torch already, which saves seconds of each call.
 """
 
@@ -43,8 +43,8 @@ RAFT = [
 
 @dataclass(frozen=True)
 class Stage:
-    """`words`: the command, then its settings. `files`: patterns of what is compared, in the folder `result` of the output.
-    `needs`: which folders of the undisturbed output must be there before."""
+    """`words`: the command, then its settings. `files`: patterns of the compared files, in the folder `result` of the output.
+    `needs`: folders of the undisturbed output that the stage needs."""
 
     words: list[str]
     files: tuple[str, ...]
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def disturb(name: str, stage: Stage, whole: Path, seconds: float, options: argparse.Namespace) -> tuple[dict, list[str]]:
-    """(the row of the table, a line for each trial that ended otherwise than promised)."""
+    """(the row of the table, a line for each trial that broke a promise)."""
     random_of = random.Random(f"{options.seed} {name}")
     expected, failed = stage.bytes_in(whole), []
     row = {
@@ -153,7 +153,7 @@ def disturb(name: str, stage: Stage, whole: Path, seconds: float, options: argpa
 
     for number in range(options.kills):
         kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
-        for _ in range(_TRIES):  # until it comes while the stage runs
+        for _ in range(_TRIES):  # until the signal arrives while the stage runs
             moment, out = random_of.uniform(0, seconds), prepared(stage, whole, f"{name}-kill-{number}")
             call = Call(stage.command(out))
             call.kill_after(moment, kind)
@@ -189,7 +189,7 @@ def disturb(name: str, stage: Stage, whole: Path, seconds: float, options: argpa
 
 
 def prepared(stage: Stage, whole: Path, name: str) -> Path:
-    """An output with what the stage needs in it."""
+    """An output folder with the stage's inputs."""
     out = WORK / "whole" / name  # beside the undisturbed ones: relative paths in the results are the same
     shutil.rmtree(out, ignore_errors=True)
     for each in stage.needs:
@@ -198,7 +198,7 @@ def prepared(stage: Stage, whole: Path, name: str) -> Path:
 
 
 def resumed(stage: Stage, out: Path) -> str | None:
-    """Resume until it is finished; what went wrong, if anything did."""
+    """Resume the stage until it is finished; returns the problem, or None."""
     if (out / stage.result / "complete.json").is_file():
         return None
     done = Call([*stage.command(out), "--resume"]).wait()
@@ -261,7 +261,7 @@ class Call:
 
 
 def import_everything() -> None:
-    """What the stages import, once; no thread runs yet, so forking is safe."""
+    """Import the stages' modules once; no thread runs yet, so forking is safe."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     import importlib
 

@@ -80,6 +80,7 @@ def listed(title: str) -> list[str]:
     return re.findall(r"`([\w/]+\.py)`", section)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["A clip", "A candidate"])
 def test_the_modules_passed_are_those_listed(passed, title):
     assert sorted(passed[title]) == sorted(set(listed(title)))

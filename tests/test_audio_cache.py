@@ -189,7 +189,7 @@ def test_out_of_memory_while_encoding_halves_the_batch(split, monkeypatch, capsy
 
     monkeypatch.setattr(LiveAudio, "embeddings", limited)
     small = open_cache(network, CPU, "small", split)._rows
-    assert "tokens at once; going on with" in capsys.readouterr().err
+    assert "tokens at once; continuing with" in capsys.readouterr().err
     np.testing.assert_allclose(small, whole, rtol=0, atol=2e-5)
     monkeypatch.setattr(LiveAudio, "embeddings", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(EvoxtralError, match="no smaller batch is possible"):

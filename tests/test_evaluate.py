@@ -83,7 +83,8 @@ def test_a_file_must_hold_the_splits_clips(evaluate, demo, tmp_path):
     result = evaluate(f"[{{name: mine, predictions: {path}}}]")
     assert result.exit_code == 2
     assert (
-        f"does not hold the clips of test: 1 missing, 1 unknown, 1 twice, the first missing is {given[0].id!r}" in result.stderr
+        f"does not contain the clips of test: 1 missing, 1 unknown, 1 twice, the first missing is {given[0].id!r}"
+        in result.stderr
     )
     path.write_text("".join(lines), "utf-8")
     result = evaluate(f"[{{name: mine, predictions: {path}, min_confidence: 0.5}}]")
@@ -162,8 +163,8 @@ def test_where_the_target_has_words_the_base_is_measured_too(layout, spoken, cal
     assert systems["mine"]["wer"]["micro"]["value"] == 0.0
     assert 0.0 <= systems["base"]["wer"]["micro"]["value"] < 0.15, "the base writes in the form that it was trained in"
     for override, said in (
-        (f"systems=[{{name: base, predictions: {given}}}]", "systems: the name 'base' is the base model's"),
-        ("gates.baseline=other", "gates.baseline: 'other' is none of the systems: base, mine"),
+        (f"systems=[{{name: base, predictions: {given}}}]", "systems: the name 'base' is reserved for the base model"),
+        ("gates.baseline=other", "gates.baseline: 'other' is not one of the systems: base, mine"),
     ):
         result = call("eval", REPO / "configs/demo/eval-sft.yaml", *sets(
             f"dataset={packed}", f"output={tmp_path / 'refused'}", f"systems=[{{name: mine, predictions: {given}}}]",

@@ -155,7 +155,7 @@ def test_vllm_names_hold_the_same_tensors(export, demo, tmp_path):
 def test_an_adapter_of_the_audio_tower_has_no_vllm_names(tmp_path):
     tensors = {"base_model.model.model.audio_tower.layers.0.q_proj.lora_A.weight": torch.zeros(1)}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match="vLLM's LoRA reaches the language model alone"):
+    with pytest.raises(UsageError, match="vLLM's LoRA reaches only the language model"):
         write_vllm_names(Adapter(tmp_path, "", None), tmp_path / "adapter_config.json", tmp_path / "out")
 
 

@@ -214,7 +214,7 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     assert changed.exit_code == 2
     assert "was made with another config, which differs in: generate.temperature" in changed.stderr
     within = raft("run", "--overwrite", "--set", f"adapter={raft.folder}/round-1/train")
-    assert "the adapter to start from lies in the output" in within.stderr
+    assert "the starting adapter is inside the output" in within.stderr
     assert (raft.folder / "round-1/train/adapter").is_dir()
     waiting = raft("generate", "--round", "2", *TWO_ROUNDS, "--dry-run")
     assert waiting.exit_code == 0, waiting.stderr
@@ -254,4 +254,4 @@ def test_preference_pairs_in_trl_s_names(demo, raft, processor, clock):
         assert each.audio.endswith(f"{each.utterance_id}.flac")
     far = raft("pairs", "--overwrite", "--set", "pairs.min_gap=9")
     assert far.exit_code == 2
-    assert "no clip has two candidates that far apart" in far.stderr
+    assert "no clip has two candidates whose rewards differ by that much" in far.stderr

@@ -113,8 +113,8 @@ def test_out_of_memory_makes_the_batch_smaller_and_the_result_the_same(call, pac
     monkeypatch.setattr(RealtimeNetwork, "hidden", limited)
     shrunk = sft(call, packed, tmp_path / "shrunk")
     assert shrunk.exit_code == 0, shrunk.stderr
-    assert "out of memory with 4 rows at once; going on with 2" in shrunk.stderr
-    assert "out of memory with 2 rows at once; going on with 1" in shrunk.stderr
+    assert "out of memory with 4 rows at once; continuing with 2" in shrunk.stderr
+    assert "out of memory with 2 rows at once; continuing with 1" in shrunk.stderr
     logs = []
     for name in ("whole", "shrunk"):
         [last] = (tmp_path / name).glob("checkpoints/checkpoint-6/trainer_state.json")

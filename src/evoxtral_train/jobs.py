@@ -1,10 +1,10 @@
-"""A stage's run from plan to result: refused, opened, tracked and finished in one way.
+"""A stage's run from plan to result. Every stage checks, opens, tracks and finishes its run this way.
 
 job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
-job.check()                                  a dry run stops here: nothing is made
+job.check()                                  a dry run stops here and writes nothing
 with job.shared(inputs, sources) as work:    the run is checked, locked and tracked
     ...                                      writes below work.path, logs to work.tracker
-    work.done(metrics, fingerprint)          what the run is finished with when the block ends
+    work.done(metrics, fingerprint)          the result; the run is finished when the block ends
 """
 
 import time
@@ -29,19 +29,19 @@ class Work:
         self.result: tuple[dict[str, Any], str] | None = None
 
     def seconds(self) -> float:
-        """Since the run was opened."""
+        """Seconds since the run was opened."""
         return time.monotonic() - self._started
 
     def done(self, metrics: dict[str, Any], fingerprint: str) -> None:
-        """What the run is finished with once the tracker is closed. Of several processes, the first must call it.
+        """Set the result; the run is finished with it once the tracker is closed. Of several processes, the first must call it.
         `fingerprint` identifies the result."""
         self.result = metrics, fingerprint
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is about to make, and where. `settings`: the part of the config that the result depends on, as written to the
-    run's config.yaml. `config`: all of it, for the tracker."""
+    """The planned output of a stage. `settings`: the part of the config that the result depends on, as written to the
+    run's config.yaml. `config`: the whole config, for the tracker."""
 
     stage: str
     output: Path
@@ -50,7 +50,7 @@ class Job:
     options: Options
 
     def check(self, inputs: dict[str, str] | None = None) -> None:
-        """For a dry run: raises UsageError where `Run.open` would. `inputs`: name -> fingerprint; None when they may not exist
+        """For a dry run: raises UsageError if `Run.open` would. `inputs`: name -> fingerprint; None if they may not exist
         yet."""
         if inputs is None:
             check_plan(self.output, self.stage, self.settings, self.options)
@@ -58,11 +58,11 @@ class Job:
             check_output(self.output, self.stage, self.settings, inputs, self.options)
 
     def opened(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:
-        """For a stage that one process does alone. `inputs` and `sources` as in `Run.open`, which may raise UsageError."""
+        """For a stage that runs in one process. `inputs` and `sources` as in `Run.open`, which may raise UsageError."""
         return self._opened(inputs, sources, lambda action: action())
 
     def shared(self, inputs: dict[str, str], sources: Iterable[Path | str | None] = ()) -> AbstractContextManager[Work]:
-        """For a stage that all processes do together: the first opens the run and finishes it."""
+        """For a stage that runs in all processes: the first opens the run and finishes it."""
         return self._opened(inputs, sources, processes.first)
 
     @contextmanager

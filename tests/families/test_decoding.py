@@ -152,7 +152,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(adapted, split, expect
     }
     said = capsys.readouterr().err
     assert "out of memory with" in said
-    assert "going on with" in said
+    assert "continuing with" in said
 
 
 def test_out_of_memory_for_one_clip_is_an_error(adapted, split, monkeypatch):

@@ -63,7 +63,9 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("cached", [False, True], ids=["stock forward", "cached audio"])
 @pytest.mark.parametrize("kind", ["fresh", "loaded"])
-def test_gradient_checkpointing_gives_equal_gradients(rows, saved_adapter, subject, family, kind, cached, network):
+def test_gradient_checkpointing_gives_equal_gradients(rows, split, saved_adapter, subject, family, kind, cached, network):
+    if split.layout.name != subject.layouts[0]:
+        pytest.skip("checkpointing knows no layout: one is enough")
     batch = network.collate([rows[0], rows[1]])
     if cached:
         with torch.no_grad():

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def edit(path, change) -> None:
     """`change`: of the rows of a JSONL."""
@@ -112,7 +114,7 @@ def test_predictions_of_another_corpus_are_refused(call, demo, evaluation, tmp_p
     edit(path, first(reference="another sentence."))
     result = call(*command, "--overwrite")
     assert result.exit_code == 2
-    assert "given.jsonl: clip 'test-00000' has another `reference` than in " in result.stderr
+    assert "given.jsonl: clip 'test-00000' has a different `reference` in " in result.stderr
 
 
 def test_a_name_that_no_file_can_have_is_refused_before_decoding(call, demo, tmp_path):

@@ -33,7 +33,7 @@ def drawn(plot, *arguments, **named) -> tuple[int, int]:
     return size
 
 
-@pytest.mark.parametrize("names", [ODD, MANY], ids=["odd", "2,000"])
+@pytest.mark.parametrize("names", [ODD, pytest.param(MANY, marks=pytest.mark.slow)], ids=["odd", "2,000"])
 def test_every_plot_takes_any_names(names, capsys):
     numbers = list(range(len(names)))
     point = (0.5, 0.4, 0.6)
@@ -122,6 +122,7 @@ def test_a_picture_that_cannot_be_drawn_loses_no_evaluation(evaluate, tmp_path, 
     assert (tmp_path / "eval/complete.json").is_file()
 
 
+@pytest.mark.slow
 def test_statistics_of_2000_tags(call, clip_row, tmp_path):
     row, tags = clip_row("a"), [tag for tag in MANY if tag.strip() and "[" not in tag]
     rows = [

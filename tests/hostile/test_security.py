@@ -73,7 +73,7 @@ def test_a_base_that_brings_code_is_refused_and_nobody_is_asked(base, clip_row, 
     plans = evoxtral("sft", "configs/demo/sft.yaml", "--dry-run", model__base=base, output=tmp_path / "sft")
     for done in (packs, plans):
         assert done.returncode == 2, done.stderr
-        assert f"{path}: this base brings Python code of its own (`auto_map`), and evoxtral runs none" in done.stderr
+        assert f"{path}: this base contains Python code (`auto_map`), which evoxtral does not run" in done.stderr
         assert "[y/N]" not in done.stdout + done.stderr
     assert not marker.exists()
     assert not (tmp_path / "packed").exists()
@@ -95,7 +95,7 @@ def test_weights_that_are_a_pickle_are_not_opened(base, evaluate, tmp_path):
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "code-was-run")))
     result = evaluate(model__base=base)
     assert result.exit_code == 2
-    assert "weights that are a pickle (*.bin) can run code and are not opened: convert them to safetensors" in result.stderr
+    assert "pickled weights (*.bin) can run code and are not opened: convert them to safetensors" in result.stderr
     assert not (tmp_path / "code-was-run").exists()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -103,7 +103,7 @@ def test_weights_that_are_a_pickle_are_not_opened(base, evaluate, tmp_path):
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "code-was-run")))
     result = evaluate(systems=f"[{{name: a, adapter: {adapter}}}]")
     assert result.exit_code == 2
-    assert "its weights are a pickle (adapter_model.bin), which can run code" in result.stderr
+    assert "its weights are pickled (adapter_model.bin), which can run code" in result.stderr
     assert not (tmp_path / "code-was-run").exists()
 
 
@@ -112,7 +112,7 @@ def test_only_lora_is_an_adapter_and_no_adapter_is_a_base(base, evaluate, tmp_pa
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").touch()
     for content, reason in (
-        ('{"peft_type": "XLORA", "adapters": {"0": "/somewhere/else"}}', "is an adapter of the kind 'XLORA', not LoRA"),
+        ('{"peft_type": "XLORA", "adapters": {"0": "/somewhere/else"}}', "is an adapter of type 'XLORA', not LoRA"),
         ("[" * 100_000, "cannot be read: RecursionError"),
         ("[]", "cannot be read: TypeError"),
     ):

@@ -1,10 +1,10 @@
 """Changes to a clip while training: loudness, noise, a room, speed and pitch, by audiomentations.
 
-What is done to a clip depends on the seed, the epoch and its id alone. A tag must stay true: a whisper that is made
-loud is none. `limits` therefore says for each tag what a clip that holds it can bear, and the tightest limit counts.
+The changes to a clip depend only on the seed, the epoch and its id. A tag must stay true: a loud whisper is no
+longer a whisper. `limits` therefore limits the changes for each tag, and the tightest limit counts.
 
-The clip keeps its clock: it is never stretched until its target no longer fits its row, reverberation is cut at the clip's end,
-and the times of words and tags follow the speed.
+The clip keeps its clock: stretching never goes so far that its target no longer fits its row, reverberation is cut at the clip's
+end, and the times of words and tags follow the speed.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from .reader import Example, PackedSplit
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may be done to one clip; 0 or None: nothing of the kind. `stretch_to`: the factor on the clip's length."""
+    """The allowed changes to one clip; 0 or None: no change. `stretch_to`: the factor on the clip's length."""
 
     gain_db: float
     noise_snr_db: tuple[float, float] | None
@@ -56,7 +56,7 @@ def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
 
 
 def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int) -> tuple[np.ndarray, float]:
-    """Mono float32 at 16 kHz -> (the same, changed; the factor on its length). Never louder than full scale.
+    """Mono float32 at 16 kHz -> (changed samples, factor on their length). Never louder than full scale.
 
     Raises UsageError when the optional package is missing.
     """
@@ -87,7 +87,7 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
 
 
 def check_folders(config: Augmentation) -> None:
-    """Raises UsageError for a folder of noises or of rooms that is not there, or holds no file."""
+    """Raises UsageError for a folder of noises or rooms that is missing or contains no files."""
     for name in ("noise_folder", "room_folder"):
         folder = getattr(config, name)
         if folder and not (folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))):
@@ -97,12 +97,12 @@ def check_folders(config: Augmentation) -> None:
 def _room(transforms, config: Augmentation):
     if config.room_folder:
         return transforms.ApplyImpulseResponse(str(config.room_folder), p=1.0, leave_length_unchanged=True)
-    # Ray tracing would be drawn by a generator of its own, which no seed reaches.
+    # Ray tracing would use its own random generator, which cannot be seeded.
     return transforms.RoomSimulator(p=1.0, leave_length_unchanged=True, use_ray_tracing=False)
 
 
 def _at_level_of(samples: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """A simulated room makes speech softer. Restore its level, which is part of its meaning."""
+    """A simulated room makes speech softer. Restore the level, which is part of the meaning."""
     before, after = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (samples, changed))
     return changed * (before / after) if after else changed
 
@@ -123,7 +123,7 @@ class Augmenter:
     family: Family
 
     def row(self, index: int, epoch: int) -> tuple[Row, np.ndarray]:
-        """The row of clip `index`, and its mel up to `needed_tokens`. Raises RowError when the audio is gone."""
+        """The row of clip `index`, and its mel up to `needed_tokens`. Raises RowError when the audio is missing."""
         example, layout = self.split.examples[index], self.split.layout
         samples = read_audio(self.split.audio_of(index), math.inf)
         longest = layout.longest_samples(self.split.clip(index), len(example.target_ids)) / len(samples)
@@ -132,7 +132,7 @@ class Augmenter:
         changed, factor = augment(samples, bounds, self.config, int.from_bytes(digest[:8], "big"))
         try:
             row = self._lay_out(index, example, len(changed), factor)
-        except RowError:  # words that crowd at the clip's end may need a token more than `longest_samples` reckons with
+        except RowError:  # words crowded at the clip's end may need one token more than `longest_samples` assumes
             changed, row = samples, self._lay_out(index, example, len(samples), 1.0)
         return row, self.family.mel_start(changed, row.needed_tokens)
 
@@ -157,7 +157,7 @@ def _package():
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """audiomentations draws from the two global generators: seed both, and leave them as they were found."""
+    """audiomentations uses the two global generators: seed both, and restore their state afterwards."""
     before, before_numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -32,7 +32,7 @@ _COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tok
 @dataclass(frozen=True)
 class Example:
     """One packed row. `mel` is read with `mel_of`; ids and labels come from the layout. `events`: the
-    manifest's, [] where there are none."""
+    manifest's, [] if there are none."""
 
     id: str
     text: str
@@ -45,7 +45,7 @@ class Example:
 
     @property
     def timed_events(self) -> list[dict] | None:
-        """The events, where every tag of the text has one."""
+        """The events, if every tag of the text has one."""
         return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
 
 
@@ -55,13 +55,13 @@ def require_packed(folder: Path) -> str:
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Whether a packed dataset holds any row of `split`. Raises UsageError when it is not packed yet."""
+    """Whether a packed dataset has any row of `split`. Raises UsageError when it is not packed yet."""
     require_packed(folder)
     return _Description.of(folder).rows.get(split, 0) > 0
 
 
 class _Description(BaseModel):
-    """What stages need of `dataset.json`; the family's layout needs more of it."""
+    """The fields of `dataset.json` that stages need; the family's layout needs more of them."""
 
     model_config = ConfigDict(extra="allow")
     format: int
@@ -88,8 +88,8 @@ class _Description(BaseModel):
 class PackedSplit:
     """A split of a packed dataset, memory-mapped. `fingerprint` is the dataset's.
 
-    `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) hold the lengths of all rows; a row itself is
-    read when `examples` is asked for it.
+    `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) contain the lengths of all rows; a row itself is
+    read when it is taken from `examples`.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -137,7 +137,7 @@ class PackedSplit:
         return self._family.restore_silence(kept, table["mel_start"][row].as_py(), tokens)
 
     def not_finite(self, index: int) -> EvoxtralError:
-        """What to raise when the features of a clip are NaN or infinite."""
+        """The error for features that are NaN or infinite."""
         return EvoxtralError(
             f"the audio of clip {self.examples[index].id!r} gives features that are not finite (NaN or infinite)",
             where=str(self.folder),
@@ -150,13 +150,13 @@ class PackedSplit:
         return (self.folder / table["audio"][row].as_py()).resolve()
 
     def heard_of(self, index: int) -> TimedPieces:
-        """The timed pieces of the target; [] where the layout has no times."""
+        """The timed pieces of the target; [] if the layout has no times."""
         table, row = self._shards.find(index)
         return [(piece["ids"], piece["heard_s"]) for piece in table["heard"][row].as_py()]
 
 
 class _ShardReader:
-    """The shards of a split as one run of rows; the last few hundred that were used stay mapped."""
+    """The shards of a split as one sequence of rows; the last few hundred used shards stay mapped."""
 
     def __init__(self, folder: Path, names: list[tuple[str, int]]):
         self._folder, self.names = folder, [name for name, _ in names]
@@ -180,7 +180,7 @@ class _ShardReader:
         return (_read_stream(self._folder / name) for name in self.names)
 
     def find(self, index: int) -> tuple[pyarrow.Table, int]:
-        """The shard that holds row `index` of the split, and the row's place in it."""
+        """The shard that contains row `index` of the split, and the row's place in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self._ends, index)
@@ -188,7 +188,7 @@ class _ShardReader:
 
 
 class _Examples(Sequence):
-    """The rows without their mel, read when asked for."""
+    """The rows without their mel, read on access."""
 
     def __init__(self, shards: _ShardReader):
         self._shards = shards

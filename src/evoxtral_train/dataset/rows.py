@@ -1,8 +1,8 @@
-"""One manifest row to one packed row.
+"""Turn one manifest row into one packed row.
 
-It holds what does not depend on the target's text (mel, utterance and row length) and the target as text and as token ids;
-the layout turns it into ids and labels when it is read, so RAFT can put another target on the same clip. Mel is float32, its
-digital silence left out.
+It contains the data that do not depend on the target's text (mel, utterance and row length), and the target as text and as token
+ids. The layout turns it into ids and labels when it is read, so RAFT can put another target on the same clip. Mel is float32,
+without digital silence.
 """
 
 import os
@@ -22,8 +22,8 @@ from ..units import SAMPLE_RATE_HZ
 
 
 def target_text(text: str, target: str) -> str:
-    """What the model is to write: "[sighs] Oh. [pause] No." -> tags "[sighs] [pause]",
-    text "Oh. No.", tagged_text unchanged but for its spaces."""
+    """The text that the model learns to write: "[sighs] Oh. [pause] No." -> tags "[sighs] [pause]",
+    text "Oh. No.", tagged_text unchanged except for its spaces."""
     if target == "tags":
         return tag_text.format_tags(tag_text.find_tags(text))
     if target == "text":
@@ -33,30 +33,30 @@ def target_text(text: str, target: str) -> str:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A manifest row that can be packed: mono float32 `samples` at 16 kHz, and its columns but the mel."""
+    """A manifest row that can be packed: mono float32 `samples` at 16 kHz, and its columns except the mel."""
 
     samples: np.ndarray
     columns: dict
 
 
 def prepare_row(row: ManifestRow, config: PackConfig, family: Family) -> Prepared:
-    """Read the audio, tokenise the target, see that it fits. Raises RowError with the reason."""
+    """Read the audio, tokenise the target, check that it fits. Raises RowError with the reason."""
     samples = read_audio(row.audio, config.audio.max_seconds)
     return Prepared(samples, columns_of(row, len(samples), config, family))
 
 
 def columns_of(row: ManifestRow, samples: int, config: PackConfig, family: Family) -> dict:
-    """The columns of a row but the mel, for a clip of so many `samples`. Raises RowError when the target does not fit."""
+    """The columns of a row except the mel, for a clip of that many `samples`. Raises RowError when the target does not fit."""
     check_ends(row, samples / SAMPLE_RATE_HZ)
     target = target_text(row.text, config.target)
     if config.target == "text" and not target:
-        raise RowError("no words to learn: the text holds tags alone", fix="use target: tags, or leave the row out")
+        raise RowError("no words to learn: the text contains only tags", fix="use target: tags, or leave the row out")
     layout, heard = layout_of(config, family), []
     clip = layout.measure(samples, config.audio.prepad_samples)
     if layout.has_times:
         heard = [(encode_piece(family.tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
     target_ids = layout.target_ids(family.tokenizer, target, heard, clip)
-    layout.lay_out(clip, target_ids)  # refuses what does not fit
+    layout.lay_out(clip, target_ids)  # raises if the target does not fit
     return {
         "id": row.id, "text": row.text, "speaker": row.speaker, "target_text": target, "target_ids": target_ids,
         "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": clip.utterance_tokens, "row_tokens": clip.row_tokens,
@@ -82,7 +82,7 @@ def pack_row(row: ManifestRow, config: PackConfig, folder: Path, family: Family)
     """All columns of a row packed into `folder`, keys as in the schema. Raises RowError."""
     prepared = prepare_row(row, config, family)
     mel = family.mel(prepared.samples, prepared.columns["row_tokens"])
-    if not np.isfinite(mel).all():  # cannot be, as `read_audio` bounds the samples; and must never be trained on
+    if not np.isfinite(mel).all():  # `read_audio` bounds the samples, so this cannot happen; such a row must never be trained on
         raise RowError("the mel of this audio is not finite", fix="export it again")
     kept, start = family.trim_silence(mel)
     audio = os.path.relpath(row.audio.resolve(), folder)

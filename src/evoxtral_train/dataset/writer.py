@@ -1,8 +1,8 @@
 """Writing a packed dataset: rows ready to be laid out, in shards of consecutive manifest rows.
 
     shards/00003-train.arrow    the rows of chunk 3 that belong to the training split: a plain Arrow stream
-    shards/00003.json           written last: how many rows, what was rejected, what the rows hash to
-    train-index.arrow           id and lengths of every row of the split
+    shards/00003.json           written last: number of rows, rejected rows, hash of the rows
+    train-index.arrow           id and lengths of each row of the split
 
 Any number of processes pack chunks in any order and skip finished ones; the result is the same. Memory does not grow with the
 number of clips.
@@ -48,7 +48,7 @@ INDEX_SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of the manifest, those that it rejects included."""
+    """Consecutive rows of the manifest, including rejected rows."""
 
     number: int
     entries: list[ManifestRow | Rejected]
@@ -69,9 +69,9 @@ def chunks(entries: Iterable[ManifestRow | Rejected], rows: int = CHUNK_ROWS) ->
 def pack_chunks(
     parts: Iterable[Chunk], config: PackConfig, folder: Path, base: Path, processes: int, on_chunk: Callable[[int, bool], None]
 ) -> None:
-    """Pack every chunk that is not whole yet into `folder`. Calls `on_chunk(rows, fresh)` for each whole chunk.
+    """Pack every unfinished chunk into `folder`. Calls `on_chunk(rows, fresh)` for each finished chunk.
 
-    Raises EvoxtralError when a process was killed; what is whole stays, and `--resume` continues.
+    Raises EvoxtralError when a process was killed; finished chunks stay, and `--resume` continues.
     """
     (folder / "shards").mkdir(exist_ok=True)
     missing = _missing(parts, folder, on_chunk)
@@ -85,7 +85,7 @@ def pack_chunks(
         running: dict = {}
         for chunk in missing:
             running[pool.submit(_pack, chunk)] = len(chunk.entries)
-            if len(running) > processes:  # one chunk waits, so that no process does; no more are held in memory
+            if len(running) > processes:  # one chunk waits, so that no process does; no more are kept in memory
                 _finish_some(running, on_chunk)
         while running:
             _finish_some(running, on_chunk)
@@ -110,7 +110,7 @@ _worker: "_Worker | Exception | None" = None
 
 
 def _start(config: PackConfig, folder: Path, base: Path) -> None:
-    """What a process does once. `_pack` raises its error in the parent: raised here it would print a traceback and break the
+    """Runs once per process. `_pack` raises its error in the parent: raised here, it would print a traceback and break the
     pool."""
     global _worker
     try:
@@ -126,14 +126,14 @@ def _pack(chunk: Chunk) -> None:
 
 
 class _Worker:
-    """What a process needs to pack chunks."""
+    """The state that a process needs to pack chunks."""
 
     def __init__(self, config: PackConfig, folder: Path, base: Path):
         self._config, self._folder, self._family = config, folder, open_family(base)
         self._layout = layout_of(config, self._family)
 
     def pack(self, chunk: Chunk) -> None:
-        """Write the chunk's shards, then its record: without the record they do not count."""
+        """Write the chunk's shards, then its record. Shards without a record do not count."""
         folder = self._folder / "shards"
         counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
         waiting: dict[str, list[dict]] = {split: [] for split in SPLITS}
@@ -209,7 +209,7 @@ class PackSummary:
 
 
 def finish(folder: Path) -> PackSummary:
-    """Once every chunk is whole: count, and write the index of each split."""
+    """Once every chunk is finished: count the rows, and write the index of each split."""
     digest, rejected = hashlib.sha256(), []
     shards: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, path in enumerate(sorted((folder / "shards").glob("*.json"), key=lambda each: int(each.stem))):

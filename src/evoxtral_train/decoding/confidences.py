@@ -7,8 +7,8 @@ from ..text.tags import TAG, canonical
 
 
 def tag_confidences(tokenizer, token_ids: list[int], token_logprobs: list[float]) -> list[float]:
-    """The probability of each tag that the text holds, in order: the product over the tokens of its name and brackets,
-    each given all that was written before it. A token that two tags share ("] [") counts for both."""
+    """The probability of each tag in the text, in order: the product over the tokens of its name and brackets,
+    each given all tokens before it. A token that two tags share ("] [") counts for both."""
     ends, tokens_of = [], []
     for count in range(1, len(token_ids) + 1):
         ends.append(len(tokenizer.decode(token_ids[:count])))

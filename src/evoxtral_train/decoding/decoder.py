@@ -1,14 +1,14 @@
 """The one way to turn audio into tokens: RAFT, evaluation and transcription all use it.
 
 A clip's prompt is read once, in one parallel prefill, and shared by its candidates. The rows then step together in a table
-(`row_table.py`), each at its own position. A row leaves when it writes EOS, when it has `max_new_tokens`, or at the end of its
-own clip, and its place goes to the next clip. A token budget limits the table: rows × width.
+(`row_table.py`), each at its own position. A row ends when it writes EOS, when it has `max_new_tokens`, or at the end of its own
+clip; the next clip takes its place. A token budget limits the table: rows × width.
 
 `Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
-requests, `WINDOW` at a time and the longest first, so that memory does not grow with their number.
+requests, `WINDOW` at a time and the longest first, so memory does not grow with their number.
 
-What a row writes depends on its clip, its candidate number and the seed alone, not on another row's padding, length or order.
-Only rounding differs, which in bfloat16 may change a token now and then.
+The tokens of a row depend only on its clip, its candidate number and the seed, not on the padding, length or order of other
+rows. Only rounding differs; in bfloat16 it occasionally changes a token.
 """
 
 import math
@@ -36,7 +36,7 @@ _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device bu
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to decode: its prompt, the length of its row, and which clip of the audio source it is.
+    """One clip to decode: its prompt, the length of its row, and its `index` in the audio source.
     `max_new_tokens` are counted from `room_start`."""
 
     utterance_id: str
@@ -47,7 +47,7 @@ class Request:
 
     @classmethod
     def of(cls, utterance_id: str, layout: Layout, clip: ClipSize, index: int) -> "Request":
-        """Laid out as the clip's training row is."""
+        """Laid out like the clip's training row."""
         return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip))
 
 
@@ -68,7 +68,7 @@ class Completion:
 class Decoding:
     """`batch_tokens`: limit on rows × width; one clip's candidates may exceed it.
     `compiled`: the step goes through `torch.compile`. Neither changes a token in float32; in bfloat16 a product of
-    another shape may round otherwise."""
+    another shape may round differently."""
 
     candidates: int
     sampling: Sampling
@@ -77,7 +77,7 @@ class Decoding:
     compiled: bool = False
 
     def reach(self, request: "Request") -> int:
-        """One past the last position that a row of this clip may have."""
+        """One past the last possible position of a row of this clip."""
         return min(request.row_tokens, request.room_start + self.max_new_tokens)
 
 
@@ -88,15 +88,15 @@ def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Re
 
 
 def decode(network: Network, audio: AudioSource, requests: Iterable[Request], settings: Decoding) -> Iterator[list[Completion]]:
-    """All candidates of every clip, handed over as whole clips end, the longest clips of each window first.
+    """All candidates of every clip, handed over as clips finish, the longest clips of each window first.
 
-    When CUDA runs out of memory the budget is halved, and the clips that were not handed over start
-    again, to the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
+    When CUDA runs out of memory, the budget is halved and the clips that were not handed over start
+    again, with the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
     """
     stream, remaining, budget = iter(requests), {}, settings.batch_tokens
     while remaining := remaining or {request.utterance_id: request for request in islice(stream, WINDOW)}:
         decoder = Decoder(network, audio, settings, budget)
-        # Longest first: the rows that follow fit into the table that is there.
+        # Longest first: later rows then fit into the existing table.
         decoder.add(sorted(remaining.values(), key=lambda request: (-settings.reach(request), len(request.prompt))))
         ended: list[Completion] = []
         while decoder.is_busy:
@@ -132,7 +132,7 @@ class Decoder:
 
     >>> decoder.add(requests)                                                      # doctest: +SKIP
     >>> while decoder.is_busy:                                                     # doctest: +SKIP
-    ...     completions = decoder.step()    # of the clips whose candidates have all ended
+    ...     completions = decoder.step()    # of the clips whose candidates have all finished
     ...     tokens = decoder.newest()       # what each row wrote in this step
     """
 
@@ -148,7 +148,7 @@ class Decoder:
         self.smallest_tokens = self.table_tokens = 0  # smallest possible table, largest so far
 
     def add(self, requests: Iterable[Request]) -> None:
-        """In the order in which they are to be decoded."""
+        """They are decoded in this order."""
         for request in requests:
             self._waiting.append(request)
             self.smallest_tokens = max(self.smallest_tokens, self._settings.candidates * self._settings.reach(request))
@@ -160,7 +160,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
-        """Every row writes one token. Returns the candidates of the clips that ended with it, by candidate id."""
+        """Every row writes one token. Returns the candidates of the clips that finished with it, by candidate id."""
         if self._is_time_to_reseat():
             self._reseat()
         completions = self._write()
@@ -169,7 +169,7 @@ class Decoder:
         return completions
 
     def newest(self) -> list[Token]:
-        """What each row wrote in the last step; EOS is among them."""
+        """The tokens of the last step, one per row, EOS included."""
         table = self._table
         if not self._newest:
             return []
@@ -192,8 +192,8 @@ class Decoder:
         return free >= max(1, self._table.rows // 2)
 
     def _reseat(self) -> None:
-        """Resize the table if it must be wider or if that pays (at first, before much shorter clips, at the end), then fill
-        its free rows."""
+        """Resize the table if it must be wider or if that saves work (at the start, before much shorter clips, at the end).
+        Then fill its free rows."""
         candidates, seated = self._settings.candidates, [request for request, _ in self._seated.values()]
         width = max(self._settings.reach(request) for request in [*seated, *self._waiting])
         rows = len(seated)
@@ -233,7 +233,7 @@ class Decoder:
         self._seated |= placed
 
     def _write(self) -> list[Completion]:
-        """Every row chooses its next token; those that end leave."""
+        """Every row chooses its next token; finished rows are removed."""
         table = self._table
         logits = self._network.logits(table.hidden).float()
         tokens = choose(logits, self._settings.sampling, table.noise_key, table.position + 1)
@@ -253,10 +253,10 @@ class Decoder:
     def _collect(
         self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float
     ) -> list[Completion]:
-        """The clip's candidates if all have ended, else []."""
+        """The clip's candidates if all have finished, else []."""
         if not math.isfinite(log_prob):
             raise EvoxtralError(
-                f"what the model computes for clip {request.utterance_id!r} is not finite (NaN or infinite)",
+                f"the model's output for clip {request.utterance_id!r} is not finite (NaN or infinite)",
                 fix="check its audio, and the weights of the adapter and the base",
             )
         ended = tokens[-1] == self._network.eos_id

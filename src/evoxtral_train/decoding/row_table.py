@@ -1,14 +1,14 @@
-"""The table of rows that are being decoded: every row stands at its own position of its own clip.
+"""The table of rows that are being decoded: every row is at its own position in its own clip.
 
-A row is one candidate of one clip. The table has a fixed number of rows of a fixed width, so that a
-step has one shape whoever sits in it; a row that has ended is free for the next candidate.
+A row is one candidate of one clip. The table has a fixed number of rows of a fixed width, so every
+step has the same shape; a row that has ended is free for the next candidate.
 
     row 0   clip a, candidate 0   k k k k k k . .     position 5
     row 1   clip a, candidate 1   k k k k k k . .     position 5
-    row 2   clip b, candidate 0   k k k . . . . .     position 2      (k: a key and a value are held)
+    row 2   clip b, candidate 0   k k k . . . . .     position 2      (k: a key and a value)
     row 3   free
 
-Keys beyond a row's position are masked, so what an earlier row left there is never read.
+Keys beyond a row's position are masked, so leftovers of an earlier row are never read.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer, each [rows, width, heads, head_dim]. `places` [rows] is shared by
+    """Keys and values of one layer, each [rows, width, heads, head_dim]. `places` [rows], shared by
     all layers: row × width + position, where the step writes."""
 
     is_sliding = False
@@ -36,7 +36,7 @@ class _Layer(CacheLayerMixin):
         return self.keys.transpose(1, 2), self.values.transpose(1, 2)
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        """Nothing: the table is allocated whole."""
+        """Does nothing: the table is already allocated in full."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.keys.shape[1], 0
@@ -52,7 +52,7 @@ class _Layer(CacheLayerMixin):
 class RowTable:
     """`cache`: keys and values. `audio` [R, W, hidden]: the clip's audio embeddings by position.
     `position` [R]: of the last token that the model has read or is about to read; `hidden` [R, hidden]:
-    its output there. `end` [R]: one past the row's last position. `written` [R, W]: tokens by position.
+    the output at `position`. `end` [R]: one past the row's last position. `written` [R, W]: tokens by position.
     `token_log_probs` [R, W]: of each of them; `log_prob` [R]: their sum. `noise_key` [R]: see `sampling`.
     `live` [R]: whether the row is taken."""
 
@@ -123,7 +123,7 @@ class RowTable:
         self.live[where] = True
 
     def write(self, tokens: torch.Tensor, log_probs: torch.Tensor, eos_id: int) -> list[int]:
-        """Append tokens [R] to the live rows; returns the rows that end with them, which are then free."""
+        """Append tokens [R] to the live rows; returns the rows that end with them and frees those."""
         self.position += self.live
         self.written.scatter_(1, self.position[:, None], tokens[:, None])
         self.token_log_probs.scatter_(1, self.position[:, None], log_probs[:, None].float())
@@ -133,8 +133,8 @@ class RowTable:
         return ended.nonzero()[:, 0].tolist()
 
     def next_inputs(self, sliding_window: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the step reads: the last written tokens [R, 1], their audio [R, 1, hidden], and which keys each
-        row may see, [R, 1, 1, W] bool. The cache is told where to write. A free row reads something harmless."""
+        """The step's input: the last written tokens [R, 1], their audio [R, 1, hidden], and which keys each
+        row may see, [R, 1, 1, W] bool. Also sets where the cache writes. A free row reads harmless values."""
         every = torch.arange(self.rows, device=self.audio.device)
         self.cache.layers[0].places.copy_(every * self.width + self.position)
         keys, own = torch.arange(self.width, device=self.audio.device), self.position[:, None]
@@ -144,8 +144,8 @@ class RowTable:
         return self.written.gather(1, own), self.audio[every, self.position][:, None], visible[:, None, None]
 
     def moved(self, rows: int, width: int, kept: Sequence[int]) -> "RowTable":
-        """A table of another size whose first rows are the rows `kept` of this one, which is used up:
-        its layers are freed one by one, so that the two are never held whole."""
+        """A table of another size whose first rows are the rows `kept` of this one. This table is used up:
+        its layers are freed one by one, so memory never contains both tables in full."""
         index = torch.tensor(kept, dtype=torch.int64, device=self.audio.device)
         places, layers = index.new_zeros(rows), []
         for old in self.cache.layers:

@@ -1,6 +1,6 @@
 """Sampling whose noise belongs to the row, not to the batch.
 
-A token is drawn by Gumbel-max: argmax of log-probability plus Gumbel noise has the law of a draw
+A token is drawn by Gumbel-max: argmax of log-probability plus Gumbel noise is distributed like a draw
 from the distribution. The noise is a hash of (seed, utterance, candidate, position, token id), so a
 row's tokens are the same in any batch, order or number of processes. Temperature, top-k and
 top-p cut the distribution as Hugging Face's processors do, in that order.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-_SHORTLIST = 256  # likeliest tokens, which nearly always hold the whole nucleus
-_WHOLE_ROWS = 64  # rows at a time, where they do not: the whole vocabulary is sorted
+_SHORTLIST = 256  # most likely tokens; they nearly always contain the whole nucleus
+_WHOLE_ROWS = 64  # rows at a time if they do not: the whole vocabulary is sorted
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, row_keys: torch.Tensor, pos
 def _choose_among(
     log_probs: torch.Tensor, size: int, sampling: Sampling, row_keys: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from the `size` likeliest tokens: (tokens, the rows where a token outside of them could be drawn)."""
+    """Draw from the `size` most likely tokens: (tokens, the rows for which a token outside of them could be drawn)."""
     values, ids = torch.topk(log_probs, size, dim=-1)
     keep = torch.ones_like(values, dtype=torch.bool)
     short = size < log_probs.shape[-1]

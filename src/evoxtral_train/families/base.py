@@ -1,13 +1,13 @@
 """What differs between model families. Code above `families/` never checks the family; it uses these interfaces.
 
 - `Family`: the data side of one checkpoint: its tokenizer, its features, its layouts. Needs no torch.
-- `Layout`: where a target stands in a row, and what decoding starts from.
-- `Network`: the model side, a loaded model that runs in two halves.
+- `Layout`: the place of a target in a row, and the prompt that decoding starts from.
+- `Network`: the model side: a loaded model that runs in two halves.
 
-To add a family, add a folder with these three and name it in `FAMILIES` (`checkpoint.py`).
+To add a family, add a folder with these three classes and list it in `FAMILIES` (`checkpoint.py`).
 """
 
-from __future__ import annotations  # torch is named in annotations alone
+from __future__ import annotations  # torch appears only in annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,23 +29,23 @@ IGNORED = -100
 """The label of a position that is not learned."""
 
 TimedPieces = list[tuple[list[int], float]]
-"""The pieces of a target as token ids, each with the second at which it has been heard."""
+"""The pieces of a target as token ids, each with the time in seconds at which it has been heard."""
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
-    """Token ids without BOS and EOS; "" is no token at all, so that a clip without tags is EOS alone."""
+    """Token ids without BOS and EOS; "" gives no tokens, so the target of a clip without tags is only EOS."""
     return tokenizer.encode(text, bos=False, eos=False) if text else []
 
 
 def encode_piece(tokenizer, text: str) -> list[int]:
-    """A word or tag as it stands in running text: with the space before it."""
+    """Token ids of a word or tag as in running text, with the space before it."""
     return tokenizer.encode(f" {text}", bos=False, eos=False)
 
 
 @dataclass(frozen=True)
 class ClipSize:
-    """The sizes of a clip. `utterance_tokens`: audio tokens that cover its sound, without padding. `row_tokens`: the length of
-    its row."""
+    """The sizes of a clip. `utterance_tokens`: audio tokens that cover its sound, without padding. `row_tokens`: length of its
+    row."""
 
     utterance_tokens: int
     row_tokens: int
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Alignment:
-    """`words` and `events` as in the manifest. `heard`: for each word, whether the base wrote that very word."""
+    """`words` and `events` as in the manifest. `heard`: for each word, whether the base wrote exactly that word."""
 
     words: list[dict]
     events: list[dict]
@@ -72,14 +72,14 @@ class Alignment:
 
 
 class Layout(ABC):
-    """Where a target stands in a row, in token positions. Training and decoding both use it, so the prompt that decoding starts
-    from is the prefix that was trained on."""
+    """The place of a target in a row, in token positions. Training and decoding share it, so decoding starts from the same
+    prefix as training."""
 
     name: ClassVar[str]
     note: ClassVar[str]
     """For the model card: when an adapter trained in this layout writes."""
     has_times: ClassVar[bool] = False
-    """Whether a position is also a time: when a word or tag is written says when it was heard."""
+    """Whether a position is also a time: the position of a word or tag shows when it was heard."""
     hears_whole_clip: ClassVar[bool] = True
     """Whether decoding can reach the end of a clip's audio."""
     room_tokens: int
@@ -91,11 +91,11 @@ class Layout(ABC):
 
     @abstractmethod
     def measure(self, samples: int, prepad_samples: int) -> ClipSize:
-        """The sizes of a clip of so many samples at 16 kHz, padded to at least `prepad_samples`."""
+        """The sizes of a clip of `samples` samples at 16 kHz, padded to at least `prepad_samples`."""
 
     @abstractmethod
     def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
-        """What is learned, without EOS. `heard`: the timed pieces of `text`; [] unless `has_times`. Raises RowError."""
+        """The learned tokens, without EOS. `heard`: the timed pieces of `text`; [] unless `has_times`. Raises RowError."""
 
     @abstractmethod
     def prompt_tokens(self, clip: ClipSize) -> int:
@@ -103,15 +103,15 @@ class Layout(ABC):
 
     @abstractmethod
     def prompt_ids(self, clip: ClipSize) -> list[int]:
-        """What decoding starts from."""
+        """The prompt that decoding starts from."""
 
     @abstractmethod
     def room_start(self, clip: ClipSize) -> int:
         """The position from which `room_tokens` and `max_new_tokens` are counted."""
 
     def lay_out(self, clip: ClipSize, target_ids: list[int]) -> Row:
-        """The training row of a clip; EOS is added and learned. Raises RowError when target and EOS do not fit: a target is
-        never cut."""
+        """The training row of a clip; EOS is added and learned. Raises RowError when the target and EOS do not fit: a target
+        is never cut."""
         start, written = self.prompt_tokens(clip), [*target_ids, self.eos_id]
         rest = clip.row_tokens - start - len(written)
         if rest < 0:
@@ -131,37 +131,37 @@ class Layout(ABC):
 
     @abstractmethod
     def sound(self, clip: ClipSize) -> tuple[int, int]:
-        """(first, last + 1): the positions of the audio embeddings that hold the clip's sound."""
+        """(first, last + 1): the positions of the audio embeddings that cover the clip's sound."""
 
     @abstractmethod
     def longest_samples(self, clip: ClipSize, target_tokens: int) -> int:
-        """The most samples that augmentation may give the clip with its target still fitting the row."""
+        """The greatest length that augmentation may give the clip so that its target still fits the row."""
 
     def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: ClipSize) -> list[int]:
         """The target of a clip stretched by `factor`, whose new sizes are `clip`. Raises RowError."""
         return target_ids
 
     def tag_times(self, tokenizer, token_ids: list[int]) -> list[dict] | None:
-        """[{tag, at_s, written_s}] for what was written after the prompt; None without `has_times`."""
+        """[{tag, at_s, written_s}] for the tags written after the prompt; None without `has_times`."""
         return None
 
     def word_times(self, tokenizer, token_ids: list[int]) -> list[tuple[str, float]] | None:
-        """(word, when it had been heard, in seconds); None without `has_times`."""
+        """(word, time in seconds at which it had been heard); None without `has_times`."""
         return None
 
     @abstractmethod
     def record(self) -> dict:
-        """What `Family.restore_layout` needs, and the `family` that restores it, as JSON."""
+        """As JSON: the settings that `Family.restore_layout` needs, and the `family` that restores the layout."""
 
 
 class Family(ABC):
-    """The data side of one checkpoint. `folder`: its files; `tokenizer`: mistral-common's, ids in, ids out."""
+    """The data side of one checkpoint. `folder`: its files; `tokenizer`: mistral-common's."""
 
     model_type: ClassVar[str]
     """As in the checkpoint's config.json."""
     title: ClassVar[str]
     stock_class: ClassVar[str]
-    """Of transformers: what loads the checkpoint."""
+    """The class of transformers that loads the checkpoint."""
     layouts: ClassVar[tuple[str, ...]]
     default_layout: ClassVar[str]
     folder: Path
@@ -170,7 +170,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def open(cls, folder: Path) -> Family:
-        """Raises EvoxtralError when the processor's files do not fit."""
+        """Raises EvoxtralError when the processor's files do not fit the family."""
 
     @abstractmethod
     def layout(self, name: str, room_tokens: int) -> Layout:
@@ -178,7 +178,7 @@ class Family(ABC):
 
     @abstractmethod
     def own_layout(self, room_tokens: int) -> Layout:
-        """The layout in which the base itself was trained to transcribe."""
+        """The layout that the base itself was trained to transcribe in."""
 
     @abstractmethod
     def mel(self, samples: np.ndarray, tokens: int) -> np.ndarray:
@@ -191,7 +191,7 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
-        """What a packed dataset stores of a row's features: ([128, n], index of the first frame kept). Lossless."""
+        """The part of a row's features that a packed dataset stores: ([128, n], index of the first frame kept). Lossless."""
 
     @staticmethod
     @abstractmethod
@@ -216,12 +216,12 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def describe(cls, folder: Path | None) -> Network:
-        """The model's shape on the meta device, without weights; None: the published model's."""
+        """The model's shape on the meta device, without weights. `folder` None: the published model's shape."""
 
 
 class Network(ABC):
     """`model`: the stock class or a subclass that reads the same checkpoints, bare or inside a PEFT wrapper. `eos_id` and
-    `pad_id`: the tokenizer's; None where nothing is decoded or collated."""
+    `pad_id`: the tokenizer's; None if nothing is decoded or collated."""
 
     def __init__(self, model, eos_id: int | None = None, pad_id: int | None = None):
         self.model, self.eos_id, self.pad_id = model, eos_id, pad_id
@@ -272,15 +272,15 @@ class Network(ABC):
 
     @abstractmethod
     def drop_audio_path(self) -> None:
-        """Free the audio path once it is cached: `Trainer` would move it along."""
+        """Free the audio path once it is cached; otherwise `Trainer` would move it to the GPU too."""
 
     @abstractmethod
     def checkpoint_language_model(self) -> None:
-        """Gradient checkpointing on the language model alone, after wrapping with an adapter."""
+        """Enable gradient checkpointing on the language model only, after wrapping with an adapter."""
 
     @abstractmethod
     def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
-        """mel [B, 128, frames] -> what the language model hears at each position [B, T, hidden]."""
+        """mel [B, 128, frames] -> the projected audio at each position [B, T, hidden]."""
 
     @abstractmethod
     def hidden(
@@ -289,7 +289,7 @@ class Network(ABC):
     ) -> torch.Tensor:  # fmt: skip
         """ids [B, T] and their audio [B, T, hidden] -> last hidden states [B, T, hidden]; `cache` is extended.
 
-        `position_ids` [B, T] and `attention_mask` [B, 1, T, keys] (bool) are for rows at positions of their own; by default
+        `position_ids` [B, T] and `attention_mask` [B, 1, T, keys] (bool) are for rows at different positions; by default
         all rows continue where the cache ends.
         """
 
@@ -306,7 +306,7 @@ class Network(ABC):
         """
 
     def sizes(self) -> dict[str, int]:
-        """Parameters: all of them, and those that are trained."""
+        """The number of all parameters and of the trained ones."""
         parameters = list(self.model.parameters())
         return {
             "parameters": sum(parameter.numel() for parameter in parameters),

@@ -1,4 +1,4 @@
-"""Find a base model on disk or in the hub's cache, refuse one that brings code, and open it as its family."""
+"""Find a base model on disk or in the hub's cache, refuse one that contains code, and open it as its family."""
 
 import hashlib
 import importlib
@@ -14,7 +14,7 @@ from ..plain_text import one_line
 from .base import Family
 
 FAMILIES = {"voxtral_realtime": "realtime.family.Realtime"}
-"""`model_type` in a checkpoint's config.json -> the class, imported when it is needed."""
+"""`model_type` in a checkpoint's config.json -> the class, imported on first use."""
 DEFAULT = "voxtral_realtime"
 
 _PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
@@ -23,10 +23,10 @@ _MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.jso
 
 
 def resolve_base(base: str, revision: str | None, *, weights: bool = True) -> Path:
-    """A folder with the checkpoint's files. `weights=False`: the processor's and config's alone.
+    """A folder with the checkpoint's files. `weights=False`: only those of the processor and the config.
 
-    A local folder is taken as it is, and `data/tiny-base` comes with evoxtral; anything else is a hub id, taken from
-    the cache or downloaded. Raises UsageError that says how to fetch it, or for a base that brings code of its own.
+    A local folder is used as it is, and `data/tiny-base` comes with evoxtral. Anything else is a hub id, read from the
+    cache or downloaded. Raises UsageError, with the download command, if that fails; also for a base that contains code.
     """
     folder = _find_base(base, revision, weights)
     _refuse_code(folder)
@@ -49,14 +49,14 @@ def _find_base(base: str, revision: str | None, weights: bool) -> Path:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         at = f" --revision {revision}" if revision else ""
         raise UsageError(
-            f"the model {base} is neither a folder here nor to be had from the hub{offline}: {type(error).__name__}",
+            f"the model {base} is not a folder here and could not be downloaded from the hub{offline}: {type(error).__name__}",
             fix=f"on a machine with network run: hf download {base}{at} --exclude 'consolidated*', "
-            "or set `base` to a folder that holds it",
+            "or set `base` to a folder that contains it",
         ) from None
 
 
 def _refuse_code(folder: Path) -> None:
-    """`auto_map` names Python files that transformers would run if it were told to trust them."""
+    """`auto_map` names Python files that transformers would run with `trust_remote_code`."""
     for path in (folder / name for name in _MAY_NAME_CODE if (folder / name).is_file()):
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -64,11 +64,11 @@ def _refuse_code(folder: Path) -> None:
             raise UsageError(f"cannot be read: {error}", where=str(path), fix="is this a Voxtral checkpoint?") from None
         if _holds_key(content, "auto_map"):
             raise UsageError(
-                "this base brings Python code of its own (`auto_map`), and evoxtral runs none",
+                "this base contains Python code (`auto_map`), which evoxtral does not run",
                 where=str(path),
                 fix="use a base that transformers knows, such as mistralai/Voxtral-Mini-4B-Realtime-2602",
             )
-    if (folder / "adapter_config.json").is_file():  # transformers would open the base that it names in place of this one
+    if (folder / "adapter_config.json").is_file():  # transformers would open the base named there instead
         raise UsageError("is an adapter, not a base", where=str(folder), fix="set `base` to the model that it was trained on")
 
 
@@ -79,7 +79,7 @@ def _holds_key(content: Any, key: str) -> bool:
 
 
 def load_processor(folder: Path):
-    """The checkpoint's processor. Raises EvoxtralError when its files do not fit."""
+    """The checkpoint's processor. Raises EvoxtralError when it cannot be loaded."""
     from transformers import AutoProcessor
 
     try:
@@ -95,28 +95,28 @@ def processor_fingerprint(folder: Path) -> str:
 
 
 def family_named(model_type: str) -> type[Family]:
-    """Raises KeyError for one that is not in `FAMILIES`."""
+    """Raises KeyError for a type that is not in `FAMILIES`."""
     module, name = FAMILIES[model_type].rsplit(".", 1)
     return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def family_of(folder: Path) -> type[Family]:
-    """The family of a checkpoint, by its config. Raises UsageError for a model of another kind."""
+    """The family of a checkpoint, from its config. Raises UsageError for any other type of model."""
     path = folder / "config.json"
     try:
         model_type = json.loads(path.read_text("utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        fix = "is this a whole Voxtral checkpoint (config.json and *.safetensors)?"
+        fix = "is this a complete Voxtral checkpoint (config.json and *.safetensors)?"
         raise UsageError(f"cannot be read: {type(error).__name__}: {error}", where=str(path), fix=fix) from None
     if model_type not in FAMILIES:
-        what = f"is a model of the type {model_type!r}"
-        raise UsageError(what, where=str(folder), fix=f"use a base of the type {' or '.join(FAMILIES)}")
+        what = f"is a model of type {model_type!r}"
+        raise UsageError(what, where=str(folder), fix=f"use a base of type {' or '.join(FAMILIES)}")
     return family_named(model_type)
 
 
 def family_for(base: str, revision: str | None, family: str | None = None) -> tuple[type[Family], Path | None]:
-    """The family of a base, and its folder. For a hub id that is neither in the cache nor can be downloaded: `family`, or the
-    default one, and None. Raises UsageError for an unknown family, and for a folder that is not there or is no base."""
+    """The family of a base, and its folder. For a hub id that is not in the cache and cannot be downloaded: `family` or the
+    default family, and None. Raises UsageError for an unknown family, and for a folder that is missing or is not a base."""
     if family is not None and family not in FAMILIES:
         raise UsageError(f"there is no family {family!r}", where="model.family", fix=f"use one of {', '.join(FAMILIES)}, or null")
     try:
@@ -142,17 +142,17 @@ def load_weights(model_class, folder: Path, dtype: str):
     try:
         model = model_class.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
-        fix = "is this a whole Voxtral checkpoint (config.json and *.safetensors)?"
+        fix = "is this a complete Voxtral checkpoint (config.json and *.safetensors)?"
         if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-            fix = "weights that are a pickle (*.bin) can run code and are not opened: convert them to safetensors"
+            fix = "pickled weights (*.bin) can run code and are not opened: convert them to safetensors"
         what = f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}"
         raise UsageError(what, where=str(folder), fix=fix) from None
     return model.requires_grad_(False).eval()
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Changes with the config or the weights. Of each weight file the size and both ends are read,
-    so that 9 GB do not have to be."""
+    """Changes with the config or the weights. Reads the size and both ends of each weight file,
+    instead of all 9 GB."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

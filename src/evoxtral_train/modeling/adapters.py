@@ -1,4 +1,4 @@
-"""LoRA on the language model's attention: make it, load it, know which base it belongs to."""
+"""LoRA on the language model's attention: create it, load it, and check that it fits its base."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from ..plain_text import one_line
 from ..runs import read_run, require_complete
 from .weights import non_finite
 
-# peft asks transformers for a property by its old name; nothing a user could act on.
+# peft reads a property of transformers by its old name; users cannot do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is an error here: `_require_all_weights`
 
@@ -28,7 +28,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Adapter:
-    """`base`: fingerprint of the base it was trained on; None when no run recorded one."""
+    """`base`: fingerprint of the base that it was trained on; None if no run recorded it."""
 
     folder: Path
     fingerprint: str
@@ -36,7 +36,7 @@ class Adapter:
 
 
 def find_adapter(path: Path) -> Adapter:
-    """An adapter of ours (a run of `sft`, `raft train` or `raft run`) or any PEFT folder.
+    """An adapter from a run of `sft`, `raft train` or `raft run`, or any PEFT folder.
 
     Raises UsageError when it does not exist, when its run is not finished, or when its weights are damaged or not finite.
     """
@@ -49,7 +49,7 @@ def find_adapter(path: Path) -> Adapter:
         folder, base = path, None
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing == ["adapter_model.safetensors"] and (folder / "adapter_model.bin").is_file():
-        what = "its weights are a pickle (adapter_model.bin), which can run code: only adapter_model.safetensors is opened"
+        what = "its weights are pickled (adapter_model.bin), which can run code: only adapter_model.safetensors is opened"
         raise UsageError(what, where=str(folder), fix="ask its author for safetensors")
     if missing:
         raise UsageError(
@@ -64,14 +64,14 @@ def find_adapter(path: Path) -> Adapter:
 
 
 def _require_lora(path: Path) -> None:
-    """Other kinds of adapters may open further files, which their config names."""
+    """Other kinds of adapters may open further files that their config names."""
     try:
         kind = json.loads(path.read_text("utf-8"))["peft_type"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         what = f"cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(path), fix="use an adapter that PEFT saved") from None
     if kind != "LORA":
-        raise UsageError(f"is an adapter of the kind {kind!r}, not LoRA", where=str(path), fix="use a LoRA adapter")
+        raise UsageError(f"is an adapter of type {kind!r}, not LoRA", where=str(path), fix="use a LoRA adapter")
 
 
 def _check_weights(path: Path) -> None:
@@ -89,7 +89,7 @@ def _check_weights(path: Path) -> None:
 
 def _floating(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} holds {tensor.dtype}, which is no floating-point number")
+        raise TypeError(f"{name} holds {tensor.dtype}, which is not a floating-point type")
     return tensor
 
 
@@ -105,14 +105,14 @@ def check_base(adapter: Adapter, base_fingerprint: str, base: str) -> None:
     """Refuse an adapter that was trained on another base."""
     if adapter.base is not None and adapter.base != base_fingerprint:
         raise UsageError(
-            f"this adapter was trained on another base ({adapter.base}) than {base} ({base_fingerprint})",
+            f"this adapter was trained on another base ({adapter.base}), not on {base} ({base_fingerprint})",
             where=str(adapter.folder),
             fix="set model.base to the adapter's own, or train an adapter on this base",
         )
 
 
 def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
-    """A fresh adapter on the modules that match `lora.target_modules`; all else stays frozen."""
+    """A fresh adapter on the modules that match `lora.target_modules`; everything else stays frozen."""
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
     )
@@ -121,14 +121,14 @@ def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
     except (ValueError, re.error) as error:
         fix = "the default trains q, k, v, o of the language model"
         raise UsageError(one_line(error, 200), where="lora.target_modules", fix=fix) from None
-    # Where the base is to be found: the name in the config, not the folder it was resolved to.
+    # The base as named in the config, not the folder that it was resolved to.
     wrapped.peft_config["default"].base_model_name_or_path = model_config.base
     wrapped.peft_config["default"].revision = model_config.revision
     return network.around(wrapped)
 
 
 def trains_audio_path(model: PeftModel) -> bool:
-    """Whether a wrapped model carries LoRA in its audio tower or projector: its audio cannot be cached."""
+    """Whether a wrapped model has LoRA in its audio tower or projector; if so, its audio cannot be cached."""
     return any("lora_" in name and "language_model" not in name for name, _ in model.named_parameters())
 
 
@@ -148,7 +148,7 @@ def load_adapter(network: Network, adapter: Adapter, trainable: bool = False) ->
 
 def _require_all_weights(wrapped: PeftModel, adapter: Adapter) -> None:
     """PEFT accepts wrong names: missing weights keep their initial value (the bare base), unknown ones are ignored. Raises
-    ValueError for either."""
+    ValueError in both cases."""
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     with safe_open(adapter.folder / "adapter_model.safetensors", "pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -159,5 +159,5 @@ def _require_all_weights(wrapped: PeftModel, adapter: Adapter) -> None:
 
 
 def adapter_bytes(model: PeftModel) -> int:
-    """Size of the saved adapter: LoRA weights are kept in float32."""
+    """Size of the saved adapter; LoRA weights are float32."""
     return sum(each.numel() for each in model.parameters() if each.requires_grad) * torch.float32.itemsize

@@ -1,12 +1,12 @@
 """The frozen audio path, computed once: projected audio embeddings of a packed split, on disk.
 
-With the audio tower and projector frozen their output never changes, so training, RAFT and
-evaluation read it back and run the language model alone. The file is one flat array of
-[tokens, hidden] rows, memory-mapped, inside the dataset that it was made from (see `cache_files`).
+The audio tower and projector are frozen, so their output never changes. Training, RAFT and
+evaluation read it back and run only the language model. The file is one flat array of
+[tokens, hidden] rows, memory-mapped, inside the dataset that it belongs to (see `cache_files`).
 
 A row is cached up to the last position that its target or `room_tokens` of decoding can reach,
-not to the end of its padding. Written batch by batch: a cut run goes on where it stopped, with
-any number of processes.
+not to the end of its padding. It is written batch by batch: an interrupted run continues where it stopped,
+with any number of processes.
 """
 
 import os
@@ -32,14 +32,14 @@ _STORED = {torch.float32: np.dtype("<f4"), torch.bfloat16: np.dtype("<u2")}
 
 
 class MelSource(Protocol):
-    """Where the mel of a clip comes from: a packed split, or clips held in memory."""
+    """The source of a clip's mel: a packed split, or clips in memory."""
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
         """The first `tokens` × 8 frames of clip `index`: float32 [128, 8 × tokens]."""
 
 
 class AudioSource(Protocol):
-    """What decoding reads: the projected audio of clips, computed now or read back."""
+    """The input of decoding: the projected audio of clips, computed now or read back."""
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         """[B, max(tokens), hidden] on the model's device; row i is the clip `indices[i]`."""
@@ -47,7 +47,7 @@ class AudioSource(Protocol):
 
 @dataclass(frozen=True)
 class LiveAudio:
-    """Audio embeddings from the audio tower, each time they are asked for."""
+    """Audio embeddings computed by the audio tower on each call."""
 
     network: Network
     mels: MelSource
@@ -73,7 +73,7 @@ class CachedAudio:
         return stored if self._dtype == torch.float32 else stored.view(torch.bfloat16)
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """As `AudioSource`; beyond a row's own tokens stand zeros, which that row never reads."""
+        """As `AudioSource`. Beyond a row's own tokens are zeros, which that row never reads."""
         batch = torch.zeros(len(indices), max(tokens), self._rows.shape[1], dtype=self._dtype)
         for place, (index, count) in enumerate(zip(indices, tokens, strict=True)):
             batch[place, :count] = self.row(index, count)
@@ -81,8 +81,8 @@ class CachedAudio:
 
 
 def open_cache(network: Network, device: torch.device, base_fingerprint: str, split: PackedSplit) -> CachedAudio:
-    """The cache of `split` for this base, dtype and kind of device; what is missing is computed now, by
-    the audio path on `device`, shared out over the processes.
+    """The cache of `split` for this base, dtype and kind of device. Missing clips are computed now by
+    the audio path on `device`, shared among the processes.
 
     Raises EvoxtralError when a cache under this name was made from another dataset.
     """
@@ -105,7 +105,7 @@ def open_cache(network: Network, device: torch.device, base_fingerprint: str, sp
 
 
 def _needed_tokens(split: PackedSplit, index: int) -> int:
-    """Up to the end of the longest text that may be trained on or decoded for the clip."""
+    """Tokens up to the end of the longest text that may be trained on or decoded for the clip."""
     layout, clip = split.layout, split.clip(index)
     target_end = layout.prompt_tokens(clip) + int(split.target_tokens[index]) + 1
     return min(clip.row_tokens, max(target_end, layout.room_start(clip) + layout.room_tokens))
@@ -136,8 +136,8 @@ def _fill(files: CacheFiles, network: Network, split: PackedSplit, tokens: list[
 
 
 def encoded_batches(audio: AudioSource, clips: list[int], tokens: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """(clips, their first `tokens[clip]` embeddings on the CPU), in padded batches within a budget of tokens; it is
-    halved when CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
+    """(clips, their first `tokens[clip]` embeddings on the CPU), in padded batches within a budget of tokens, which
+    is halved when CUDA runs out of memory. Raises EvoxtralError when not even one clip fits."""
     budget, position = _BATCH_TOKENS, 0
     while position < len(clips):
         lengths = [tokens[index] for index in clips[position : position + budget]]

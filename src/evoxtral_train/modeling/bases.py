@@ -1,4 +1,4 @@
-"""Opening a base with its adapter and its audio: what every command that runs a model begins with."""
+"""Open a base with its adapter and its audio: the first step of every command that runs a model."""
 
 import os
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ from .audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one; of several processes each takes its own GPU. Raises UsageError
-    for a device that is not here."""
+    """`auto` is CUDA if available; each of several processes takes its own GPU. Raises UsageError
+    for a device that is not available."""
     own = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         device = f"cuda:{own}"
     try:
-        torch.empty(0, device=device).cpu()  # `meta` makes what cannot be read back
+        torch.empty(0, device=device).cpu()  # a tensor on `meta` cannot be read back
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         fix = "set model.device to auto" if own == 0 else "start as many processes as there are GPUs, or set model.device to cpu"
@@ -42,24 +42,24 @@ def pick_device(device: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint, opened without its weights, and what identifies it."""
+    """A checkpoint, opened without its weights, and its fingerprint."""
 
     family: Family
     fingerprint: str
 
 
 def open_base(model: Model) -> Base:
-    """Raises UsageError when the base is neither here nor in the hub's cache and cannot be downloaded."""
+    """Raises UsageError when the base is neither a folder nor in the hub's cache and cannot be downloaded."""
     folder = resolve_base(model.base, model.revision)
     return Base(open_family(folder), base_fingerprint(folder))
 
 
 def open_base_of(split: PackedSplit, model: Model) -> Base:
-    """`open_base`, for a dataset. Raises UsageError when the dataset was packed for another one."""
+    """`open_base`, for a dataset. Raises UsageError when the dataset was packed for another base."""
     folder = resolve_base(model.base, model.revision)
     if processor_fingerprint(folder) != split.processor_fingerprint:
         raise UsageError(
-            f"this dataset was packed with another processor than that of {model.base}",
+            f"this dataset was packed with another processor, not with that of {model.base}",
             where=str(split.folder),
             fix="pack it again with `base` set to this model",
         )
@@ -67,9 +67,9 @@ def open_base_of(split: PackedSplit, model: Model) -> Base:
 
 
 def describe_model(model: Model) -> tuple[Network, str]:
-    """The model's shape on the meta device, without weights, and where the shape comes from.
+    """The model's shape on the meta device, without weights, and the source of the shape.
 
-    A checkpoint that is not here is described by the published model's default config.
+    A checkpoint that is not on disk is described by the published model's default config.
     """
     family, folder = family_for(model.base, model.revision, model.family)
     source = "the checkpoint's config" if folder else "the class's default config (the checkpoint is not here)"
@@ -84,8 +84,8 @@ def open_adapter(path: Path, base: Base, model: Model) -> Adapter:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a command reads that runs a model on the clips of a split: the base, and the adapter to begin with. `sources`: where
-    they lie."""
+    """The inputs of a command that runs a model on the clips of a split: the base, and the adapter to start from. `sources`:
+    their folders."""
 
     split: PackedSplit
     base: Base
@@ -107,11 +107,11 @@ class Inputs:
 def open_audio(
     config: SftConfig | RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int = 0
 ) -> CachedAudio | None:
-    """The audio cache of `split`, filled if it has to be, or None where the audio path must run; it is
+    """The audio cache of `split`, filled if necessary, or None if the audio path must run; the audio path is
     then put on the device.
 
     `audio_cache: auto` caches unless the adapter on the model reaches into the audio path, or decoding
-    may write further than the cache reaches; `on` refuses then.
+    may write further than the cache reaches. In those cases `on` raises UsageError.
     """
     device, obstacle = pick_device(config.model.device), None
     if isinstance(config, SftConfig) and config.augmentation.probability:
@@ -129,7 +129,7 @@ def open_audio(
 
 
 def open_whole_clips(config: RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit) -> AudioSource:
-    """The clips' audio up to their ends: read back from the cache, or computed where the cache ends before the clips do."""
+    """The clips' audio up to their ends: read back from the cache, or computed if the cache ends before the clips do."""
     cached = None
     if split.layout.hears_whole_clip:
         cached = open_audio(config, network, base, split)
@@ -141,7 +141,7 @@ def open_whole_clips(config: RaftConfig | EvalConfig, network: Network, base: Ba
 def open_for_decoding(
     config: RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int
 ) -> AudioSource:
-    """The clips' audio, read back or computed, and the model where it is needed."""
+    """The clips' audio, read back or computed. Puts the model on its device."""
     cached = open_audio(config, network, base, split, new_tokens)
     network.place_language_model(pick_device(config.model.device))
     return cached or LiveAudio(network, split)

@@ -2,9 +2,9 @@
 
 <dataset>/audio-cache/<base>-<dtype>-<device type>/
     <split>.bin     the rows, of full size from the start
-    <split>.json    what they were made from, and whether they are whole
-    <split>.<process>.done, until they are: the clips that are on disk
-    <split>.lock    held while they are filled
+    <split>.json    their source, and whether they are complete
+    <split>.<process>.done, until then: the clips that are on disk
+    <split>.lock    locked while the rows are filled
 """
 
 import json
@@ -53,7 +53,7 @@ class CacheFiles:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Of several calls of the command line that need one cache, the first fills it and the others wait."""
+        """If several commands need one cache, the first fills it and the others wait."""
         if not processes.is_first():
             yield
             return
@@ -71,14 +71,14 @@ class CacheFiles:
             lock.release()
 
     def whole(self, made_from: dict, size_bytes: int) -> bool:
-        """Whether every clip is there. Raises EvoxtralError when the cache was made from something else."""
+        """Whether every clip is there. Raises EvoxtralError when the cache was made from other inputs."""
         record = json.loads(self.record.read_text("utf-8")) if self.record.is_file() else {}
         stale = sorted(name for name, value in made_from.items() if record and record.get(name) != value)
         if stale:
             raise EvoxtralError(
                 f"this audio cache was made from another {', '.join(stale)}",
                 where=str(self.folder),
-                fix="delete the folder; it is made again",
+                fix="delete the folder; it will be rebuilt",
             )
         return bool(record.get("whole")) and self._of_full_size(size_bytes)
 
@@ -86,10 +86,10 @@ class CacheFiles:
         return self.rows.is_file() and self.rows.stat().st_size == size_bytes
 
     def missing_clips(self, made_from: dict, clips: int, size_bytes: int) -> list[int]:
-        """The clips that are still to be encoded; makes room for them."""
+        """The clips that still have to be encoded; allocates their space on disk."""
         if self.whole(made_from, size_bytes):
             return []
-        if not self._of_full_size(size_bytes):  # the record outlived the rows that it speaks of
+        if not self._of_full_size(size_bytes):  # the record exists, but its rows do not
             for path in self.done():
                 path.unlink()
         with disk_errors(self.rows):
@@ -121,7 +121,7 @@ class CacheFiles:
         return self.folder.parent.parent
 
     def fault(self) -> str | None:
-        """Why the next stage could not use this cache as it is; None when it could."""
+        """Why the next stage could not use this cache as it is; None if it can."""
         try:
             record = json.loads(self.record.read_text("utf-8"))
             now = json.loads((self.dataset / COMPLETE).read_text("utf-8"))["fingerprint"]
@@ -138,7 +138,7 @@ class CacheFiles:
         return self.rows.is_file() and self.rows.stat().st_size % column_bytes == 0 < self.rows.stat().st_size
 
     def remove(self) -> None:
-        """Only the files that `open_cache` wrote, and the folders that are then empty. Raises EvoxtralError when a process is
+        """Delete only the files that `open_cache` wrote, and folders left empty. Raises EvoxtralError when a process is
         filling it."""
         lock = FileLock(self.folder / f"{self.split}.lock")
         try:

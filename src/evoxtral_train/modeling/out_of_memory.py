@@ -1,4 +1,4 @@
-"""What to do when a GPU runs out of memory: the same work in smaller batches, and say so."""
+"""When a GPU runs out of memory, do the same work in smaller batches, and print a note."""
 
 import gc
 import sys
@@ -9,10 +9,10 @@ from ..errors import EvoxtralError
 
 
 def shrink(held: int, smaller: int | None, unit: str) -> int:
-    """Free what can be freed after `held` rows or tokens were too much, and go on with `smaller`.
+    """Free memory after `held` rows or tokens were too many, and continue with `smaller`.
 
     Call it outside of `except`, whose traceback keeps the tensors alive. Raises EvoxtralError when
-    there is nothing smaller.
+    no smaller batch is possible.
     """
     gc.collect()
     torch.cuda.empty_cache()
@@ -21,5 +21,5 @@ def shrink(held: int, smaller: int | None, unit: str) -> int:
             f"out of memory with {held} {unit} at once, and no smaller batch is possible",
             fix="use a device with more memory, shorter clips, or fewer candidates and max_new_tokens",
         )
-    print(f"out of memory with {held} {unit} at once; going on with {smaller}", file=sys.stderr, flush=True)
+    print(f"out of memory with {held} {unit} at once; continuing with {smaller}", file=sys.stderr, flush=True)
     return smaller

@@ -9,7 +9,7 @@ from .audio_cache import AudioSource, encoded_batches
 
 
 def pooled_audio(audio: AudioSource, split: PackedSplit) -> np.ndarray:
-    """float32 [clips, 2 × hidden]: mean and standard deviation of a clip's projected audio over the tokens that hold its
+    """float32 [clips, 2 × hidden]: mean and standard deviation of a clip's projected audio over the tokens that cover its
     sound, without the silence before and after. `audio` must reach to the end of every clip. Each process pools its
     share; all get the whole array."""
     sounds = [split.layout.sound(split.clip(index)) for index in range(len(split))]

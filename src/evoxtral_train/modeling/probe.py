@@ -1,6 +1,6 @@
-"""A linear probe: what can be heard in one vector per clip, by one logistic regression for each tag.
+"""A linear probe: one logistic regression per tag shows which tags can be heard in one vector per clip.
 
-Arrays in, probabilities out: where the vectors come from is `pooling`'s business. (Alain and Bengio 2016,
+Arrays in, probabilities out; `pooling` computes the vectors. (Alain and Bengio 2016,
 arXiv 1610.01644.)
 """
 
@@ -28,7 +28,7 @@ class LabelledClips:
 @dataclass(frozen=True)
 class Probe:
     """`weights` [features, tags] and `biases` [tags] of the log-odds; `too_rare`: tags of the training clips that are not
-    among `tags`, because fewer than `FEWEST_CLIPS` clips have them, or lack them. `cost`: the C it was fitted with."""
+    fitted, because fewer than `FEWEST_CLIPS` clips have them, or lack them. `cost`: the C used to fit it."""
 
     tags: tuple[str, ...]
     too_rare: tuple[str, ...]
@@ -65,7 +65,7 @@ class Probe:
         return expit(features @ self.weights + self.biases)
 
     def heard(self, features: np.ndarray) -> list[dict[str, float]]:
-        """Of each clip the tags with a probability of at least `THRESHOLD`, the most probable first."""
+        """For each clip, the tags with a probability of at least `THRESHOLD`, the most probable first."""
         ranked = (sorted(zip(row.tolist(), self.tags, strict=True), reverse=True) for row in self.probabilities(features))
         return [{tag: value for value, tag in row if value >= THRESHOLD} for row in ranked]
 

@@ -32,9 +32,9 @@ def write_merged(base: Base, dtype: str, adapter: Adapter, folder: Path) -> None
 
 def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:
     """The adapter's tensors under the names of vLLM's modules, `language_model.model.layers.…`. `settings`: its
-    `adapter_config.json`, as it may be handed on.
+    `adapter_config.json`, in a form that can be published.
 
-    By reading what others did there alone: never loaded in vLLM. Raises UsageError for an adapter outside the language
+    Written only from other projects' code: never loaded in vLLM. Raises UsageError for an adapter outside the language
     model, which vLLM's LoRA does not reach.
     """
     tensors = {}
@@ -42,7 +42,7 @@ def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:
         match = _PEFT_LAYER.match(name)
         if not match:
             raise UsageError(
-                f"vLLM's LoRA reaches the language model alone, and this adapter has {name}",
+                f"vLLM's LoRA reaches only the language model, but this adapter has {name}",
                 where=str(adapter.folder),
                 fix="set vllm_names to false, or export merged weights",
             )

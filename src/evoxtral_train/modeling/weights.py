@@ -1,7 +1,7 @@
-"""Weights that are loaded or saved must be finite, and whole on disk.
+"""Weights that are loaded or saved must be finite, and complete on disk.
 
 A weight or a feature that is NaN or infinite spreads to everything computed from it. An adapter of NaNs saves, loads and decodes
-without an error: the token with the highest logit is then always the same one.
+without an error: it then always writes the same token.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from ..files import disk_errors
 
 
 def non_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """`3 of 40 weights, the first in layers.0.lora_A` where a named tensor holds NaN or an infinity; None where none does."""
+    """`3 of 40 weights, the first in layers.0.lora_A` if a named tensor contains NaN or infinity; None if none does."""
     total = bad = 0
     first = None
     for name, tensor in tensors:
@@ -27,7 +27,7 @@ def non_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def require_finite_weights(model: torch.nn.Module, step: int, fix: str) -> None:
-    """Raises EvoxtralError when a weight that is trained is not finite after `step`."""
+    """Raises EvoxtralError when a trained weight is not finite after `step`."""
     found = non_finite((name, each) for name, each in model.named_parameters() if each.requires_grad)
     if found:
         raise EvoxtralError(f"after step {step} the weights are not finite ({found})", fix=fix)
@@ -35,7 +35,7 @@ def require_finite_weights(model: torch.nn.Module, step: int, fix: str) -> None:
 
 @contextmanager
 def save_errors(path: Path) -> Iterator[None]:
-    """For a full disk torch.save raises RuntimeError, and safetensors an error of its own."""
+    """On a full disk, torch.save raises RuntimeError and safetensors its own error."""
     try:
         with disk_errors(path):
             yield

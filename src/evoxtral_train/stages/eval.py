@@ -43,7 +43,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class _Written:
-    """What a system wrote for a clip. `tags_written`: see `Prediction.written`."""
+    """A system's output for a clip. `tags_written`: see `Prediction.written`."""
 
     text: str
     tags_written: list[dict] | None = None
@@ -51,11 +51,11 @@ class _Written:
 
 
 def run(config: EvalConfig, options: Options) -> Report:
-    """Writes `predictions/<system>.jsonl`, `metrics.json`, `table.md`, `report.html` and its pictures. Exit code 3 when
-    a gate is not passed.
+    """Writes `predictions/<system>.jsonl`, `metrics.json`, `table.md`, `report.html` and its pictures. Exit code 3 if
+    a gate fails.
 
-    Each adapter is decoded once; a system that differs only by its filter reuses the predictions. Where the target holds
-    words, the base is always among the systems: without it nobody knows what an adapter costs in WER.
+    Each adapter is decoded once; a system that differs only by its filter reuses the predictions. If the target contains
+    words, the base is always among the systems: without it, the adapter's cost in WER is unknown.
     """
     settings = config.model_dump(mode="json")
     if options.dry_run:
@@ -67,7 +67,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
-    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # these come first in every table
+    systems = sorted(_with_base(config, split), key=lambda system: not system.is_yardstick)  # yardsticks first in every table
     pairs = _compared(config, systems)
     _require_speakers(config, split)
     yardsticks = {system.yardstick for system in systems if system.is_yardstick}
@@ -101,16 +101,16 @@ def run(config: EvalConfig, options: Options) -> Report:
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
-    """The systems, and the base where it has to be among them. Raises UsageError for a name that it would take, and for a
-    gate whose baseline is none of them."""
+    """The systems, with the base if it is required. Raises UsageError for a system that has the base's name, and for a
+    gate whose baseline is not among the systems."""
     systems = config.systems
     if split.target != "tags" and all(system.source for system in systems):
         if BASE in [system.name for system in systems]:
-            raise UsageError(f"the name {BASE!r} is the base model's, which is measured too", where="systems", fix="rename yours")
+            raise UsageError(f"the name {BASE!r} is reserved for the base model", where="systems", fix="rename yours")
         systems = [System(name=BASE), *systems]
     names = [system.name for system in systems]
     if config.gates.wer_regression_max is not None and config.gates.baseline not in names:
-        what = f"{config.gates.baseline!r} is none of the systems: {', '.join(names)}"
+        what = f"{config.gates.baseline!r} is not one of the systems: {', '.join(names)}"
         raise UsageError(what, where="gates.baseline", fix="name one of them")
     return systems
 
@@ -119,7 +119,7 @@ def _score(
     run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
     written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
 ) -> tuple[str, list[str], dict]:  # fmt: skip
-    """Everything that is written; returns the last lines to print, the gates that were not passed, and the metrics."""
+    """Write all files; returns the last lines to print, the failed gates, and the metrics."""
     reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
@@ -153,13 +153,13 @@ def _score(
 
 
 def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]]:
-    """The config's comparisons, or those that the order of the systems declares. Raises UsageError for an unknown system."""
+    """The config's comparisons, or by default `declared(systems)`. Raises UsageError for an unknown system."""
     if config.comparisons is None:
         return declared(systems)
     pairs = [(pair.before, pair.after) for pair in config.comparisons]
     names = [system.name for system in systems if not system.is_yardstick]
     for name in (name for pair in pairs for name in pair if name not in names):
-        raise UsageError(f"{name!r} is none of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
+        raise UsageError(f"{name!r} is not one of the systems: {', '.join(names)}", where="comparisons", fix="name two of them")
     return pairs
 
 
@@ -188,7 +188,7 @@ def _plan_facts(config: EvalConfig, systems: list[System], clips: int | str) -> 
 
 
 def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
-    """A file of predictions from elsewhere; it must hold each clip of the split once, and no other."""
+    """Predictions from another program; the file must contain each clip of the split exactly once, and no other clip."""
     rows = read_rows(path, Prediction)
     found = {row.id: _Written(row.prediction, row.written, row.confidences) for row in rows}
     missing, unknown = set(split.index_of) - set(found), set(found) - set(split.index_of)
@@ -196,15 +196,15 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
         twice = len(rows) - len(found)
         first = f", the first missing is {min(missing)!r}" if missing else ""
         raise UsageError(
-            f"does not hold the clips of {split.split}: {len(missing)} missing, {len(unknown)} unknown, {twice} twice{first}",
+            f"does not contain the clips of {split.split}: {len(missing)} missing, {len(unknown)} unknown, {twice} twice{first}",
             where=str(path),
-            fix="write one row {id, reference, prediction} for each clip; an empty prediction is one too",
+            fix="write one row {id, reference, prediction} for each clip; an empty prediction counts too",
         )
     words = {example.id: normalize_words(strip_tags(example.text)) for example in split.examples}
     for row in rows:
         if row.reference and normalize_words(strip_tags(row.reference)) != words[row.id]:
-            fix = "is this a prediction of another corpus, or of an earlier version of this one?"
-            raise UsageError(f"clip {row.id!r} has another `reference` than in {split.folder}", where=str(path), fix=fix)
+            fix = "is this a prediction for another corpus, or for an earlier version of this one?"
+            raise UsageError(f"clip {row.id!r} has a different `reference` in {split.folder}", where=str(path), fix=fix)
         if row.confidences is not None and len(row.confidences) != len(find_tags(row.prediction)):
             what = f"clip {row.id!r} has {len(row.confidences)} `confidences` for {len(find_tags(row.prediction))} tags"
             raise UsageError(what, where=str(path), fix="write one for each tag of the prediction, or leave them out")
@@ -214,7 +214,7 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
 def _measure_yardsticks(
     config: EvalConfig, yardsticks: set[str], network: Network | None, base: Base, split: PackedSplit
 ) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
-    """(yardstick -> clip id -> what is written, what there is to say of them)."""
+    """(yardstick -> clip id -> output, yardstick -> note for the report)."""
     written, notes = {}, {}
     if "chance" in yardsticks:
         answer = chance_answer(split)
@@ -236,7 +236,7 @@ def _decode_all(
     config: EvalConfig, network: Network | None, base: Base, split: PackedSplit, paths: list[Path | None],
     adapters: dict[Path, Adapter],
 ) -> dict[Path | None, dict[str, _Written]]:  # fmt: skip
-    """adapter path (None: the base) -> clip id -> what was written."""
+    """adapter path (None: the base) -> clip id -> output."""
     if not paths:
         return {}
     decode_config = config.decode
@@ -257,7 +257,7 @@ def _decode_all(
 
 
 def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, split: PackedSplit) -> AudioSource:
-    """The cache may end before the clips do; the base without an adapter reads to their ends."""
+    """The cache may end before the clips do, so the base without an adapter reads whole clips."""
     if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
         network.place_language_model(pick_device(config.model.device))
         return open_whole_clips(config, network, base, split)
@@ -265,14 +265,14 @@ def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, 
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
-    """As the split is laid out; but where words are measured, the base without an adapter writes in its own layout."""
+    """In the layout of the split; but if words are measured, the base without an adapter writes in its own layout."""
     if path is not None or split.target == "tags":
         return requests_of(split)
     return requests_of(split, base.family.own_layout(split.layout.room_tokens))
 
 
 def _answer(completion: Completion, base: Base, split: PackedSplit) -> _Written:
-    """The text, how sure the model was of its tags, and, where positions are times, when each was written."""
+    """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
     return _Written(
         base.family.tokenizer.decode(completion.token_ids).strip(),
         split.layout.tag_times(base.family.tokenizer, completion.token_ids),

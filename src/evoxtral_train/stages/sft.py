@@ -47,7 +47,7 @@ def run(config: SftConfig, options: Options) -> Report:
 
 
 def _plan(job: Job, config: SftConfig) -> Report:
-    """Rows, steps and sizes, without weights: for the 4B model this needs neither network nor GPU."""
+    """Rows, steps and sizes, without weights: for the 4B model too, this needs no network and no GPU."""
     job.check()
     facts = plan_model(config.model, config.lora) | plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     return Report("plan: sft", facts | {"output": config.output})

@@ -1,6 +1,6 @@
 """Yardsticks for systems: `chance` ignores the audio, `probe` is a linear classifier on the frozen embeddings.
 
-Together they show how much of what can be heard a system has learned. docs/evaluation.md describes both.
+Together they show how much of the audible information a system has learned. docs/evaluation.md describes both.
 """
 
 import torch
@@ -21,7 +21,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 def check_probe(config: EvalConfig) -> None:
-    """Raises UsageError if the dataset has no clips to fit a probe on, or if those are the clips to measure."""
+    """Raises UsageError if the dataset has no clips to fit a probe on, or if they are also the clips to measure."""
     if not has_split(config.dataset, TRAIN):
         raise UsageError(
             f"the probe is fitted on the split {TRAIN!r}, which has no rows here", where=str(config.dataset),
@@ -32,7 +32,7 @@ def check_probe(config: EvalConfig) -> None:
 
 
 def chance_answer(split: PackedSplit) -> str:
-    """The text that is written for every clip: see `best_constant_answer`."""
+    """The text written for every clip: see `best_constant_answer`."""
     return format_tags(best_constant_answer([example.text for example in split.examples]))
 
 
@@ -46,7 +46,7 @@ def probe_answers(
 
 def fit_probe(config: EvalConfig | RaftConfig, network: Network, base: Base, measured: str) -> Probe:
     """Fit on the dataset's training clips. The regularisation is chosen on its validation clips, unless there are none or they
-    are the clips to measure."""
+    are also the clips to measure."""
     train = _labelled(config, network, base, TRAIN)
     if measured == VALIDATION or not has_split(config.dataset, VALIDATION):
         return processes.first(lambda: Probe.fit(train))

@@ -1,8 +1,8 @@
-"""What a phonetician would write beside the transcript, one vector per 80 ms audio token.
+"""Acoustic descriptions, as a phonetician would note them: one vector per 80 ms audio token.
 
-Used only to train the tiny base: a model that has learned nothing but words on a small corpus
-forgets how they were said, and a frozen audio path cannot be taught that afterwards. The base
-therefore learns to describe loudness, pitch, voicing, brightness and silence, never tags.
+Used only to train the tiny base: a model that has learned only words on a small corpus
+does not represent how they were said, and a frozen audio path cannot learn it later. The base
+therefore learns to describe loudness, pitch, voicing, brightness and silence, but never tags.
 """
 
 import numpy as np

@@ -18,7 +18,7 @@ from .pretraining import ROOM_TOKENS
 
 
 class _Mels:
-    """Mels held in memory, for the decoder."""
+    """Mels in memory, for the decoder."""
 
     def __init__(self, mels: list[np.ndarray]):
         self._mels = mels

@@ -1,10 +1,10 @@
-"""Train the tiny base: transcription in the base model's streaming form, and nothing about tags.
+"""Train the tiny base: transcription in the base model's streaming form, but nothing about tags.
 
-Three kinds of supervision share the audio path. Words, each written 480 ms after it was heard,
-as Voxtral Realtime writes them. Phonemes per 20 ms encoder frame and acoustic descriptions per
-80 ms token, read off by two linear heads that are thrown away afterwards. Rows of text alone
+Three kinds of supervision share the audio path: words, each written 480 ms after it was heard,
+as in Voxtral Realtime; phonemes per 20 ms encoder frame; and acoustic descriptions per 80 ms
+token. Two linear heads predict the last two and are discarded after training. Text-only rows
 (silent audio, random words and tags that belong to no sound) keep the tags' subwords writable:
-without them a LoRA cannot learn to write tags at all. They too are in the streaming form, so that
+without them a LoRA cannot learn to write tags at all. They are in the streaming form too, so
 the base has never written in any other layout.
 """
 
@@ -33,13 +33,13 @@ from . import acoustics
 
 _FRAME_S = TOKEN_S / 4  # one encoder frame
 _PHONEME_DELAY_FRAMES = 4  # a causal encoder names a phoneme once it has heard 80 ms of it
-ROOM_TOKENS = 40  # hurried speech is written later than it is heard
+ROOM_TOKENS = 40  # fast speech is written later than it is heard
 
 
 @dataclass
 class PretrainRow:
     """`mel`: the sounding part, float16 [128, n]; `phonemes`: int64 [4 × needed_tokens];
-    `acoustics`: float32 [needed_tokens, 24]; both None for a row of text alone."""
+    `acoustics`: float32 [needed_tokens, 24]; both None for a text-only row."""
 
     row: Row
     mel: np.ndarray
@@ -49,7 +49,7 @@ class PretrainRow:
 
 
 class Heads(nn.Module):
-    """The two linear read-outs on the audio path, thrown away after training."""
+    """The two linear heads on the audio path, discarded after training."""
 
     def __init__(self, audio_width: int, text_width: int, phonemes: int):
         super().__init__()
@@ -58,7 +58,7 @@ class Heads(nn.Module):
 
 
 def make_rows(config: TinyBaseConfig, family: Realtime) -> tuple[list[PretrainRow], int, int]:
-    """Speak the training sentences and lay them out. Returns (rows, phoneme classes, different words)."""
+    """Speak the training sentences and lay them out. Returns (rows, phoneme classes, distinct words)."""
     layout, clock, tokenizer = family.own_layout(ROOM_TOKENS), family.clock, family.tokenizer
     grammar, synthesizer = Grammar.load(config.grammar), Synthesizer()
     rng = np.random.default_rng(config.seed)
@@ -100,7 +100,7 @@ def _row(layout: RealtimeLayout, pieces: list[tuple[list[int], float]], clip: Cl
 
 def _text_row(layout: RealtimeLayout, tokenizer, vocabulary: list[str], rng: np.random.Generator) -> PretrainRow:
     """One to four tags, in half of the rows with up to four words, in one to three groups, each written
-    at a moment of its own. A group begins with or without a space, as layouts may write it."""
+    at a different time. A group begins with or without a space, because layouts write both."""
     tags = [f"[{BASE_TAGS[i]}]" for i in rng.permutation(len(BASE_TAGS))[: rng.integers(1, 5)]]
     words = [vocabulary[i] for i in rng.integers(len(vocabulary), size=rng.integers(0, 5))] if rng.random() < 0.5 else []
     items = [str(item) for item in rng.permutation(tags + words)]
@@ -174,7 +174,7 @@ def _losses(
             target[index, : len(each.acoustics)] = torch.from_numpy((each.acoustics - mean) / spread)
             mask[index, clock.left_pad_tokens : len(each.acoustics)] = True
     losses = {"text": text, "phonemes": text.new_zeros(()), "acoustics": text.new_zeros(())}
-    if bool(mask.any()):  # a batch may hold rows of text alone
+    if bool(mask.any()):  # a batch may consist of text-only rows
         named = heads.phonemes(audio.last_hidden_state).flatten(0, 1)
         losses["phonemes"] = nn.functional.cross_entropy(named, phonemes.flatten(), ignore_index=IGNORED)
         losses["acoustics"] = nn.functional.mse_loss(heads.acoustics(audio.pooler_output)[mask], target[mask])

@@ -19,7 +19,7 @@ from ..config.training import TinyBaseConfig
 from ..families.realtime.family import Realtime
 from ..families.realtime.model import RealtimeNetwork, network_of
 
-# Ids as in the published tokenizer, where they are known; "v13" asks for the rest.
+# Ids as in the published tokenizer, if known; "v13" requires the rest.
 _SPECIAL_TOKENS = {
     0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
     7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
@@ -51,7 +51,7 @@ def make(folder: Path, config: TinyBaseConfig) -> tuple[Realtime, RealtimeNetwor
 
 
 def write_processor(folder: Path, ranks: int) -> int:
-    """Write `tekken.json` and the feature extractor's file, loadable by AutoProcessor.
+    """Write `tekken.json` and the feature extractor's file, so that AutoProcessor can load them.
 
     `ranks`: how many entries of the shipped vocabulary to keep. Returns the vocabulary size.
     """

@@ -1,7 +1,7 @@
 """The Trainer's checkpoints on disk; readable without torch.
 
-The Trainer writes `trainer_state.json` last. A checkpoint is whole when that and every other file can be read to its end: a kill
-or a full disk in the middle leaves a file out, or cuts one short.
+The Trainer writes `trainer_state.json` last. A checkpoint is complete when that and every other file can be read to its end.
+After a kill or a full disk, a file is missing or cut short.
 """
 
 import json
@@ -14,7 +14,7 @@ _FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_stat
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """(the latest checkpoint that is whole, {a later one: what is wrong with it})."""
+    """(the latest complete checkpoint, {later checkpoint: its fault})."""
     faults: dict[Path, str] = {}
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         fault = fault_of(path)
@@ -30,7 +30,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """Which file is missing or cannot be read; None when the checkpoint is whole."""
+    """The fault: which file is missing or cannot be read; None when the checkpoint is complete."""
     for name in _FILES:
         paths = sorted(checkpoint.glob(name))
         if not paths:
@@ -46,14 +46,14 @@ def _is_whole(path: Path) -> bool:
         if path.suffix == ".json":
             return "log_history" in json.loads(path.read_text("utf-8"))
         if path.suffix == ".safetensors":
-            with safe_open(path, "np"):  # refuses a file that is shorter than its header says
+            with safe_open(path, "np"):  # raises if the file is shorter than its header says
                 return True
-        with zipfile.ZipFile(path) as file:  # what torch.save writes, with a checksum of each tensor
+        with zipfile.ZipFile(path) as file:  # the format of torch.save, with a checksum of each tensor
             return file.testzip() is None
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False
 
 
 def log_of(checkpoint: Path) -> list[dict]:
-    """What the Trainer logged up to a checkpoint: {step, loss} and {step, eval_loss}, among others."""
+    """The Trainer's log up to a checkpoint: {step, loss} and {step, eval_loss}, among others."""
     return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"]

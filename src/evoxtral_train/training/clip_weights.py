@@ -1,8 +1,8 @@
-"""How often a clip is drawn in an epoch.
+"""How often each clip is drawn in an epoch.
 
 Natural: once each. Square-root: with tags as classes, a class of n clips is drawn as if it had sqrt(n): a clip's
 weight is that of its rarest tag, 1 / sqrt(n) (Mahajan et al. 2018, section 2.2, for several labels to an image).
-Clips without tags are a class of their own, and `untagged_share` can give them any share of what is drawn: the
+Clips without tags are a class of their own, and `untagged_share` can give them any share of the draws: the
 replay of plain speech.
 """
 
@@ -17,8 +17,8 @@ from ..errors import UsageError
 
 
 def clip_weights(tags: Sequence[Sequence[str]], kind: str, untagged_share: float | None) -> np.ndarray | None:
-    """How often each clip is drawn in an epoch, on average: float64 [clips] that sum to their number; None when every
-    clip is drawn once. Raises UsageError when a share is asked for that no clip can fill.
+    """How often each clip is drawn in an epoch, on average: float64 [clips] that sum to the number of clips;
+    None if every clip is drawn once. Raises UsageError for a share that no clip can fill.
 
     >>> clip_weights([["laughs"], ["laughs"], ["laughs"], ["laughs"], ["gasps"], []], "square_root", 0.25)
     array([0.75, 0.75, 0.75, 0.75, 1.5 , 1.5 ])
@@ -36,15 +36,15 @@ def clip_weights(tags: Sequence[Sequence[str]], kind: str, untagged_share: float
         for group, share in ((plain, untagged_share), (~plain, 1 - untagged_share)):
             if share and not group.any():
                 what = "without" if group is plain else "with"
-                raise UsageError(f"no clip {what} tags is there to be drawn", where="train.untagged_share", fix="set it to null")
+                raise UsageError(f"no clip {what} tags is available", where="train.untagged_share", fix="set it to null")
             weights[group] *= share / weights[group].sum() if group.any() else 0.0
     return weights / weights.sum() * len(weights)
 
 
 def draw(weights: np.ndarray, position: float) -> list[int]:
-    """One epoch, in order of the clips: each stands in it as often as its weight says, rounded up or down.
+    """One epoch, in order of the clips: each occurs as often as its weight, rounded up or down.
 
-    `position` in [0, 1) decides which are rounded up (systematic sampling: no other has less variance).
+    `position` in [0, 1) decides which are rounded up (systematic sampling, which has the least variance).
 
     >>> draw(np.array([0.5, 1.5, 1.0]), position=0.25)
     [0, 1, 2]

@@ -1,8 +1,8 @@
 """Packed rows as training rows: laid out, cut after the last label, in the order of `StepSampler`.
 
-A row is cut after its last label: the model is causal, so what follows cannot change the loss. Of a 237-token row the published
-layout needs about 50. The rest of the padding is the batch's own (`Network.collate`). With an audio cache, `audio_embeds` take
-the place of the mel.
+A row is cut after its last label: the model is causal, so later positions cannot change the loss. Of a 237-token row the
+published layout needs about 50. Further padding is added per batch (`Network.collate`). With an audio cache, rows have
+`audio_embeds` instead of the mel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ from .clip_weights import draw
 
 @dataclass(frozen=True)
 class Target:
-    """What the model learns to write for the clip at `index` of the split."""
+    """The target for the clip at `index` of the split."""
 
     index: int
     target_ids: list[int]
 
 
 class TrainingSet(Dataset):
-    """Rows of a packed split, with its own targets or with others (RAFT); read when they are asked for. Raises EvoxtralError
+    """Rows of a packed split, with its own targets or with others (RAFT); read on access. Raises EvoxtralError
     for a row whose features are not finite.
 
     `pad_weight`: the loss weight of `Layout.filler_id`.
@@ -45,7 +45,7 @@ class TrainingSet(Dataset):
         pad_weight: float = 1.0,
         augmenter: Augmenter | None = None,
     ):
-        assert augmenter is None or (targets is None and cache is None), "changed audio is not what was cached or sampled from"
+        assert augmenter is None or (targets is None and cache is None), "the cache and other targets do not fit changed audio"
         self._split, self._cache, self._pad_weight = split, cache, pad_weight
         self._targets, self._augmenter, self._epoch = targets, augmenter, 0
         learned = split.target_tokens if targets is None else [len(target.target_ids) for target in targets]
@@ -57,7 +57,7 @@ class TrainingSet(Dataset):
         self._epoch = epoch
 
     def tags(self) -> list[list[str]]:
-        """The tags of each row's clip, as its transcript has them."""
+        """The tags of each row's clip, from its transcript."""
         examples = self._split.examples
         if self._targets is None:
             return [find_tags(example.text) for example in examples]
@@ -109,13 +109,13 @@ class TrainingSet(Dataset):
 
 
 class StepSampler(Sampler[int]):
-    """A new order every epoch; within the rows of one optimizer step the longest come first, so that rows of
-    similar length share a padded batch. The step's gradient is a sum over its rows: it stays the same.
+    """A new order every epoch; within the rows of one optimizer step the longest come first, so rows of
+    similar length share a padded batch. The step's gradient is a sum over its rows, so it stays the same.
 
         lengths 5 3 9 4 9 3 5 8, 4 rows to a step   a random order   5 9 3 8 | 4 9 3 5
-        what is trained on, 2 rows to a batch                        9 8, 5 3 | 9 5, 4 3
+        batches of 2 rows, longest first                             9 8, 5 3 | 9 5, 4 3
 
-    `weights`: how often each row is drawn in an epoch; None: once. `on_epoch` is told of each epoch before it begins.
+    `weights`: how often each row is drawn in an epoch; None: once. `on_epoch` is called with each epoch before it begins.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class StepSampler(Sampler[int]):
         self._weights, self._on_epoch = weights, on_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer says which epoch it is, also after a resume."""
+        """Called by the Trainer with the current epoch, also after a resume."""
         self._epoch = epoch
         self._on_epoch(epoch)
 

@@ -1,4 +1,4 @@
-"""The one wiring of `transformers.Trainer`: SFT and SFT-on-curated both use it."""
+"""The only place that sets up `transformers.Trainer`: SFT and SFT on curated rows both use it."""
 
 import math
 import sys
@@ -30,8 +30,8 @@ def train_and_save(
     work: Work, config: SftConfig | RaftConfig, network: Network, cache: CachedAudio | None, train: TrainingSet,
     validation: TrainingSet | None = None,
 ) -> dict:  # fmt: skip
-    """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: what `train` reads its audio
-    from; with one the audio path is freed. Raises EvoxtralError when a weight is not finite."""
+    """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: the source of
+    the audio of `train`; with a cache the audio path is freed. Raises EvoxtralError when a weight is not finite."""
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
@@ -66,13 +66,13 @@ def train_adapter(
     network: Network, train: TrainingSet, validation: TrainingSet | None, config: Train,
     folder: Path, resume: bool, tracker: Tracker,
 ) -> dict:  # fmt: skip
-    """Train the adapter in place; with a validation set the best checkpoint by its loss is kept.
+    """Train the adapter in place; with a validation set, the checkpoint with the lowest validation loss is kept.
 
-    Checkpoints go to `folder`; `resume` continues from the last whole one. An optimizer step sees
+    Checkpoints go to `folder`; `resume` continues from the last complete one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
     runs out of memory the batch is made smaller and the accumulation larger, and training continues from
     the last checkpoint. Returns the measures. Raises EvoxtralError as soon as the loss, the gradients or the weights
-    are not finite; the checkpoints before that stay.
+    are not finite; earlier checkpoints stay.
     """
     batch, accumulation = micro_batches(config, config.batch_size)
     even = config.sampling == "natural" and config.untagged_share is None
@@ -98,7 +98,7 @@ def train_adapter(
             output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             break
         except torch.OutOfMemoryError:
-            if processes.count() > 1:  # the others wait for this one's gradients and cannot change their batch with it
+            if processes.count() > 1:  # the others wait for this process's gradients and cannot change their batch size with it
                 raise EvoxtralError(
                     f"out of memory with {batch} rows at once on one of {processes.count()} processes",
                     fix="lower train.batch_size and raise train.gradient_accumulation by as much, then resume with --resume",
@@ -108,10 +108,10 @@ def train_adapter(
         smaller, accumulation = micro_batches(config, batch - 1) if batch > 1 else (None, None)
         batch, resume = shrink(batch, smaller, "rows"), True
         model.zero_grad(set_to_none=True)
-        with torch.no_grad():  # where there is a checkpoint, it takes their place
+        with torch.no_grad():  # a checkpoint, if there is one, replaces them
             for name, each in trained.items():
                 each.copy_(beginning[name])
-    # The Trainer's own mean leaves out the steps before a resume; its log does not.
+    # The Trainer's own mean omits the steps before a resume; its log does not.
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     measures = {
         "steps": trainer.state.global_step,
@@ -129,7 +129,7 @@ def train_adapter(
 
 
 def micro_batches(config: Train, largest: int) -> tuple[int, int]:
-    """(rows at a time, how many times) on each process, so that together they make the config's optimizer
+    """(batch size, accumulation steps) of each process, so that together they make the config's optimizer
     step: 2 × 8 on two processes is 2 × 4 on each. Raises UsageError when the rows cannot be shared."""
     rows = config.batch_size * config.gradient_accumulation
     if rows % processes.count():
@@ -184,10 +184,10 @@ def _arguments(
         remove_unused_columns=False,  # or the mel is dropped
         label_names=["labels"],
         logging_steps=1,
-        logging_nan_inf_filter=False,  # or a loss of NaN is logged as that of the steps before
+        logging_nan_inf_filter=False,  # or a NaN loss is logged as the loss of earlier steps
         bf16=stock_dtype(network.model) == torch.bfloat16,
         use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=False,  # every LoRA weight takes part in every step
+        ddp_find_unused_parameters=False,  # every LoRA weight is used in every step
         seed=config.seed,
         report_to=[],
         disable_tqdm=True,
@@ -200,7 +200,7 @@ def _arguments(
                 where="model.device",
                 fix="set it to auto, and choose the GPU with CUDA_VISIBLE_DEVICES",
             )
-        arguments._n_gpu = 1  # one GPU per process: with more in sight, Trainer would take them all by DataParallel
+        arguments._n_gpu = 1  # one GPU per process: if it saw more, Trainer would use all of them through DataParallel
     return arguments
 
 
@@ -210,15 +210,15 @@ def stock_dtype(model) -> torch.dtype:
 
 
 class _Trainer(Trainer):
-    """Transformers' own, with the order of `StepSampler`, and with a validation loss that is the mean over all
-    learned tokens (theirs is a mean over batches, which changes with the batch size)."""
+    """Transformers' Trainer with the order of `StepSampler`, and with a validation loss that is the mean over all
+    learned tokens (Transformers takes the mean over batches, which changes with the batch size)."""
 
     weights: np.ndarray | None = None  # of the training rows
     keep_checkpoints: int
-    remedy: str  # for weights that are not finite
+    remedy: str  # advice in case of weights that are not finite
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Weights that are not finite are not saved, and an old checkpoint is removed only when the new one is whole
+        """Weights that are not finite are not saved, and an old checkpoint is removed only when the new one is complete
         (Transformers removes it first)."""
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
@@ -234,7 +234,7 @@ class _Trainer(Trainer):
         return StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """What the labels of an optimizer step count together, on all processes."""
+        """The sum of the label weights of an optimizer step, on all processes."""
         if not batch_samples or "label_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
@@ -250,7 +250,7 @@ class _Trainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Progress, tracking, an evaluation and a checkpoint at the very end, and the end as soon as a number is not finite."""
+    """Progress, tracking, an evaluation and a checkpoint at the very end, and an error as soon as a number is not finite."""
 
     def __init__(self, tracker: Tracker, steps: int, remedy: str):
         self._tracker, self._bar, self._remedy = tracker, Progress("training", steps, "steps"), remedy

@@ -1,4 +1,4 @@
-"""The model's clock: which token stands where, in numbers read from the processor.
+"""The model's clock: the position of each token, from numbers read from the processor.
 
 At position i the decoder has heard audio tokens 0..i and predicts token i+1. The audio begins
 with `left_pad_tokens` of silence, so token j is written when (j - left_pad_tokens) × 80 ms of

@@ -1,7 +1,7 @@
-"""When words and tags were written: from the positions of its tokens back to seconds of the clip.
+"""When words and tags were written: from token positions back to seconds of the clip.
 
-Token j is written when j − `left_pad_tokens` audio tokens of the clip have been heard. An `aligned` target
-has a [STREAMING_WORD] first, `delay_tokens` after what it speaks of has been heard.
+Token j is written when j − `left_pad_tokens` audio tokens of the clip have been heard. In an `aligned` target,
+a [STREAMING_WORD] comes before each word or tag, `delay_tokens` after the word or tag has been heard.
 """
 
 from ...text.tags import find_tags
@@ -10,8 +10,8 @@ from .clock import Clock
 
 
 def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[dict]:
-    """[{tag, at_s, written_s}] in order. `at_s`: the place in the clip that the tag speaks of, its [STREAMING_WORD]
-    less the delay. `written_s`: how much of the clip had been heard when its closing bracket was written."""
+    """[{tag, at_s, written_s}] in order. `at_s`: the time in the clip that the tag refers to, its [STREAMING_WORD]
+    minus the delay. `written_s`: how much of the clip had been heard when its closing bracket was written."""
     tags, group, begun = [], [], prompt_tokens
     for position, token in enumerate(token_ids, start=prompt_tokens):
         if token in (clock.streaming_pad_id, clock.streaming_word_id):
@@ -28,7 +28,7 @@ def written_tags(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[in
 
 
 def written_words(clock: Clock, tokenizer, prompt_tokens: int, token_ids: list[int]) -> list[tuple[str, float]]:
-    """(word, the second of the clip at which it had been heard): its [STREAMING_WORD] less the delay."""
+    """(word, time in seconds at which it had been heard): its [STREAMING_WORD] minus the delay."""
     words, group, begun = [], [], prompt_tokens
     for position, token in enumerate([*token_ids, clock.streaming_pad_id], start=prompt_tokens):
         if token not in (clock.streaming_pad_id, clock.streaming_word_id):

@@ -1,7 +1,7 @@
 """Voxtral Realtime: it hears 80 ms of audio at every position of a row, and writes while it listens.
 
-Its features are log-mel frames on the model's clock, by the checkpoint's own feature extractor. A clip is padded as the stock
-processor pads it: 32 tokens of silence on the left, 17 and more on the right, after the pre-padding to 240,480 samples. That is
+Its features are log-mel frames on the model's clock, from the checkpoint's own feature extractor. A clip is padded as the stock
+processor pads it: 32 tokens of silence on the left, at least 17 on the right, after the pre-padding to 240,480 samples. That is
 1,895 mel frames, not a multiple of 8, so log-mel silence pads it further to a whole number of audio tokens (237).
 """
 
@@ -50,8 +50,8 @@ class Realtime(Family):
         """Mono float32 `samples` at 16 kHz -> float32 [128, 8 × tokens], the clip after the left padding.
 
         Equal to `processor(pre-padded clip).input_features` at the stock row length (a test); longer rows continue in silence.
-        Only the frames that can hear the clip are computed: the log-mel of digital silence is a constant. Raises ValueError
-        when the clip is longer than the row, RowError when a frame is not finite, as for samples near the largest float.
+        Only the frames that can overlap the clip are computed: the log-mel of digital silence is a constant. Raises ValueError
+        when the clip is longer than the row, RowError when a frame is not finite, for example for samples near the largest float.
         """
         margin = np.zeros(_MARGIN_FRAMES * HOP_SAMPLES, np.float32)
         tail = np.zeros(-len(samples) % HOP_SAMPLES, np.float32)
@@ -109,7 +109,7 @@ class Realtime(Family):
 
 def pad_mel(mel: np.ndarray, frames: int) -> np.ndarray:
     """[128, n] -> [128, frames], filled with silence on the right. Raises ValueError when n > frames
-    or `frames` is not a multiple of 8: the encoder's reshape would fail, or broadcast in silence."""
+    or `frames` is not a multiple of 8: the encoder's reshape would fail, or broadcast silently."""
     if frames % FRAMES_PER_TOKEN:
         raise ValueError(f"{frames} mel frames are not a multiple of {FRAMES_PER_TOKEN}")
     if mel.shape[0] != MEL_BINS or mel.shape[1] > frames:

@@ -1,7 +1,7 @@
 """Where on the 80 ms clock a target is written: one builder for training rows and prompts.
 
 A row has `row_tokens` positions. Its first `prompt_tokens` ids are known beforehand (BOS and streaming pads); the target and EOS
-follow; `<pad>` fills the rest. Labels stand under the target and EOS alone, -100 elsewhere (transformers shifts labels itself).
+follow; `<pad>` fills the rest. Only the target and EOS have labels; all others are -100 (transformers shifts labels itself).
 
 Worked example, with left_pad_tokens = 2, delay_tokens = 1 (the real ones are 32 and 6), a clip of 3 audio tokens, target ids
 [70, 71], BOS 1, EOS 2, pad 11, streaming pad P = 32, streaming word W = 33:
@@ -28,7 +28,7 @@ FAMILY = "voxtral_realtime"
 
 @dataclass(frozen=True)
 class RealtimeLayout(Layout):
-    """What the three layouts share."""
+    """The common part of the three layouts."""
 
     clock: Clock
     room_tokens: int
@@ -70,7 +70,7 @@ class RealtimeLayout(Layout):
 
     @abstractmethod
     def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
-        """The same in audio tokens; less than the clip already has where there is no room to spare."""
+        """The same in audio tokens; less than the clip already has if there is no spare room."""
 
     def record(self) -> dict:
         return {"family": FAMILY, "layout": self.name, "room_tokens": self.room_tokens, "clock": asdict(self.clock)}
@@ -107,16 +107,16 @@ class Deferred(RealtimeLayout):
         return self.clock.written_at(clip.utterance_tokens)
 
     def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
-        """The clip may take what the target leaves."""
+        """The clip may take the room that the target leaves."""
         return clip.row_tokens - self.clock.written_at(0) - target_tokens - 1
 
 
 class Aligned(RealtimeLayout):
     """The base model's own form: each word or tag when it has been heard plus the delay (arXiv 2602.11298, section 3.1).
 
-    One token per 80 ms: `[STREAMING_PAD]` while there is nothing to say; pieces that are due by then share one
-    `[STREAMING_WORD]` and follow it. EOS follows the last piece, not before the end of the utterance. The room is counted from
-    there, although writing begins while the clip is heard.
+    One token per 80 ms: `[STREAMING_PAD]` while there is nothing to write; pieces that are due by then share one
+    `[STREAMING_WORD]` and follow it. EOS follows the last piece, never before the end of the utterance. The room is counted
+    from the end of the utterance, although writing begins earlier.
     """
 
     name = "aligned"
@@ -131,12 +131,12 @@ class Aligned(RealtimeLayout):
         return self.clock.prompt_tokens
 
     def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
-        """`heard` in order of time. Pads, words and tags, one token for each 80 ms."""
+        """`heard` sorted by time. Pads, words and tags, one token for each 80 ms."""
         clock = self.clock
         due = [(clock.written_at(-(-round(end_s * 1000) // round(TOKEN_S * 1000))), ids) for ids, end_s in heard]
         start, end = self.prompt_tokens(clip), clock.written_at(clip.utterance_tokens)
         written: list[int] = []
-        first = 0  # of the pieces that are not written yet
+        first = 0  # piece that is not yet written
         while first < len(due) or start + len(written) < end:
             stop = first
             while stop < len(due) and due[stop][0] <= start + len(written):
@@ -154,7 +154,7 @@ class Aligned(RealtimeLayout):
         return written
 
     def _longest_tokens(self, clip: ClipSize, target_tokens: int) -> int:
-        """The words move along, and after the last of them stand at most as many tokens as do now."""
+        """The words move with the audio; at most as many tokens follow the last word as do now."""
         return clip.utterance_tokens + clip.row_tokens - self.prompt_tokens(clip) - target_tokens - 1
 
     def retimed(self, target_ids: list[int], heard: TimedPieces, factor: float, clip: ClipSize) -> list[int]:

@@ -1,7 +1,7 @@
 """Voxtral Realtime's model, in two halves that run one after the other.
 
 The stock forward adds the projected audio to the token embeddings and runs the language model on the sum. `audio_embeddings` and
-`hidden` are those two steps, so that a clip is encoded once; a test holds them equal to the stock forward.
+`hidden` are those two steps, so that a clip is encoded once; a test checks that they equal the stock forward.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from .clock import Clock
 
 
 class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForConditionalGeneration):
-    """The stock class with one more input: `audio_embeds` in place of `input_features`.
+    """The stock class with one more input: `audio_embeds` instead of `input_features`.
 
-    The stock forward refuses to run without audio. Given the projected audio [B, T, hidden], this one runs the language model
-    alone, and `lm_head` only where labels stand: the same loss, without T × 131,072 logits. `label_weights` [B, T]: what each
-    label counts in the loss. With neither it is the stock forward. Same weights, same names: an adapter trained here loads into
-    the stock class.
+    The stock forward refuses to run without audio. Given the projected audio [B, T, hidden], this one runs only the
+    language model, and `lm_head` only at labels: the same loss, without T × 131,072 logits. `label_weights` [B, T]: the weight
+    of each label in the loss. With neither it is the stock forward. Weights and names are the same, so an adapter trained here
+    loads into the stock class.
     """
 
     def forward(
@@ -51,7 +51,7 @@ class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForCondi
 
 
 class RealtimeNetwork(Network):
-    """`delay_tokens`: how long the model waits before it writes what it heard; it conditions every layer."""
+    """`delay_tokens`: how long the model waits between hearing and writing; it conditions every layer."""
 
     def __init__(self, model, delay_tokens: int, eos_id: int | None = None, pad_id: int | None = None):
         super().__init__(model, eos_id, pad_id)
@@ -72,14 +72,14 @@ class RealtimeNetwork(Network):
         inner.audio_tower = inner.multi_modal_projector = None
 
     def checkpoint_language_model(self) -> None:
-        """Non-reentrant. Enabled on the whole model it would install a hook that makes the embeddings a leaf which the stock
-        forward then adds to in place, and crash."""
+        """Non-reentrant. Enabled on the whole model, it would crash: its hook makes the embeddings a leaf, which the stock
+        forward then adds to in place."""
         language_model = self.stock.model.language_model
         language_model.activation_checkpointing_enable({"use_reentrant": False})
         language_model.disable_input_require_grads()
 
     def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
-        """mel [B, 128, 8 × T] -> [B, T, hidden]. Causal: the first t depend on no later frame."""
+        """mel [B, 128, 8 × T] -> [B, T, hidden]. Causal: the first t embeddings do not depend on later frames."""
         inner = self.stock
         weight = inner.model.multi_modal_projector.linear_1.weight
         return inner.get_audio_features(mel.to(weight.device, weight.dtype), return_dict=True).pooler_output
@@ -102,7 +102,7 @@ class RealtimeNetwork(Network):
         return outputs.last_hidden_state
 
     def collate(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict:
-        """Ids are padded with `<pad>`, labels with -100, mel with log-mel silence. No attention mask is needed: padding stands
+        """Ids are padded with `<pad>`, labels with -100, mel with log-mel silence. No attention mask is needed: padding comes
         after everything that is scored.
 
             rows of 5 and 3 tokens   ids     1 P P 70 2      labels  . . . 70 2      mel [128, 40]

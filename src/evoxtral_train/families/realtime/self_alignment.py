@@ -1,15 +1,15 @@
-"""Times for a transcript from what the base model wrote while it listened.
+"""Times for a transcript, from the words that the base model wrote while it listened.
 
-The base writes each word when it has been heard. Its words are laid beside the transcript's by edit
-distance; a word of the transcript takes the time of the word that stands opposite, one without
-an opposite lies between its neighbours.
+The base writes each word when it has been heard. Its words are aligned with the transcript's by edit
+distance. A word of the transcript takes the time of the word that it is aligned with; an unaligned
+word lies between its neighbours.
 
     transcript   i  [sighs]  told  you.  [angry]  go  away.   heard   i 0.4   sold 1.3   you 1.6   go 2.0   away 2.4
     words        i 0.4   told 1.3   you. 1.6   go 2.0   away. 2.4
     events       sighs 0.4–1.3   angry 1.6–2.4
 
-A sound or a pause lies between the word before it and the word after. Every other tag says how something is
-said, and takes the words up to the end of the sentence or to the next such tag: a manner is not heard in its first word.
+A sound or a pause lies between the word before it and the word after. Every other tag describes how
+something is said. It covers the words up to the end of the sentence or to the next such tag: one word does not show a manner.
 """
 
 import re
@@ -25,7 +25,7 @@ _SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*$")
 
 
 def align(text: str, heard: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
-    """`text`: a tagged transcript. `heard`: the base's words with the second at which each had been heard."""
+    """`text`: a tagged transcript. `heard`: the base's words, each with the time in seconds at which it had been heard."""
     words, tags = [], []
     for piece in parse(text):
         if piece.kind == "tag":
@@ -45,7 +45,7 @@ def align(text: str, heard: list[tuple[str, float]], duration_s: float, taxonomy
 
 
 def _last_word(words: list[str], place: int, places: list[int]) -> int:
-    """The last word that a tag before word `place` speaks of; len(words) when none follows it."""
+    """The last word that a tag before word `place` applies to; len(words) when none follows it."""
     until = min([other for other in places if other > place], default=len(words))
     for index in range(place, until):
         if _SENTENCE_END.search(words[index]):

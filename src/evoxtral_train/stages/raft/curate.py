@@ -1,4 +1,4 @@
-"""`evoxtral raft curate`: the best candidate per clip, without the lowest share of clips. Needs no torch."""
+"""`evoxtral raft curate`: the best candidate per clip, without the share of clips with the lowest rewards. Needs no torch."""
 
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
@@ -69,7 +69,7 @@ def run(round_: RaftRound, options: Options) -> Report:
 
 
 class _References(Mapping):
-    """clip -> its packed target, read when it is needed."""
+    """clip -> its packed target, read on access."""
 
     def __init__(self, split: PackedSplit):
         self._split = split

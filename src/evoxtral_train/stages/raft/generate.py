@@ -27,7 +27,7 @@ from ..plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
 from ..report import Report
 from .rounds import RaftRound
 
-_SAMPLED_FILE, _GREEDY_FILE = "candidates", "greedy"  # <name>.jsonl; until it is whole, <name>.part-<process>.jsonl
+_SAMPLED_FILE, _GREEDY_FILE = "candidates", "greedy"  # <name>.jsonl; until it is complete, <name>.part-<process>.jsonl
 
 
 def run(round_: RaftRound, options: Options) -> Report:
@@ -41,13 +41,13 @@ def run(round_: RaftRound, options: Options) -> Report:
     split, base = inputs.split, inputs.base
     facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
     with job.shared(inputs.fingerprints, inputs.sources) as work:
-        # 2. The model and what it hears.
+        # 2. The model and its audio.
         network = load_adapter(base.family.load(config.model.dtype), inputs.adapter)
         audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
         # 3. The candidates.
         decoding = _decoding(config.generate)
         _generate(work.path, _SAMPLED_FILE, decoding, base, split, network, audio, config.generate.seed)
-        if config.generate.greedy:  # the reward that curation has to beat
+        if config.generate.greedy:  # its reward is the one that curation has to beat
             greedy = replace(decoding, candidates=1, sampling=Sampling())
             _generate(work.path, _GREEDY_FILE, greedy, base, split, network, audio, config.generate.seed)
         metrics = processes.first(lambda: _join_parts(work, config.generate, split))
@@ -86,8 +86,8 @@ def _decoding(settings: Generate) -> Decoding:
 def _generate(
     folder: Path, name: str, decoding: Decoding, base: Base, split: PackedSplit, network: Network, audio: AudioSource, seed: int
 ) -> None:
-    """Decode the clips that an earlier, unfinished run has not, shared out over the processes. Each batch is on disk before the
-    next one is decoded."""
+    """Decode the clips that an earlier, unfinished run has not decoded, shared among the processes. Each batch is on disk
+    before the next one is decoded."""
     done = processes.first(lambda: _CandidateIndex.find(folder, name, split, decoding.candidates).clips())
     requests = processes.share(request for request in requests_of(split) if not done[request.index])
     path = folder / f"{name}.part-{processes.rank()}.jsonl"
@@ -101,14 +101,14 @@ def _generate(
 
 
 class _CandidateIndex:
-    """Where each candidate stands in the files of all processes; no candidate is held in memory."""
+    """The position of each candidate in the files of all processes; no candidate is kept in memory."""
 
     def __init__(self, paths: list[Path], places: np.ndarray):
         self._paths, self._places = paths, places  # places [clips, candidates]: byte × files + file; -1: not written yet
 
     @classmethod
     def find(cls, folder: Path, name: str, split: PackedSplit, candidates: int) -> "_CandidateIndex":
-        """Reads the parts, and what is joined already; drops a line that a kill cut short."""
+        """Reads the parts and the joined file; drops a line that a kill cut short."""
         paths = sorted(folder.glob(f"{name}*.jsonl"))
         places = np.full((len(split), candidates), -1, np.int64)
         for number, path in enumerate(paths):
@@ -122,7 +122,7 @@ class _CandidateIndex:
         return cls(paths, places)
 
     def clips(self) -> np.ndarray:
-        """bool [clips]: which have all their candidates; a killed process may have left a clip with fewer."""
+        """bool [clips]: whether a clip has all its candidates; a killed process may have left fewer."""
         return (self._places >= 0).all(axis=1)
 
     def count(self) -> int:
@@ -139,7 +139,7 @@ class _CandidateIndex:
 
 
 def _join_parts(work: Work, settings: Generate, split: PackedSplit) -> dict:
-    """Join the parts, in order, and count. They are removed last: a kill before that loses nothing."""
+    """Join the parts in order and count the candidates. The parts are removed last: a kill before that loses nothing."""
     ended, tokens = 0, 0
     for name, candidates in ((_SAMPLED_FILE, settings.candidates), *([(_GREEDY_FILE, 1)] if settings.greedy else [])):
         index = _CandidateIndex.find(work.path, name, split, candidates)

@@ -14,8 +14,8 @@ from .rounds import RaftRound
 
 
 def run(round_: RaftRound, options: Options) -> Report:
-    """Writes `pairs/pairs.jsonl`. A clip whose rewards are no further apart than `pairs.min_gap` gives no pair."""
-    # 1. What it reads, and how far apart its rewards are.
+    """Writes `pairs/pairs.jsonl`. A clip gives no pair if its rewards differ by no more than `pairs.min_gap`."""
+    # 1. What it reads, and the gaps between rewards.
     inputs = round_.require_scores()
     split = round_.require_split()
     config, clips, gaps = round_.config, 0, array("d")
@@ -26,7 +26,7 @@ def run(round_: RaftRound, options: Options) -> Report:
             gaps.append(gap)
     if not gaps:
         fix = "lower it, or raise generate.temperature"
-        raise UsageError("no clip has two candidates that far apart", where="pairs.min_gap", fix=fix)
+        raise UsageError("no clip has two candidates whose rewards differ by that much", where="pairs.min_gap", fix=fix)
     # 2. The plan.
     job = round_.job("pairs", options)
     facts = {
@@ -37,7 +37,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     if options.dry_run:
         job.check(inputs)
         return Report("plan: raft pairs", facts)
-    open_base_of(split, config.model)  # refuses a dataset of another base
+    open_base_of(split, config.model)  # raises if the dataset was packed for another base
     # 3. The pairs.
     with job.opened(inputs, [round_.scores, round_.candidates, config.dataset]) as work:
         ends = (best_and_worst(clip) for clip in round_.scored_clips())

@@ -1,8 +1,8 @@
-"""A round of RAFT: where it keeps its runs, which config it goes by, and what each step requires of the steps before it.
+"""A round of RAFT: the folders of its runs, its config, and the earlier results that each step requires.
 
 output/round-1/candidates  scores  curated  train  pairs
 output/round-2/…            from the adapter of round 1
-output/gate/round-0 …       evaluations on the gate's split: before the first round, after each (`raft run`)
+output/gate/round-0 …       evaluations on the gate's split: before the first round and after each (`raft run`)
 output/result               the adapter of the best round (`raft run`)
 """
 
@@ -26,20 +26,20 @@ _SECTIONS = {
     "curate": ("curate",),
     "train": ("dataset", "split", "model", "adapter", "train"),
     "pairs": ("dataset", "split", "pairs"),
-}  # of the config, that a step's result depends on: changing `train` leaves the candidates valid
+}  # sections of the config that a step's result depends on: changing `train` leaves the candidates valid
 
 
 @dataclass(frozen=True)
 class RaftRound:
-    """`number`: counted from 1. `config`: the whole config, with this round's sampling, seeds and adapter to start from."""
+    """`number`: counted from 1. `config`: the whole config, with this round's sampling, seeds and starting adapter."""
 
     number: int
     config: RaftConfig
 
     @classmethod
     def of(cls, config: RaftConfig, number: int) -> "RaftRound":
-        """It starts from the adapter of the round before. Its seeds are its own, so that it does not draw what the round before
-        drew. Raises UsageError when the config has no such round."""
+        """It starts from the adapter of the previous round. It has its own seeds, so it does not repeat the samples of the
+        previous round. Raises UsageError when the config has no such round."""
         if not 1 <= number <= len(config.rounds):
             raise UsageError(f"there is no round {number}: the config has {len(config.rounds)}", where="rounds")
         sampling = config.rounds[number - 1].model_dump(exclude_none=True) | {"seed": config.generate.seed + number - 1}
@@ -56,7 +56,7 @@ class RaftRound:
         return self.config.output / f"round-{self.number}"
 
     def folder(self, step: str) -> Path:
-        """Where the run of a step lies; `step` as in `evoxtral raft <step>`."""
+        """The folder of a step's run; `step` as in `evoxtral raft <step>`."""
         return self.output / _FOLDERS[step]
 
     @property
@@ -83,20 +83,20 @@ class RaftRound:
         return Job(f"raft {step}", self.folder(step), self.settings(step), self.config, options)
 
     def require_candidates(self) -> dict[str, str]:
-        """Their fingerprint, as an input of a later step. Raises UsageError when they are not generated yet."""
+        """Their fingerprint, as an input of a later step. Raises UsageError if they are not generated yet."""
         return {"candidates": self._require("generate")}
 
     def require_scores(self) -> dict[str, str]:
-        """The fingerprints of candidates and scores. Raises UsageError unless the scores are of these candidates, by the rule
-        that the config has now."""
+        """The fingerprints of candidates and scores. Raises UsageError unless the scores are of these candidates, under the
+        current rule of the config."""
         return self._require_made_from_candidates("score")
 
     def require_curated(self) -> dict[str, str]:
-        """As `require_scores`, for the curated rows."""
+        """Like `require_scores`, for the curated rows."""
         return self._require_made_from_candidates("curate")
 
     def require_split(self) -> PackedSplit:
-        """The clips that the candidates are of. Raises UsageError when the dataset is another now."""
+        """The clips of the candidates. Raises UsageError when the dataset has changed."""
         split = PackedSplit(self.config.dataset, self.config.split)
         require_same_input(self.candidates, "dataset", split.fingerprint, str(self.config.dataset))
         return split

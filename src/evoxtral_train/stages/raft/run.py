@@ -1,7 +1,7 @@
-"""`evoxtral raft run`: rounds of generate, score, curate and train, each from the adapter of the round before.
+"""`evoxtral raft run`: rounds of generate, score, curate and train, each from the adapter of the previous round.
 
 A gate measures the adapter on held-out clips before the first round and after each. The result is the adapter of the
-best round; after `gate.patience` rounds in a row that gain nothing over it, the run ends. All files stay.
+best round. The run ends after `gate.patience` rounds in a row without a gain over the best. All files stay.
 """
 
 import shutil
@@ -33,12 +33,12 @@ from . import curate, generate, score, train
 from .rounds import RaftRound
 
 _STEPS = {"generate": generate, "score": score, "curate": curate, "train": train}
-_BY_RULE = ("score", "curate")  # of several processes the first does these
+_BY_RULE = ("score", "curate")  # only the first process runs these
 
 
 def run(config: RaftConfig, options: Options) -> Report:
-    """Writes `round-1/ …`, `gate/` and `result/` (an adapter, and a row per round in `metrics.json`). With `--resume`, finished
-    steps are skipped if their settings are still the same; a finished run continues when rounds were added."""
+    """Writes `round-1/ …`, `gate/` and `result/` (an adapter, and one row per round in `metrics.json`). With `--resume`, finished
+    steps are skipped if their settings are still the same; a finished run continues if rounds were added."""
     if options.dry_run:
         return plan(config, options)
     # 1. What it reads.
@@ -49,7 +49,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     with _job(config, options).shared(inputs.fingerprints) as work:
         if options.overwrite:
             processes.first(lambda: _remove_rounds(config.output))
-        # 2. The rounds, and the adapter of the best.
+        # 2. The rounds, and the adapter of the best round.
         rounds, kept, end = _rounds(config, options, work.tracker)
         best = find_adapter(RaftRound.of(config, kept).folder("train")) if kept else inputs.adapter
         metrics = {"rounds": rounds, "kept_round": kept, "ended": end, "seconds": work.seconds()}
@@ -88,7 +88,7 @@ def _result(config: RaftConfig) -> Path:
 def _check(config: RaftConfig) -> None:
     if config.adapter.resolve().is_relative_to(config.output.resolve()):
         raise UsageError(
-            f"the adapter to start from lies in the output {config.output}, which --overwrite would remove",
+            f"the starting adapter is inside the output {config.output}, which --overwrite would remove",
             where="adapter",
             fix="choose another `output`",
         )
@@ -101,7 +101,7 @@ def _check(config: RaftConfig) -> None:
 
 
 def _job(config: RaftConfig, options: Options) -> Job:
-    """A finished run to which rounds were added replaces its `result` alone: the rounds stay."""
+    """If rounds were added to a finished run, only its `result` is replaced: the rounds stay."""
     settings, path = config.model_dump(mode="json"), _result(config)
     if options.resume and is_complete(path) and _adds_rounds(read_record(path / "config.yaml"), settings):
         options = Options(overwrite=True)
@@ -109,7 +109,7 @@ def _job(config: RaftConfig, options: Options) -> Job:
 
 
 def _remove_rounds(output: Path) -> None:
-    """An earlier call may have had more rounds. Only runs are removed, nothing else that lies there."""
+    """An earlier call may have had more rounds. Only runs are removed, no other files."""
     steps = ("candidates", "scores", "curated", "train", "pairs")
     for record in sorted(output.glob("round-*/*/run.json")):
         if record.parent.name.removesuffix(".partial") in steps:
@@ -125,7 +125,7 @@ def _adds_rounds(earlier: dict, settings: dict) -> bool:
 
 
 def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[list[dict], int, str]:
-    """(a row per round, the start being round 0; the best round; why it ended)."""
+    """(one row per round, with the start as round 0; the best round; the reason why the run ended)."""
     rounds, kept = [{"round": 0, "gate": _measure(config, 0, config.adapter)}], 0
     for number in range(1, len(config.rounds) + 1):
         round_ = RaftRound.of(config, number)
@@ -153,7 +153,7 @@ def _run_steps(round_: RaftRound, title: str, options: Options) -> None:
             continue
         work = partial(stage.run, round_, options)
         report = processes.first(work) if step in _BY_RULE else work()
-        if step in _BY_RULE:  # how much there is to gain, before anything is trained
+        if step in _BY_RULE:  # shows how much reward is left to gain before training
             for fact, value in report.facts.items():
                 _print(f"  {fact}: {value}")
 
@@ -164,7 +164,7 @@ def _print(line: str) -> None:
 
 
 def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
-    """What the gate measures of an adapter: the mean reward of its greedy completions, or their micro F1."""
+    """The gate's measure of an adapter: the mean reward of its greedy completions, or their micro F1."""
     gate = config.gate
     if not gate.split:
         return None
@@ -180,7 +180,7 @@ def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
 
 
 def _is_measured(evaluation: EvalConfig, adapter: str) -> bool:
-    """Whether an earlier call has evaluated the same adapter with the same settings."""
+    """Whether an earlier call evaluated the same adapter with the same settings."""
     folder, settings = evaluation.output, evaluation.model_dump(mode="json")
     if not is_complete(folder):
         return False
@@ -202,7 +202,7 @@ def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
 
 
 def _summary(round_: RaftRound) -> dict:
-    """What a round made of its candidates, from the metrics of its steps."""
+    """A row of the table of rounds, from the metrics of the round's steps."""
     scores, curated, trained = (read_record(round_.folder(step) / "metrics.json") for step in ("score", "curate", "train"))
     sampling = round_.config.generate
     return {

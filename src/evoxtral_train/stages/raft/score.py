@@ -20,7 +20,7 @@ _TABLE_ROWS = 2000
 
 
 def run(round_: RaftRound, options: Options) -> Report:
-    """Writes `scores/scores.jsonl`. The reference is the clip's whole tagged transcript."""
+    """Writes `scores/scores.jsonl`. The reference is the clip's full tagged transcript."""
     # 1. What it reads.
     inputs = round_.require_candidates()
     split = round_.require_split()
@@ -83,7 +83,7 @@ def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Exa
                 what = f"clip {candidate.utterance_id!r} is not in split {split.split}, or the clips are not in its order"
                 raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
         if before is not None and candidate.candidate_id <= before:
-            what = f"the candidates of clip {candidate.utterance_id!r} are not sorted by candidate_id, or one is there twice"
+            what = f"the candidates of clip {candidate.utterance_id!r} are not sorted by candidate_id, or one appears twice"
             raise EvoxtralError(what, where=str(path), fix="generate again with --overwrite")
         before = candidate.candidate_id
         yield candidate, example
@@ -98,11 +98,11 @@ def _score(
 
 
 class _Tally:
-    """Collects the metrics: a few numbers for each candidate. Rows come clip by clip."""
+    """Collects the metrics: a few numbers for each candidate. Rows must come clip by clip."""
 
     def __init__(self):
         self._rewards, self._components = array("d"), defaultdict(lambda: array("d"))
-        self._best, self._worst, self._clip = array("d"), array("d"), None  # of each clip
+        self._best, self._worst, self._clip = array("d"), array("d"), None  # one value for each clip
 
     def add(self, row: ScoredCandidate) -> None:
         self._rewards.append(row.reward)

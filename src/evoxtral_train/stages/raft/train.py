@@ -20,8 +20,8 @@ from .rounds import RaftRound
 
 
 def run(round_: RaftRound, options: Options) -> Report:
-    """Writes `train/adapter/`. The clips are laid out as they were for generation; only the target is the candidate's, token for
-    token."""
+    """Writes `train/adapter/`. The clips are laid out as for generation; only the target differs: it is the candidate's,
+    token for token."""
     if options.dry_run:
         return plan(round_, options)
     # 1. What it reads.
@@ -71,13 +71,13 @@ def _end(target: Target, split: PackedSplit) -> int:
 
 
 def _room_needed(targets: list[Target], split: PackedSplit) -> int:
-    """How far the longest target and its EOS reach past the place from which room is counted."""
+    """The most tokens from `room_start` to the end of a target and its EOS."""
     return max(_end(target, split) - split.layout.room_start(split.clip(target.index)) for target in targets)
 
 
 def targets_of(curated: list[CuratedRow], split: PackedSplit) -> list[Target]:
-    """The curated tokens on their clips. EOS is added and learned, as for any target, also where decoding was cut at
-    `generate.max_new_tokens`: the reward judged the text as one that ends there. Raises UsageError when EOS does not fit."""
+    """The curated tokens on their clips. EOS is added and learned, as for any target, even if decoding was cut at
+    `generate.max_new_tokens`: the reward scored the text as if it ended there. Raises UsageError when EOS does not fit."""
     targets = []
     for row in curated:
         if row.utterance_id not in split.index_of:

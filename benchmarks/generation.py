@@ -115,7 +115,7 @@ def main() -> None:
     requests = bench.requests[: arguments.clips]
     ways = {"generate": lambda: bench.generate(requests), "decoder": lambda: bench.decode(requests)}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout}, {arguments.dtype}: {machine()}")
+    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout.name}, {arguments.dtype}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<9} {statistics.median(times):.2f} s")
     print(f"  ratio     {ratio(*seconds.values())}")

@@ -1,12 +1,12 @@
 # make demo        run the whole pipeline on synthetic speech; ends with a results table
-# make test        style check and tests, in two processes (about 4 minutes on 2 cores)
+# make test        style check and tests, in two processes (about 5 minutes on 2 cores)
 # make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; includes all slow tests
 # make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
 # make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
 # make study       both studies, layouts and rewards, at three seeds (about 1½ hours on 2 cores)
-# make chaos       random kills, full disks and concurrent runs against every stage (about half an hour): docs/reliability.md
+# make chaos       random kills, full disks and concurrent runs against every stage (about 8 minutes): docs/reliability.md
 # Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
 PYTHON ?= python3
 BIN := .venv/bin

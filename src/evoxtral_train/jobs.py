@@ -1,4 +1,4 @@
-"""A stage's run from plan to result. Every stage checks, opens, tracks and finishes its run this way.
+"""A stage's run from plan to result: checked, opened, tracked and finished in one way. SFT and RAFT's steps use it.
 
 job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
 job.check()                                  a dry run stops here and writes nothing

@@ -135,7 +135,7 @@ def _stoppable() -> Iterator[None]:
 
 def _called_by_c(frame) -> bool:
     """Whether libsndfile or espeak-ng has called back into Python. An exception there is printed and forgotten: the command would
-    go on, with a clip that lacks a piece."""
+    continue with a clip that lacks a piece."""
     while frame is not None:
         if frame.f_code.co_name in _CALLBACKS:
             return True

@@ -206,6 +206,7 @@ WRONG = {
     "augmentation.gain_db=1000000": "augmentation.gain_db: Input should be less than or equal to 60",
     "augmentation.pitch_semitones=1000000": "augmentation.pitch_semitones: Input should be less than or equal to 24",
     "model.device=meta": "device 'meta' cannot be used",
+    "model.family=zork": "model.family: there is no family 'zork'",
 }
 
 

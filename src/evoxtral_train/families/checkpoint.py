@@ -116,7 +116,8 @@ def family_of(folder: Path) -> type[Family]:
 
 def family_for(base: str, revision: str | None, family: str | None = None) -> tuple[type[Family], Path | None]:
     """The family of a base, and its folder. For a hub id that is not in the cache and cannot be downloaded: `family` or the
-    default family, and None. Raises UsageError for an unknown family, and for a folder that is missing or is not a base."""
+    default family, and None. Raises UsageError for an unknown family, for one that is not the checkpoint's, and for a folder
+    that is missing or is not a base."""
     if family is not None and family not in FAMILIES:
         raise UsageError(f"there is no family {family!r}", where="model.family", fix=f"use one of {', '.join(FAMILIES)}, or null")
     try:
@@ -125,7 +126,11 @@ def family_for(base: str, revision: str | None, family: str | None = None) -> tu
         if Path(base).exists() or base.startswith((".", "/")):
             raise
         return family_named(family or DEFAULT), None
-    return family_of(folder), folder
+    found = family_of(folder)
+    if family not in (None, found.model_type):
+        what = f"this checkpoint is of the family {found.model_type}, not {family}"
+        raise UsageError(what, where="model.family", fix="set it to null: a checkpoint says it itself")
+    return found, folder
 
 
 def open_family(folder: Path) -> Family:

@@ -49,21 +49,23 @@ class Base:
 
 
 def open_base(model: Model) -> Base:
-    """Raises UsageError when the base is neither a folder nor in the hub's cache and cannot be downloaded."""
+    """Raises UsageError when the base is neither a folder nor in the hub's cache and cannot be downloaded, or when
+    `model.family` is not its family."""
     folder = resolve_base(model.base, model.revision)
+    family_for(str(folder), None, model.family)
     return Base(open_family(folder), base_fingerprint(folder))
 
 
 def open_base_of(split: PackedSplit, model: Model) -> Base:
     """`open_base`, for a dataset. Raises UsageError when the dataset was packed for another base."""
-    folder = resolve_base(model.base, model.revision)
-    if processor_fingerprint(folder) != split.processor_fingerprint:
+    base = open_base(model)
+    if processor_fingerprint(base.family.folder) != split.processor_fingerprint:
         raise UsageError(
             f"this dataset was packed with another processor, not with that of {model.base}",
             where=str(split.folder),
             fix="pack it again with `base` set to this model",
         )
-    return open_base(model)
+    return base
 
 
 def describe_model(model: Model) -> tuple[Network, str]:

@@ -71,6 +71,7 @@ class Decode(Section):
     max_new_tokens: PositiveInt = Field(64, description="Most tokens to write for a clip.")
     batch_tokens: BatchTokens = 65_536
     compile: Compile = False
+    known_tags_only: bool = Field(True, description="Let adapters write only tags that exist; free text is not affected.")
 
 
 class Bootstrap(Section):

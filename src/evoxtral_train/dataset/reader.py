@@ -68,6 +68,8 @@ class _Description(BaseModel):
     family: Literal[*FAMILIES]
     room_tokens: PositiveInt
     target: Literal["tags", "text", "tagged_text"]
+    prepad_samples: NonNegativeInt
+    tags: list[str]
     processor_fingerprint: str
     rows: dict[str, NonNegativeInt]
     shards: dict[str, list[tuple[str, PositiveInt]]]
@@ -89,7 +91,7 @@ class PackedSplit:
     """A split of a packed dataset, memory-mapped. `fingerprint` is the dataset's.
 
     `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) contain the lengths of all rows; a row itself is
-    read when it is taken from `examples`.
+    read when it is taken from `examples`. `tags`: all that exist for this dataset, found in it or not.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -102,6 +104,8 @@ class PackedSplit:
         except (KeyError, TypeError) as error:
             raise _damaged(folder / "dataset.json", f"layout: {error}") from None
         self.target: str = content.target
+        self.prepad_samples: int = content.prepad_samples
+        self.tags: list[str] = content.tags
         self.processor_fingerprint: str = content.processor_fingerprint
         if content.rows.get(split, 0) == 0:
             filled = [f"{name} ({count})" for name, count in content.rows.items() if count]

@@ -27,7 +27,7 @@ from ..files import disk_errors, write_atomic
 from ..reading import read_record
 from .rows import layout_of, pack_row
 
-FORMAT = 5  # of the packed files; older ones are refused
+FORMAT = 6  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
 _BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])

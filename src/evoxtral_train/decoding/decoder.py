@@ -5,10 +5,12 @@ A clip's prompt is read once, in one parallel prefill, and shared by its candida
 clip; the next clip takes its place. A token budget limits the table: rows × width.
 
 `Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
-requests, `WINDOW` at a time and the longest first, so memory does not grow with their number.
+requests, at most a window ahead and the longest first, so memory does not grow with their number.
 
-The tokens of a row depend only on its clip, its candidate number and the seed, not on the padding, length or order of other
-rows. Only rounding differs; in bfloat16 it occasionally changes a token.
+Rows of the base and of several adapters can share a table: each request names its adapter (`RowAdapters`).
+
+The tokens of a row depend only on its clip, its adapter, its candidate number and the seed, not on the padding, length or order
+of other rows. Only rounding differs; in bfloat16 it occasionally changes a token.
 """
 
 import math
@@ -26,10 +28,12 @@ from ..errors import EvoxtralError
 from ..families.base import ClipSize, Layout, Network
 from ..modeling.audio_cache import AudioSource, leading_batch
 from ..modeling.out_of_memory import shrink
+from ..modeling.row_adapters import RowAdapters
+from .known_tags import KnownTags
 from .row_table import RowTable
 from .sampling import Sampling, choose, row_key
 
-WINDOW = 8192  # requests
+WINDOW = 8192  # requests that are read ahead
 _HANDED_OVER = 32  # completions together: callers write them to disk
 _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
@@ -37,18 +41,27 @@ _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device bu
 @dataclass(frozen=True)
 class Request:
     """One clip to decode: its prompt, the length of its row, and its `index` in the audio source.
-    `max_new_tokens` are counted from `room_start`."""
+    `max_new_tokens` are counted from `room_start`. `adapter`: its number in the decoder's `RowAdapters`; 0 without. `bound`:
+    whether `Decoding.known_tags` applies."""
 
     utterance_id: str
     prompt: list[int]
     row_tokens: int
     index: int
     room_start: int
+    adapter: int = 0
+    bound: bool = True
 
     @classmethod
-    def of(cls, utterance_id: str, layout: Layout, clip: ClipSize, index: int) -> "Request":
+    def of(
+        cls, utterance_id: str, layout: Layout, clip: ClipSize, index: int, adapter: int = 0, bound: bool = True
+    ) -> "Request":
         """Laid out like the clip's training row."""
-        return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip))
+        return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip), adapter, bound)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.utterance_id, self.adapter
 
 
 @dataclass(frozen=True)
@@ -62,19 +75,26 @@ class Completion:
     finish_reason: str
     mean_logprob: float
     token_logprobs: list[float]
+    adapter: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """As the request's."""
+        return self.utterance_id, self.adapter
 
 
 @dataclass(frozen=True)
 class Decoding:
     """`batch_tokens`: limit on rows × width; one clip's candidates may exceed it.
     `compiled`: the step goes through `torch.compile`. Neither changes a token in float32; in bfloat16 a product of
-    another shape may round differently."""
+    another shape may round differently. `known_tags`: on the network's device; None: any tag may be written."""
 
     candidates: int
     sampling: Sampling
     max_new_tokens: int
     batch_tokens: int
     compiled: bool = False
+    known_tags: KnownTags | None = None
 
     def reach(self, request: "Request") -> int:
         """One past the last possible position of a row of this clip."""
@@ -87,33 +107,43 @@ def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Re
         yield Request.of(identity, layout or split.layout, split.clip(index), index)
 
 
-def decode(network: Network, audio: AudioSource, requests: Iterable[Request], settings: Decoding) -> Iterator[list[Completion]]:
-    """All candidates of every clip, handed over as clips finish, the longest clips of each window first.
+def decode(
+    network: Network, audio: AudioSource, requests: Iterable[Request], settings: Decoding, adapters: RowAdapters | None = None,
+    window: int = WINDOW,
+) -> Iterator[list[Completion]]:  # fmt: skip
+    """All candidates of every request, handed over as clips finish. At most `window` requests wait; of those that are read
+    together, the longest come first, so that later rows fit into the existing table.
 
     When CUDA runs out of memory, the budget is halved and the clips that were not handed over start
     again, with the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
     """
     stream, remaining, budget = iter(requests), {}, settings.batch_tokens
-    while remaining := remaining or {request.utterance_id: request for request in islice(stream, WINDOW)}:
-        decoder = Decoder(network, audio, settings, budget)
-        # Longest first: later rows then fit into the existing table.
-        decoder.add(sorted(remaining.values(), key=lambda request: (-settings.reach(request), len(request.prompt))))
-        ended: list[Completion] = []
-        while decoder.is_busy:
+    while True:
+        decoder, ended = Decoder(network, audio, settings, budget, adapters), []
+        decoder.add(_longest_first(remaining.values(), settings))
+        while True:
+            if decoder.waiting <= window // 2:
+                read = {request.key: request for request in islice(stream, window - decoder.waiting)}
+                decoder.add(_longest_first(read.values(), settings))
+                remaining |= read
+            if not decoder.is_busy:
+                return
             try:
                 ended += decoder.step()
             except torch.OutOfMemoryError:
                 break
             if len(ended) >= _HANDED_OVER or not decoder.is_busy:
                 for completion in ended:
-                    remaining.pop(completion.utterance_id, None)
+                    remaining.pop(completion.key, None)
                 yield ended
                 ended = []
-        else:
-            continue
         held, smallest = decoder.table_tokens, decoder.smallest_tokens
         del decoder  # outside of `except`, whose traceback would have kept the table alive
         budget = shrink(held, held // 2 if held > smallest else None, "tokens")
+
+
+def _longest_first(requests: Iterable[Request], settings: Decoding) -> list[Request]:
+    return sorted(requests, key=lambda request: (-settings.reach(request), len(request.prompt)))
 
 
 @dataclass(frozen=True)
@@ -136,14 +166,17 @@ class Decoder:
     ...     tokens = decoder.newest()       # what each row wrote in this step
     """
 
-    def __init__(self, network: Network, audio: AudioSource, settings: Decoding, budget_tokens: int):
+    def __init__(
+        self, network: Network, audio: AudioSource, settings: Decoding, budget_tokens: int, adapters: RowAdapters | None = None
+    ):
         self._network, self._audio, self._settings, self._budget_tokens = network, audio, settings, budget_tokens
+        self._adapters = adapters
         self._device = network.device
         self._step = _compiled(_step) if settings.compiled else _step
         self._waiting: deque[Request] = deque()
         self._seated: dict[int, tuple[Request, int]] = {}  # row -> clip, candidate
         self._table: RowTable | None = None
-        self._written: dict[str, list[Completion]] = {}
+        self._written: dict[tuple[str, int], list[Completion]] = {}
         self._newest: list[tuple[Request, int, int]] = []  # clip, candidate, row
         self.smallest_tokens = self.table_tokens = 0  # smallest possible table, largest so far
 
@@ -157,6 +190,11 @@ class Decoder:
     @property
     def is_busy(self) -> bool:
         return bool(self._waiting or self._seated)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no row yet."""
+        return len(self._waiting)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
@@ -223,20 +261,22 @@ class Decoder:
         longest = max(lengths)
         ids = [request.prompt + [self._network.pad_id] * (longest - len(request.prompt)) for request in batch]
         audio = self._audio.embeddings([request.index for request in batch], reaches)
-        filled = DynamicCache()
+        filled, adapters = DynamicCache(), torch.tensor([request.adapter for request in batch], device=self._device)
+        self._use(adapters)
         hidden = self._network.hidden(torch.tensor(ids, device=self._device), audio[:, :longest], filled)
         last = torch.stack([row[length - 1] for row, length in zip(hidden, lengths, strict=True)])
         free = (row for row in range(self._table.rows) if row not in self._seated)
         placed = {next(free): (request, number) for request in batch for number in range(self._settings.candidates)}
         keys = [row_key(self._settings.sampling.seed, request.utterance_id, number) for request, number in placed.values()]
-        self._table.seat(list(placed), filled, last, audio, lengths, reaches, keys)
+        states = [KnownTags.start if request.bound else KnownTags.free for request in batch]
+        self._table.seat(list(placed), filled, last, audio, lengths, reaches, keys, adapters, states)
         self._seated |= placed
 
     def _write(self) -> list[Completion]:
         """Every row chooses its next token; finished rows are removed."""
         table = self._table
         logits = self._network.logits(table.hidden).float()
-        tokens = choose(logits, self._settings.sampling, table.noise_key, table.position + 1)
+        tokens = self._choose(logits)
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
         self._newest = [(*seated, row) for row, seated in self._seated.items()]
         ended = table.write(tokens, log_probs.double(), self._network.eos_id)
@@ -250,6 +290,19 @@ class Decoder:
                 whole += self._collect(request, candidate, written[span], log_probs[span], log_prob)
         return whole
 
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [R, V] -> the next token of each row, [R]"""
+        table, known = self._table, self._settings.known_tags
+
+        def draw(logits: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+            return choose(logits, self._settings.sampling, table.noise_key[rows], table.position[rows] + 1)
+
+        if known is None:
+            return draw(logits, slice(None))
+        tokens = known.choose(logits, table.tag_state, draw)
+        table.tag_state = known.advance(table.tag_state, tokens)
+        return tokens
+
     def _collect(
         self, request: Request, candidate: int, tokens: list[int], log_probs: list[float], log_prob: float
     ) -> list[Completion]:
@@ -262,20 +315,25 @@ class Decoder:
         ended = tokens[-1] == self._network.eos_id
         ids, reason = (tokens[:-1], "eos") if ended else (tokens, "length")
         mean = log_prob / len(tokens)
-        completion = Completion(request.utterance_id, candidate, ids, reason, mean, log_probs[: len(ids)])
-        clip = self._written.setdefault(request.utterance_id, [])
+        completion = Completion(request.utterance_id, candidate, ids, reason, mean, log_probs[: len(ids)], request.adapter)
+        clip = self._written.setdefault(request.key, [])
         clip.append(completion)
         if len(clip) < self._settings.candidates:
             return []
-        return sorted(self._written.pop(request.utterance_id), key=lambda each: each.candidate_id)
+        return sorted(self._written.pop(request.key), key=lambda each: each.candidate_id)
 
     def _read(self) -> None:
         """One step of the language model over all rows."""
         table = self._table
         ids, audio, visible = table.next_inputs(self._network.text_config.sliding_window)
+        self._use(table.adapter)
         table.hidden = self._step(
             self._network, ids, audio, table.cache, position_ids=table.position[:, None], attention_mask=visible
         )
+
+    def _use(self, adapters: torch.Tensor) -> None:
+        if self._adapters is not None:
+            self._adapters.use(adapters)
 
 
 def _step(network: Network, *inputs, **named) -> torch.Tensor:

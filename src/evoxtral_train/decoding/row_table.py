@@ -54,7 +54,7 @@ class RowTable:
     `position` [R]: of the last token that the model has read or is about to read; `hidden` [R, hidden]:
     the output at `position`. `end` [R]: one past the row's last position. `written` [R, W]: tokens by position.
     `token_log_probs` [R, W]: of each of them; `log_prob` [R]: their sum. `noise_key` [R]: see `sampling`.
-    `live` [R]: whether the row is taken."""
+    `adapter` [R]: its number. `tag_state` [R]: see `known_tags`. `live` [R]: whether the row is taken."""
 
     cache: Cache
     audio: torch.Tensor
@@ -65,6 +65,8 @@ class RowTable:
     token_log_probs: torch.Tensor
     log_prob: torch.Tensor
     noise_key: torch.Tensor
+    adapter: torch.Tensor
+    tag_state: torch.Tensor
     live: torch.Tensor
 
     @classmethod
@@ -89,6 +91,8 @@ class RowTable:
             token_log_probs=zeros(rows, width, dtype=torch.float32),
             log_prob=zeros(rows, dtype=torch.float64),
             noise_key=zeros(rows, dtype=torch.int64),
+            adapter=zeros(rows, dtype=torch.int64),
+            tag_state=zeros(rows, dtype=torch.int64),
             live=zeros(rows, dtype=torch.bool),
         )
 
@@ -102,12 +106,13 @@ class RowTable:
 
     def seat(
         self, rows: Sequence[int], prefilled: DynamicCache, hidden: torch.Tensor, audio: torch.Tensor,
-        prompt_tokens: Sequence[int], ends: Sequence[int], noise_keys: Sequence[int],
+        prompt_tokens: Sequence[int], ends: Sequence[int], noise_keys: Sequence[int], adapters: torch.Tensor,
+        tag_states: Sequence[int],
     ) -> None:  # fmt: skip
         """Put B clips, whose prompts have been read, on `rows` [B × candidates], clip by clip.
 
         `prefilled`: B rows. hidden [B, hidden]: at the end of each prompt. audio [B, T, hidden].
-        `prompt_tokens` and `ends` [B]; `noise_keys` [B × candidates].
+        `prompt_tokens`, `ends`, `adapters` and `tag_states` [B]; `noise_keys` [B × candidates].
         """
         device, repeats = self.audio.device, len(rows) // len(prompt_tokens)
         where = torch.tensor(rows, device=device)
@@ -118,6 +123,8 @@ class RowTable:
         self.hidden[where] = hidden.repeat_interleave(repeats, dim=0)
         self.position[where] = torch.tensor(prompt_tokens, device=device).repeat_interleave(repeats) - 1
         self.end[where] = torch.tensor(ends, device=device).repeat_interleave(repeats)
+        self.adapter[where] = adapters.repeat_interleave(repeats)
+        self.tag_state[where] = torch.tensor(tag_states, device=device).repeat_interleave(repeats)
         self.noise_key[where] = torch.tensor(noise_keys, device=device)
         self.log_prob[where] = 0.0
         self.live[where] = True

@@ -17,6 +17,7 @@ from ..families.base import Network
 from ..files import fingerprint_files
 from ..plain_text import one_line
 from ..runs import read_run, require_complete
+from .adapter_record import AdapterRecord
 from .weights import non_finite
 
 # peft reads a property of transformers by its old name; users cannot do anything about it.
@@ -28,7 +29,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Adapter:
-    """`base`: fingerprint of the base that it was trained on; None if no run recorded it."""
+    """`base`: fingerprint of the base that it was trained on; None if it is not recorded."""
 
     folder: Path
     fingerprint: str
@@ -47,6 +48,8 @@ def find_adapter(path: Path) -> Adapter:
         folder, base = path / "adapter", read_run(path)["inputs"]["base"]
     else:
         folder, base = path, None
+        if record := AdapterRecord.read(path):
+            base = record.base
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing == ["adapter_model.safetensors"] and (folder / "adapter_model.bin").is_file():
         what = "its weights are pickled (adapter_model.bin), which can run code: only adapter_model.safetensors is opened"
@@ -61,6 +64,11 @@ def find_adapter(path: Path) -> Adapter:
     _require_lora(folder / "adapter_config.json")
     _check_weights(folder / "adapter_model.safetensors")
     return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
+
+
+def base_of(adapter: Adapter) -> str | None:
+    """The base that its config names: a hub id or a folder."""
+    return json.loads((adapter.folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
 
 
 def _require_lora(path: Path) -> None:

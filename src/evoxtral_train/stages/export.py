@@ -9,6 +9,7 @@ from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
 from ..families.checkpoint import family_named
 from ..files import fingerprint_files, write_atomic
+from ..modeling import adapter_record
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.bases import Base, open_base
 from ..modeling.release import write_merged, write_vllm_names
@@ -44,6 +45,8 @@ def run(config: ExportConfig, options: Options) -> Report:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
         shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
+        if (adapter.folder / adapter_record.FILE).is_file():
+            shutil.copyfile(adapter.folder / adapter_record.FILE, release / adapter_record.FILE)
         settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
         settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

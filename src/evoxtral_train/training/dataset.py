@@ -46,7 +46,7 @@ class TrainingSet(Dataset):
         augmenter: Augmenter | None = None,
     ):
         assert augmenter is None or (targets is None and cache is None), "the cache and other targets do not fit changed audio"
-        self._split, self._cache, self._pad_weight = split, cache, pad_weight
+        self.split, self._cache, self._pad_weight = split, cache, pad_weight
         self._targets, self._augmenter, self._epoch = targets, augmenter, 0
         learned = split.target_tokens if targets is None else [len(target.target_ids) for target in targets]
         prompts = [split.layout.prompt_tokens(split.clip(self._clip(index))) for index in range(len(learned))]
@@ -58,7 +58,7 @@ class TrainingSet(Dataset):
 
     def tags(self) -> list[list[str]]:
         """The tags of each row's clip, from its transcript."""
-        examples = self._split.examples
+        examples = self.split.examples
         if self._targets is None:
             return [find_tags(example.text) for example in examples]
         return [find_tags(examples[target.index].text) for target in self._targets]
@@ -66,8 +66,8 @@ class TrainingSet(Dataset):
     def row(self, index: int) -> Row:
         """The row as it was packed, with its target laid out."""
         clip = self._clip(index)
-        target_ids = self._split.examples[clip].target_ids if self._targets is None else self._targets[index].target_ids
-        return self._split.layout.lay_out(self._split.clip(clip), target_ids)
+        target_ids = self.split.examples[clip].target_ids if self._targets is None else self._targets[index].target_ids
+        return self.split.layout.lay_out(self.split.clip(clip), target_ids)
 
     @cached_property
     def label_weight(self) -> float:
@@ -75,12 +75,12 @@ class TrainingSet(Dataset):
         count = float(self._learned.sum())
         if not self._weighs_filler:
             return count
-        pads = sum(self.row(index).labels.count(self._split.layout.filler_id) for index in range(len(self)))
+        pads = sum(self.row(index).labels.count(self.split.layout.filler_id) for index in range(len(self)))
         return count - pads + self._pad_weight * pads
 
     @property
     def _weighs_filler(self) -> bool:
-        return self._pad_weight != 1 and self._split.layout.filler_id is not None
+        return self._pad_weight != 1 and self.split.layout.filler_id is not None
 
     def _clip(self, index: int) -> int:
         return index if self._targets is None else self._targets[index].index
@@ -97,14 +97,14 @@ class TrainingSet(Dataset):
         tokens = row.needed_tokens
         item = {"input_ids": torch.tensor(row.ids[:tokens]), "labels": torch.tensor(row.labels[:tokens])}
         if self._weighs_filler:
-            is_pad = item["labels"] == self._split.layout.filler_id
+            is_pad = item["labels"] == self.split.layout.filler_id
             item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
         if self._cache:
             name, features = "audio_embeds", self._cache.row(clip, tokens)
         else:
-            name, features = "input_features", torch.from_numpy(self._split.mel_of(clip, tokens) if mel is None else mel)
+            name, features = "input_features", torch.from_numpy(self.split.mel_of(clip, tokens) if mel is None else mel)
         if not features.isfinite().all():
-            raise self._split.not_finite(clip)
+            raise self.split.not_finite(clip)
         return item | {name: features}
 
 

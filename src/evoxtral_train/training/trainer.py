@@ -14,12 +14,14 @@ from ..config.training import RaftConfig, SftConfig, Train
 from ..errors import EvoxtralError, UsageError
 from ..families.base import Network
 from ..jobs import Work
+from ..modeling.adapter_record import AdapterRecord
 from ..modeling.adapters import find_adapter
 from ..modeling.audio_cache import CachedAudio
 from ..modeling.bases import pick_device
 from ..modeling.out_of_memory import shrink
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
+from ..runs import read_run
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
@@ -39,14 +41,15 @@ def train_and_save(
         network.drop_audio_path()
     network.place_language_model(pick_device(config.model.device))
     measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.run.resumed, work.tracker)
-    return processes.first(lambda: _save(work, network, measures | sizes))
+    return processes.first(lambda: _save(work, network, train, measures | sizes))
 
 
-def _save(work: Work, network: Network, measures: dict) -> dict:
+def _save(work: Work, network: Network, train: TrainingSet, measures: dict) -> dict:
     folder = work.path / "adapter"
     require_finite_weights(network.model, measures["steps"], "lower train.learning_rate, and start again with --overwrite")
     with save_errors(folder):
         network.model.save_pretrained(folder)
+        AdapterRecord.of(train.split, read_run(work.path)["inputs"]["base"]).write(folder)
     metrics = measures | {"seconds": work.seconds()}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()

@@ -61,6 +61,7 @@ def run(config: PackConfig, options: Options) -> Report:
             "dataset.json",
             {
                 "format": FORMAT, "rows": packed.rows, "shards": packed.shards, **packed.layout, "target": config.target,
+                "prepad_samples": config.audio.prepad_samples, "tags": _known_tags(rules, tally),
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
             },
         )  # fmt: skip
@@ -77,6 +78,12 @@ def run(config: PackConfig, options: Options) -> Report:
         facts["first rejected"] = packed.rejected[0]
         facts["all rejected"] = config.output / "rejected.jsonl"
     return Report("data pack", facts)
+
+
+def _known_tags(rules: TagRules, tally: Counter) -> list[str]:
+    """Those of the table, and unknown ones that were kept."""
+    kept = {tag for name, tag in tally if name == tag} - set(rules.taxonomy.tags)
+    return [*rules.taxonomy.tags, *sorted(kept)]
 
 
 def _nothing_packed(config: PackConfig, rejected: list[Rejected], written: Path | None = None) -> UsageError:

@@ -1,0 +1,296 @@
+"""Recordings to transcripts: the base's words and the adapters' tags, decoded together in one batch.
+
+    from evoxtral_train.transcription.transcriber import Transcriber
+
+    transcriber = Transcriber.of(adapters=["runs/demo/sft"])
+    for transcript in transcriber.transcribe(["talk.wav", samples]):
+        print(transcript.merged)
+
+Each segment of a recording is encoded once and decoded in a row for the base and one for each adapter (`RowAdapters`). Segments of
+many recordings share the batch. They are read as rows become free, so memory does not grow with the length of a recording.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..config.sections import Model
+from ..config.transcription import KeptTags, TranscribeConfig
+from ..data.recordings import open_recording
+from ..data.segments import SoundSegment, segments_of
+from ..decoding.confidences import tag_confidences
+from ..decoding.decoder import Completion, Decoding, Request, decode
+from ..decoding.known_tags import KnownTags
+from ..decoding.sampling import Sampling
+from ..errors import RowError, UsageError
+from ..families.base import Layout
+from ..modeling.adapter_record import AdapterRecord
+from ..modeling.adapters import Adapter, base_of, find_adapter
+from ..modeling.bases import Base, open_adapter, open_base, pick_device
+from ..modeling.row_adapters import RowAdapters
+from ..modeling.thresholds import find_thresholds
+from ..scoring.tag_filter import TagFilter
+from ..text.tags import find_tags
+from ..text.taxonomy import Taxonomy
+from ..units import PREPAD_SAMPLES, samples_to_seconds
+from .segment_audio import SegmentAudio
+from .transcript import Merge, Segment, Tag, Transcript, heard_words
+
+_DEFAULT_BASE = "mistralai/Voxtral-Mini-4B-Realtime-2602"
+_ROOM_TOKENS = 65  # the base's, as in configs/pack.yaml
+_SEGMENTS_AHEAD = 32  # read before there is a row for them
+
+Source = Path | str | np.ndarray
+"""A file, or mono float32 samples at 16 kHz."""
+
+
+@dataclass(frozen=True)
+class _RowKind:
+    """How rows of the base (`number` 0) or of an adapter are laid out and read. `name`: the adapter's, if there are several."""
+
+    number: int
+    layout: Layout
+    prepad_samples: int
+    name: str | None = None
+    ends_stretch: bool = False  # the time of a manner of speaking is its end: see `Tag`
+    tag_filter: TagFilter = TagFilter()
+
+    def request(self, identity: str, samples: int, index: int) -> Request:
+        clip = self.layout.measure(samples, self.prepad_samples)
+        return Request.of(identity, self.layout, clip, index, self.number, bound=self.number > 0)
+
+
+class Transcriber:
+    """A base with adapters. Weights are loaded once, at the first recording.
+
+    Raises UsageError for a base or adapter that does not exist, and for an adapter of another base.
+    """
+
+    def __init__(self, config: TranscribeConfig):
+        self.config, adapters = config, [find_adapter(path) for path in config.adapters]
+        self.model = _resolved(config, adapters)
+        self.base: Base = open_base(self.model)
+        self.adapters = [open_adapter(path, self.base, self.model) for path in config.adapters]
+        self._taxonomy = Taxonomy.load(config.tags_table)
+        family = self.base.family
+        self._rows = [_RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
+        records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
+        self._known_tags = sorted({tag for record in records for tag in record.tags})
+        for number, (adapter, record) in enumerate(zip(self.adapters, records, strict=True), start=1):
+            self._rows.append(
+                _RowKind(
+                    number, record.restore_layout(), record.prepad_samples, _name(config.adapters, number),
+                    record.target == "tags", _filter_of(config.kept_tags, adapter),
+                )
+            )  # fmt: skip
+        self.merge = self._merge()
+
+    @classmethod
+    def of(cls, adapters: Iterable[Path | str] = (), base: str | None = None, **settings) -> "Transcriber":
+        """`settings`: other fields of `TranscribeConfig`, such as merge="front"."""
+        return cls(TranscribeConfig(adapters=list(adapters), model={"base": base}, **settings))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        adapters = {f"adapter {path}": each.fingerprint for path, each in zip(self.config.adapters, self.adapters, strict=True)}
+        return {"base": self.base.fingerprint} | adapters
+
+    def transcribe(
+        self, sources: Iterable[Source], on_error: Callable[[Source, RowError], None] | None = None,
+        on_progress: Callable[[float], None] = lambda seconds: None,
+    ) -> Iterator[Transcript]:  # fmt: skip
+        """The transcripts, in the order of the sources, as they are finished. A recording without sound has an empty one.
+
+        `on_error(source, error)` is called for a recording that cannot be read, and the others go on; by default the error is
+        raised. `on_progress(seconds)`: that much more audio has been transcribed.
+        """
+        network, adapters, settings = self._loaded
+        work = _Work(self, sources, SegmentAudio(network, self.base.family))
+        window = _SEGMENTS_AHEAD * len(self._rows)
+        for completions in decode(network, work.audio, work.requests(), settings, adapters, window):
+            on_progress(work.take(completions))
+            yield from work.finished(on_error)
+        yield from work.finished(on_error)
+
+    @cached_property
+    def _loaded(self):
+        """(network, its adapters, settings of decoding)"""
+        network, device = self.base.family.load(self.model.dtype), pick_device(self.model.device)
+        adapters = RowAdapters(network, self.adapters) if self.adapters else None
+        network.place_audio_path(device)
+        network.place_language_model(device)
+        decode_config, known = self.config.decode, None
+        if self.adapters and decode_config.known_tags_only:
+            known = KnownTags(self.base.family.tokenizer, self._known_tags, device)
+        settings = Decoding(
+            1, Sampling(), decode_config.max_new_tokens, decode_config.batch_tokens, decode_config.compile, known
+        )
+        return network, adapters, settings
+
+    def _merge(self) -> Merge:
+        """Raises UsageError for "timed" without times."""
+        without = [str(path) for path, row in zip(self.config.adapters, self._rows[1:], strict=True) if not row.layout.has_times]
+        if self.config.merge == "timed" and without:
+            what = f"its layout has no times, so its tags have no place among the words: {', '.join(without)}"
+            raise UsageError(what, where="merge", fix="use merge: front, or train an adapter in the layout aligned")
+        if self.config.merge == "auto":
+            return "front" if without or not self.adapters else "timed"
+        return self.config.merge
+
+    def tags_of(self, row: _RowKind, completion: Completion, start_s: float) -> list[Tag]:
+        """The tags that an adapter wrote for a segment that begins at `start_s`."""
+        tokenizer = self.base.family.tokenizer
+        tags = find_tags(tokenizer.decode(completion.token_ids))
+        confidences = tag_confidences(tokenizer, completion.token_ids, completion.token_logprobs)
+        times = row.layout.tag_times(tokenizer, completion.token_ids) or []
+        if [time["tag"] for time in times] != tags:
+            times = [{"at_s": None}] * len(tags)
+        kept = set(row.tag_filter.kept(tags, confidences))
+        return [
+            Tag(
+                tag, confidence, None if time["at_s"] is None else start_s + time["at_s"], row.name, place in kept,
+                row.ends_stretch and not self._taxonomy.lies_between_words(tag),
+            )
+            for place, (tag, confidence, time) in enumerate(zip(tags, confidences, times, strict=True))
+        ]  # fmt: skip
+
+    @property
+    def rows(self) -> list[_RowKind]:
+        """Of the base, and of each adapter."""
+        return self._rows
+
+
+@dataclass
+class _Recording:
+    """A recording in work. `is_read`: all its segments are known."""
+
+    source: Source
+    started: float
+    segments: list[Segment | None] = field(default_factory=list)
+    open_segments: int = 0
+    duration_s: float = 0.0
+    is_read: bool = False
+    error: RowError | None = None
+
+
+@dataclass
+class _OpenSegment:
+    """A segment whose rows have not all ended."""
+
+    recording: _Recording
+    place: int
+    sound: SoundSegment
+    completions: dict[int, Completion] = field(default_factory=dict)
+
+
+class _Work:
+    """The recordings of one call of `transcribe`, from their sound to their transcripts."""
+
+    def __init__(self, transcriber: Transcriber, sources: Iterable[Source], audio: SegmentAudio):
+        self.audio, self._transcriber, self._sources = audio, transcriber, sources
+        self._recordings: deque[_Recording] = deque()
+        self._open: dict[str, _OpenSegment] = {}
+        self._count = 0
+
+    def requests(self) -> Iterator[Request]:
+        """For each segment, a row of the base and one of each adapter. Reads sound only as far as it is asked."""
+        for source in self._sources:
+            recording = _Recording(source, time.monotonic())
+            self._recordings.append(recording)
+            try:
+                opened = open_recording(source)
+                for sound in segments_of(opened.blocks(), self._transcriber.config.segmentation):
+                    yield from self._requests_of(recording, sound)
+                recording.duration_s = opened.read_s
+            except RowError as error:
+                recording.error = error
+            recording.is_read = True
+
+    def _requests_of(self, recording: _Recording, sound: SoundSegment) -> list[Request]:
+        index, samples = self._count, len(sound.samples)
+        self._count += 1
+        requests = [row.request(str(index), samples, index) for row in self._transcriber.rows]
+        self.audio.add(index, sound.samples, max(request.row_tokens for request in requests), len(requests))
+        self._open[str(index)] = _OpenSegment(recording, len(recording.segments), sound)
+        recording.segments.append(None)
+        recording.open_segments += 1
+        return requests
+
+    def take(self, completions: list[Completion]) -> float:
+        """Returns the seconds of audio that are finished with them."""
+        seconds = 0.0
+        for completion in completions:
+            segment = self._open[completion.utterance_id]
+            segment.completions[completion.adapter] = completion
+            if len(segment.completions) == len(self._transcriber.rows):
+                del self._open[completion.utterance_id]
+                self.audio.remove(int(completion.utterance_id))
+                segment.recording.segments[segment.place] = self._written(segment)
+                segment.recording.open_segments -= 1
+                seconds += samples_to_seconds(len(segment.sound.samples))
+        return seconds
+
+    def _written(self, segment: _OpenSegment) -> Segment:
+        transcriber, sound = self._transcriber, segment.sound
+        start_s = samples_to_seconds(sound.start_samples)
+        base, tokenizer = segment.completions[0], transcriber.base.family.tokenizer
+        heard = transcriber.rows[0].layout.word_times(tokenizer, base.token_ids) or []
+        tags = [tag for row in transcriber.rows[1:] for tag in transcriber.tags_of(row, segment.completions[row.number], start_s)]
+        return Segment(
+            start_s, start_s + samples_to_seconds(len(sound.samples)), tokenizer.decode(base.token_ids).strip(),
+            heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s), tags,
+        )  # fmt: skip
+
+    def finished(self, on_error: Callable[[Source, RowError], None] | None) -> Iterator[Transcript]:
+        """Those that no unfinished recording precedes."""
+        while self._recordings and self._recordings[0].is_read and not self._recordings[0].open_segments:
+            recording = self._recordings.popleft()
+            if recording.error is None:
+                name = None if isinstance(recording.source, np.ndarray) else str(recording.source)
+                timings = {"seconds": time.monotonic() - recording.started}
+                yield Transcript(name, recording.duration_s, recording.segments, self._transcriber.merge, timings)
+            elif on_error is None:
+                raise recording.error
+            else:
+                on_error(recording.source, recording.error)
+
+
+def _resolved(config: TranscribeConfig, adapters: list[Adapter]) -> Model:
+    """The base that the config or the first adapter names; "auto" decided."""
+    model = config.model
+    base = model.base or next(filter(None, map(base_of, adapters)), _DEFAULT_BASE)
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if pick_device(model.device).type == "cuda" else "float32"
+    return Model(base=base, revision=model.revision, family=model.family, dtype=dtype, device=model.device)
+
+
+def _record_of(adapter: Adapter, config: TranscribeConfig, base: Base, taxonomy: Taxonomy) -> AdapterRecord:
+    """The adapter's own, or for an adapter from elsewhere what the config says. Raises UsageError without either."""
+    record, family = AdapterRecord.read(adapter.folder), base.family
+    if record is not None:
+        return record
+    if config.layout not in family.layouts:
+        what = "this adapter does not record its layout" if config.layout is None else f"there is no layout {config.layout!r}"
+        raise UsageError(
+            what, where=str(adapter.folder),
+            fix=f"set `layout` to the one that it was trained in: {', '.join(family.layouts)}; the published adapters: packed",
+        )  # fmt: skip
+    layout = family.layout(config.layout, _ROOM_TOKENS).record()
+    return AdapterRecord(
+        layout=layout, target="tags", prepad_samples=PREPAD_SAMPLES, tags=list(taxonomy.tags), base=base.fingerprint
+    )
+
+
+def _filter_of(kept: KeptTags, adapter: Adapter) -> TagFilter:
+    thresholds = find_thresholds(adapter) if kept.thresholds else None
+    return TagFilter(kept.top_k, kept.top_k_by, kept.min_confidence, thresholds)
+
+
+def _name(adapters: list[Path], number: int) -> str | None:
+    return str(adapters[number - 1]) if len(adapters) > 1 else None

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 _APOSTROPHES = re.compile("[’‘`´ʼ]")
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)]*$")
 
 
 def normalize_words(text: str) -> str:
@@ -15,6 +16,11 @@ def normalize_words(text: str) -> str:
     text = unicodedata.normalize("NFC", _APOSTROPHES.sub("'", text).lower())
     words = (word.strip("'") for word in "".join(map(_kept, text)).split())
     return " ".join(word for word in words if word)
+
+
+def ends_sentence(word: str) -> bool:
+    """Whether a word ends with a sentence's last mark: "you.", "go?”"."""
+    return bool(_SENTENCE_END.search(word))
 
 
 def _kept(character: str) -> str:

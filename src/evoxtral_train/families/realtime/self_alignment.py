@@ -12,16 +12,13 @@ A sound or a pause lies between the word before it and the word after. Every oth
 something is said. It covers the words up to the end of the sentence or to the next such tag: one word does not show a manner.
 """
 
-import re
 from itertools import accumulate
 
 from ...data.timing import words_of
-from ...text.normalize import normalize_words
+from ...text.normalize import ends_sentence, normalize_words
 from ...text.tags import parse
 from ...text.taxonomy import Taxonomy
 from ..base import Alignment
-
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)]*$")
 
 
 def align(text: str, heard: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
@@ -48,7 +45,7 @@ def _last_word(words: list[str], place: int, places: list[int]) -> int:
     """The last word that a tag before word `place` applies to; len(words) when none follows it."""
     until = min([other for other in places if other > place], default=len(words))
     for index in range(place, until):
-        if _SENTENCE_END.search(words[index]):
+        if ends_sentence(words[index]):
             return index
     return max(until - 1, place)
 

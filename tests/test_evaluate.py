@@ -24,6 +24,7 @@ from evoxtral_train.scoring.calibration import filter_curves, filtered, reliabil
 from evoxtral_train.scoring.gates import failed_gates
 from evoxtral_train.scoring.significance import compare_pairs, declared
 from evoxtral_train.scoring.summary import summarize
+from evoxtral_train.scoring.tag_filter import TagFilter
 from evoxtral_train.text.tags import find_tags
 from evoxtral_train.text.taxonomy import Taxonomy
 
@@ -196,14 +197,14 @@ def rows(*parts) -> list[Prediction]:
 
 def test_filters_by_hand():
     [row] = rows(("[sighs] a [pause] b", "[laughs] a [sighs] b [pause]", [0.2, 0.9, 0.5]))
-    assert filtered(row, top_k=2).prediction == "[laughs] a [sighs] b"
-    assert filtered(row, top_k=2, by="confidence").prediction == "a [sighs] b [pause]"
-    assert filtered(row, top_k=2, by="confidence").confidences == [0.9, 0.5]
-    assert filtered(row, min_confidence=0.5).prediction == "a [sighs] b [pause]"
-    assert filtered(row, top_k=1, by="confidence", min_confidence=0.95).prediction == "a b"
-    assert filtered(row) is row
+    assert filtered(row, TagFilter(top_k=2)).prediction == "[laughs] a [sighs] b"
+    assert filtered(row, TagFilter(top_k=2, top_k_by="confidence")).prediction == "a [sighs] b [pause]"
+    assert filtered(row, TagFilter(top_k=2, top_k_by="confidence")).confidences == [0.9, 0.5]
+    assert filtered(row, TagFilter(min_confidence=0.5)).prediction == "a [sighs] b [pause]"
+    assert filtered(row, TagFilter(top_k=1, top_k_by="confidence", min_confidence=0.95)).prediction == "a b"
+    assert filtered(row, TagFilter()) is row
     with pytest.raises(ValueError, match="no confidences"):
-        filtered(Prediction("x", "", "[sighs]"), min_confidence=0.1)
+        filtered(Prediction("x", "", "[sighs]"), TagFilter(min_confidence=0.1))
 
 
 def test_reliability_and_curves_by_hand():
@@ -250,7 +251,7 @@ def whole() -> Evaluation:
         right.append(Prediction(*references[-1][:2], " ".join(f"[{tag}]" for tag in tags), events, None, sure))
         wrong = ["gasps" if random.random() < 0.4 else tag for tag in tags]
         guessed.append(Prediction(*references[-1][:2], " ".join(f"[{tag}]" for tag in wrong), events, None, sure))
-    rows = {"guess": guessed, "right": right, "right top-1": [filtered(row, top_k=1) for row in right]}
+    rows = {"guess": guessed, "right": right, "right top-1": [filtered(row, TagFilter(top_k=1)) for row in right]}
     rows["chance"] = [Prediction(*reference[:2], "[sighs]", reference[2]) for reference in references]
     taxonomy, wanted = Taxonomy.load(REPO / "data/tags.yaml"), Bootstrap(samples=100)
     reports = {name: summarize(each, False, taxonomy, wanted, Placement()) for name, each in rows.items()}

@@ -97,6 +97,7 @@ def test_overwrite_removes_what_the_run_wrote_and_nothing_else(tmp_path):
     run.write_text("adapter/old", "1")
     run.finish({}, "abc")
     (tmp_path / "run/adapter/notes.txt").write_text("mine")
+    (tmp_path / "run/adapter/thresholds.json").write_text("fitted for the old weights")
     (tmp_path / "run/listen").mkdir()
     (tmp_path / "run/listen/clip.txt").write_text("mine too")
     (tmp_path / "run/adapter/new").write_text("mine, of a name that the new run will have")
@@ -111,6 +112,7 @@ def test_overwrite_removes_what_the_run_wrote_and_nothing_else(tmp_path):
         for path in tmp_path.rglob("*")
         if path.suffix in ("", ".txt") and path.is_file()
     }
+    assert not list(tmp_path.rglob("thresholds.json"))
     assert kept.pop("run/files.txt").splitlines() == [
         "adapter/new", "adapter/weights", "complete.json", "config.yaml", "files.txt", "metrics.json", "run.json",
     ]  # fmt: skip

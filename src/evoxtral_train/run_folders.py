@@ -17,7 +17,7 @@ from .errors import UsageError
 from .files import disk_errors
 
 COMPLETE, FILES = "complete.json", "files.txt"
-_DERIVED = ("audio-cache",)  # what later stages keep inside a finished run, and can make again
+_DERIVED, _DERIVED_FILES = ("audio-cache",), ("adapter/thresholds.json",)  # later stages keep these in a finished run
 _held: dict[Path, FileLock] = {}  # the outputs that this process has locked
 
 
@@ -89,7 +89,7 @@ def remove_own(folder: Path) -> None:
     """Remove the files that the run lists as its own, and what later stages derived from it; keep the list itself. A run from an
     earlier version has no list and loses nothing."""
     if (folder / FILES).is_file():
-        for name in (folder / FILES).read_text("utf-8").splitlines():
+        for name in (*(folder / FILES).read_text("utf-8").splitlines(), *_DERIVED_FILES):
             # A list that somebody edited, or that came with a stranger's run, reaches nothing outside the run.
             inside = real_path((folder / name).parent).is_relative_to(real_path(folder))
             if name != FILES and inside and not (folder / name).is_dir():

@@ -22,12 +22,15 @@ class System(Section):
         "emission", description="Which to keep: emission (the first) | confidence (the most probable). [RL]"
     )
     min_confidence: float = Field(0.0, ge=0, le=1, description="Drop tags that the model gave a lower probability.")
+    thresholds: bool = Field(False, description="Drop tags below the adapter's thresholds, fitted by `evoxtral calibrate`.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "System":
         given = [kind for kind in ("adapter", "predictions", "yardstick") if getattr(self, kind)]
         if len(given) > 1:
             raise ValueError(f"system {self.name!r} is one thing, not {' and '.join(given)}")
+        if self.thresholds and not self.adapter:
+            raise ValueError(f"system {self.name!r} has `thresholds` but no adapter; they are fitted for adapters")
         return self
 
     @property
@@ -42,7 +45,7 @@ class System(Section):
 
     @property
     def is_filtered(self) -> bool:
-        return bool(self.top_k or self.min_confidence)
+        return bool(self.top_k or self.min_confidence or self.thresholds)
 
 
 class Gates(Section):
@@ -72,6 +75,32 @@ class Decode(Section):
     batch_tokens: BatchTokens = 65_536
     compile: Compile = False
     known_tags_only: bool = Field(True, description="Let adapters write only tags that exist; free text is not affected.")
+
+
+class CalibrateConfig(Section):
+    """`evoxtral calibrate`"""
+
+    output: Path = Field(description="Folder for the run: predictions, metrics and pictures.")
+    adapter: Path = Field(description="Run or PEFT folder of the adapter; thresholds.json goes beside its weights.")
+    dataset: Path = Field(description="Packed dataset.")
+    split: str = Field("validation", description="Split to fit on: clips that neither trained the adapter nor will measure it.")
+    model: Model
+    audio_cache: AudioCache = "auto"
+    decode: Decode = Decode()
+    aim: Literal["micro_f1", "false_tags"] = Field(
+        "micro_f1", description="micro_f1 | false_tags (the best micro F1 with few false tags)."
+    )
+    false_tags_per_untagged_clip_max: float | None = Field(
+        None, ge=0, description="For aim false_tags: at most this many false tags per clip whose reference has none."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the cross-validation's folds.")
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _aim_has_its_limit(self) -> "CalibrateConfig":
+        if (self.aim == "false_tags") != (self.false_tags_per_untagged_clip_max is not None):
+            raise ValueError("`aim: false_tags` and `false_tags_per_untagged_clip_max` go together")
+        return self
 
 
 class Bootstrap(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..config.evaluation import EvalConfig
+from ..config.evaluation import CalibrateConfig, EvalConfig
 from ..config.sections import Model
 from ..config.training import RaftConfig, SftConfig
 from ..dataset.reader import PackedSplit
@@ -107,8 +107,9 @@ class Inputs:
 
 
 def open_audio(
-    config: SftConfig | RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int = 0
-) -> CachedAudio | None:
+    config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, base: Base, split: PackedSplit,
+    new_tokens: int = 0,
+) -> CachedAudio | None:  # fmt: skip
     """The audio cache of `split`, filled if necessary, or None if the audio path must run; the audio path is
     then put on the device.
 
@@ -130,7 +131,9 @@ def open_audio(
     return open_cache(network, device, base.fingerprint, split)
 
 
-def open_whole_clips(config: RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit) -> AudioSource:
+def open_whole_clips(
+    config: RaftConfig | EvalConfig | CalibrateConfig, network: Network, base: Base, split: PackedSplit
+) -> AudioSource:
     """The clips' audio up to their ends: read back from the cache, or computed if the cache ends before the clips do."""
     cached = None
     if split.layout.hears_whole_clip:
@@ -141,7 +144,7 @@ def open_whole_clips(config: RaftConfig | EvalConfig, network: Network, base: Ba
 
 
 def open_for_decoding(
-    config: RaftConfig | EvalConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int
+    config: RaftConfig | EvalConfig | CalibrateConfig, network: Network, base: Base, split: PackedSplit, new_tokens: int
 ) -> AudioSource:
     """The clips' audio, read back or computed. Puts the model on its device."""
     cached = open_audio(config, network, base, split, new_tokens)

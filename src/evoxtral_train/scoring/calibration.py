@@ -6,21 +6,17 @@ from dataclasses import replace
 
 from ..records import Prediction
 from ..text.tags import find_tags, keep_tags
+from .tag_filter import TagFilter
 
 BINS = 10
 _CURVE_POINTS = 60
 
 
-def filtered(row: Prediction, top_k: int | None = None, by: str = "emission", min_confidence: float = 0.0) -> Prediction:
-    """The prediction with only its first ("emission") or most confident ("confidence") `top_k` tags, and none below
-    `min_confidence`; `written` and `confidences` are filtered alike. Raises ValueError if needed confidences are missing."""
+def filtered(row: Prediction, tag_filter: TagFilter) -> Prediction:
+    """The prediction with only the tags that the filter keeps; `written` and `confidences` are filtered alike. Raises ValueError
+    if needed confidences are missing."""
     tags = find_tags(row.prediction)
-    if row.confidences is None and (min_confidence > 0 or (top_k is not None and by == "confidence")):
-        raise ValueError("these predictions have no confidences")
-    kept = [place for place in range(len(tags)) if not min_confidence or row.confidences[place] >= min_confidence]
-    if top_k is not None:
-        order = sorted(kept, key=lambda place: (-row.confidences[place], place)) if by == "confidence" else kept
-        kept = sorted(order[:top_k])
+    kept = tag_filter.kept(tags, row.confidences)
     if len(kept) == len(tags):
         return row
 
@@ -63,12 +59,12 @@ def filter_curves(rows: Sequence[Prediction]) -> dict[str, list[dict]]:
     confidences = sorted({value for row in rows for value in row.confidences or []})
     step = max(1, len(confidences) // _CURVE_POINTS)
     curves = {
-        "least confidence": [(value, {"min_confidence": value}) for value in confidences[::step]],
-        "top-k by confidence": [(k, {"top_k": k, "by": "confidence"}) for k in range(most, 0, -1)],
-        "top-k by order": [(k, {"top_k": k}) for k in range(most, 0, -1)],
+        "least confidence": [(value, TagFilter(min_confidence=value)) for value in confidences[::step]],
+        "top-k by confidence": [(k, TagFilter(top_k=k, top_k_by="confidence")) for k in range(most, 0, -1)],
+        "top-k by order": [(k, TagFilter(top_k=k)) for k in range(most, 0, -1)],
     }
     return {
-        name: [_micro([filtered(row, **options) for row in rows], setting) for setting, options in settings]
+        name: [_micro([filtered(row, tag_filter) for row in rows], setting) for setting, tag_filter in settings]
         for name, settings in curves.items()
     }
 

@@ -1,23 +1,18 @@
 """`evoxtral eval`: any number of systems on one split, decoded greedily, scored side by side."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import processes
 from ..config.evaluation import EvalConfig, System
 from ..dataset.reader import Example, PackedSplit
-from ..decoding.confidences import tag_confidences
-from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
-from ..decoding.sampling import Sampling
 from ..errors import UsageError
 from ..families.base import Network
 from ..files import fingerprint_files
-from ..modeling.adapters import Adapter, load_adapter
-from ..modeling.audio_cache import AudioSource
-from ..modeling.bases import Base, open_adapter, open_base_of, open_for_decoding, open_whole_clips, pick_device
-from ..progress import format_seconds, progress
+from ..modeling.bases import Base, open_adapter, open_base_of
+from ..modeling.thresholds import THRESHOLDS, require_thresholds
+from ..progress import format_seconds
 from ..records import Prediction, read_rows
 from ..reporting.results import Evaluation, sentences
 from ..reporting.tables import per_tag_rows
@@ -28,26 +23,17 @@ from ..scoring.gates import failed_gates
 from ..scoring.metrics import sums, units_of
 from ..scoring.significance import PRIMARY_LEVEL, compare_pairs, declared, difference
 from ..scoring.summary import summarize
+from ..scoring.tag_filter import TagFilter, Thresholds
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
+from .greedy import BASE, Written, decode_greedily
 from .plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
 from .yardsticks import chance_answer, check_probe, probe_answers
-
-BASE = "base"
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A system's output for a clip. `tags_written`: see `Prediction.written`."""
-
-    text: str
-    tags_written: list[dict] | None = None
-    confidences: list[float] | None = None
 
 
 def run(config: EvalConfig, options: Options) -> Report:
@@ -78,6 +64,9 @@ def run(config: EvalConfig, options: Options) -> Report:
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
     inputs |= {f"adapter {path}": adapter.fingerprint for path, adapter in adapters.items()}
+    thresholds = {system.adapter: require_thresholds(adapters[system.adapter]) for system in systems if system.thresholds}
+    inputs |= {f"thresholds {path}": fingerprint_files([adapters[path].folder / THRESHOLDS]) for path in thresholds}
+    filters = {system.name: _filter(system, thresholds) for system in systems}
     given = {system.predictions: _read_predictions(system.predictions, split) for system in systems if system.predictions}
     inputs |= {f"predictions {path}": fingerprint_files([path]) for path in given}
     sources = [config.dataset, base.family.folder, *adapters, *given]
@@ -87,9 +76,9 @@ def run(config: EvalConfig, options: Options) -> Report:
         decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
         network = base.family.load(config.model.dtype) if decoded or "probe" in yardsticks else None
         measured, notes = _measure_yardsticks(config, yardsticks, network, base, split)
-        written = measured | _decode_all(config, network, base, split, decoded, adapters)
+        written = measured | decode_greedily(config, network, base, split, decoded, adapters)
         decoded_s = time.monotonic() - started
-        scored = processes.first(lambda: _score(run, config, systems, pairs, taxonomy, split, written | given, tracker))
+        scored = processes.first(lambda: _score(run, config, systems, filters, pairs, taxonomy, split, written | given, tracker))
     summary, failed, metrics = scored
     processes.first(
         lambda: run.finish(metrics, fingerprint_files([*run.path.glob("predictions/*.jsonl"), run.path / "table.md"]))
@@ -116,15 +105,15 @@ def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
 
 
 def _score(
-    run: Run, config: EvalConfig, systems: list[System], pairs: list[tuple[str, str]], taxonomy: Taxonomy, split: PackedSplit,
-    written: dict[Path | str | None, dict[str, _Written]], tracker: Tracker,
+    run: Run, config: EvalConfig, systems: list[System], filters: dict[str, TagFilter], pairs: list[tuple[str, str]],
+    taxonomy: Taxonomy, split: PackedSplit, written: dict[Path | str | None, dict[str, Written]], tracker: Tracker,
 ) -> tuple[str, list[str], dict]:  # fmt: skip
     """Write all files; returns the last lines to print, the failed gates, and the metrics."""
     reports, rows, with_words = {}, {}, split.target != "tags"
     examples = list(split.examples)
     for system in systems:
         texts = written[system.source]
-        rows[system.name] = [_prediction(example, texts[example.id], system) for example in examples]
+        rows[system.name] = [_prediction(example, texts[example.id], system, filters[system.name]) for example in examples]
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
         words_measured = with_words and not system.is_yardstick
         reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
@@ -187,10 +176,10 @@ def _plan_facts(config: EvalConfig, systems: list[System], clips: int | str) -> 
     return {"clips": f"{clips} of split {config.split}", "systems": names, "output": config.output}
 
 
-def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
+def _read_predictions(path: Path, split: PackedSplit) -> dict[str, Written]:
     """Predictions from another program; the file must contain each clip of the split exactly once, and no other clip."""
     rows = read_rows(path, Prediction)
-    found = {row.id: _Written(row.prediction, row.written, row.confidences) for row in rows}
+    found = {row.id: Written(row.prediction, row.written, row.confidences) for row in rows}
     missing, unknown = set(split.index_of) - set(found), set(found) - set(split.index_of)
     if missing or unknown or len(found) != len(rows):
         twice = len(rows) - len(found)
@@ -213,17 +202,17 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, _Written]:
 
 def _measure_yardsticks(
     config: EvalConfig, yardsticks: set[str], network: Network | None, base: Base, split: PackedSplit
-) -> tuple[dict[str, dict[str, _Written]], dict[str, str]]:
+) -> tuple[dict[str, dict[str, Written]], dict[str, str]]:
     """(yardstick -> clip id -> output, yardstick -> note for the report)."""
     written, notes = {}, {}
     if "chance" in yardsticks:
         answer = chance_answer(split)
-        written["chance"] = dict.fromkeys(split.index_of, _Written(answer))
+        written["chance"] = dict.fromkeys(split.index_of, Written(answer))
         notes["chance"] = f"writes {answer or 'nothing'} for every clip"
     if "probe" in yardsticks:
         probe, heard = probe_answers(config, network, base, split)
         written["probe"] = {
-            identity: _Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
+            identity: Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
             for identity, tags in heard.items()
         }
         notes["probe"] = f"{len(probe.tags)} of {len(probe.tags + probe.too_rare)} tags fitted, C {probe.cost:g}"
@@ -232,60 +221,14 @@ def _measure_yardsticks(
     return written, notes
 
 
-def _decode_all(
-    config: EvalConfig, network: Network | None, base: Base, split: PackedSplit, paths: list[Path | None],
-    adapters: dict[Path, Adapter],
-) -> dict[Path | None, dict[str, _Written]]:  # fmt: skip
-    """adapter path (None: the base) -> clip id -> output."""
-    if not paths:
-        return {}
-    decode_config = config.decode
-    decoding = Decoding(1, Sampling(), decode_config.max_new_tokens, decode_config.batch_tokens, decode_config.compile)
-    written = {}
-    with progress("decoding", len(paths) * len(split), "clips") as bar:
-        for path in paths:
-            system = load_adapter(network, adapters[path]) if path else network
-            audio = _audio(config, path, system, base, split)
-            requests, texts = processes.share(_requests(path, base, split)), []
-            for completions in decode(system, audio, requests, decoding):
-                texts += [(each.utterance_id, _answer(each, base, split)) for each in completions]
-                bar.advance(processes.count() * len(completions), note=str(path or BASE))
-            written[path] = dict(processes.gather(texts))
-            if path:
-                network = network.around(system.model.unload())
-    return written
+def _filter(system: System, thresholds: dict[Path, Thresholds]) -> TagFilter:
+    fitted = thresholds[system.adapter] if system.thresholds else None
+    return TagFilter(system.top_k, system.top_k_by, system.min_confidence, fitted)
 
 
-def _audio(config: EvalConfig, path: Path | None, network: Network, base: Base, split: PackedSplit) -> AudioSource:
-    """The cache may end before the clips do, so the base without an adapter reads whole clips."""
-    if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
-        network.place_language_model(pick_device(config.model.device))
-        return open_whole_clips(config, network, base, split)
-    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens)
-
-
-def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
-    """In the layout of the split; but if words are measured, the base without an adapter writes in its own layout."""
-    if path is not None or split.target == "tags":
-        return requests_of(split)
-    return requests_of(split, base.family.own_layout(split.layout.room_tokens))
-
-
-def _answer(completion: Completion, base: Base, split: PackedSplit) -> _Written:
-    """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
-    return _Written(
-        base.family.tokenizer.decode(completion.token_ids).strip(),
-        split.layout.tag_times(base.family.tokenizer, completion.token_ids),
-        tag_confidences(base.family.tokenizer, completion.token_ids, completion.token_logprobs),
-    )
-
-
-def _prediction(example: Example, written: _Written, system: System) -> Prediction:
-    row = Prediction(
-        example.id, example.text, written.text, example.timed_events, written.tags_written, written.confidences, example.speaker
-    )
+def _prediction(example: Example, written: Written, system: System, tag_filter: TagFilter) -> Prediction:
     try:
-        return filtered(row, system.top_k, system.top_k_by, system.min_confidence)
+        return filtered(written.prediction_of(example), tag_filter)
     except ValueError as error:
         raise UsageError(
             str(error), where=f"system {system.name}", fix="filter by order, or add `confidences` to the file"

@@ -121,7 +121,7 @@ def greedy(model, split: PackedSplit, index: int) -> list[int]:
 
 
 def test_the_exported_adapter_and_the_merged_model_write_the_same_in_the_stock_class(export, demo, tmp_path):
-    result = export("merged=true", "vllm_names=true")
+    result = export("format=transformers", "vllm_names=true")
     assert result.exit_code == 0, result.stderr
     split = PackedSplit(demo / "runs/packed", "test")
     systems = []

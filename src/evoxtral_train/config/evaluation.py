@@ -175,7 +175,9 @@ class ExportConfig(Section):
     evaluation: Path | None = Field(None, description="Run of eval whose figures go into the card. null: no figures.")
     system: str | None = Field(None, description="Which system of that run this adapter is.")
     card: Card
-    merged: bool = Field(False, description="Also write the whole model with the adapter merged in; 8.9 GB for the 4B model.")
+    format: Literal["adapter", "transformers", "mistral"] = Field(
+        "adapter", description="transformers | mistral: also write the whole model, merged, in this layout; 8.9 GB for the 4B."
+    )
     vllm_names: bool = Field(False, description="Also write the adapter with vLLM's module names; never loaded in vLLM yet.")
     push_to: str | None = Field(None, description="Hub repository, such as you/evoxtral-realtime; needs HF_TOKEN. null: no push.")
     private: bool = Field(True, description="Make a new repository private.")

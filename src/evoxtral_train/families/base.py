@@ -218,6 +218,14 @@ class Family(ABC):
     def describe(cls, folder: Path | None) -> Network:
         """The model's shape on the meta device, without weights. `folder` None: the published model's shape."""
 
+    @abstractmethod
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write `model`, with this checkpoint's processor, as the stock class loads it."""
+
+    @abstractmethod
+    def save_mistral(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write `model`, with this checkpoint's tokenizer, in Mistral's own layout. Raises UsageError if that cannot hold it."""
+
 
 class Network(ABC):
     """`model`: the stock class or a subclass that reads the same checkpoints, bare or inside a PEFT wrapper. `eos_id` and

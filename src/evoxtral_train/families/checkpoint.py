@@ -1,9 +1,14 @@
-"""Find a base model on disk or in the hub's cache, refuse one that contains code, and open it as its family."""
+"""Find a base model on disk or in the hub's cache, refuse one that contains code, and open it as its family.
+
+A checkpoint comes in transformers' layout (config.json, *.safetensors and the processor's files) or in Mistral's own
+(params.json, consolidated.safetensors and tekken.json). A folder that holds both is read in transformers' layout.
+"""
 
 import hashlib
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +22,11 @@ FAMILIES = {"voxtral_realtime": "realtime.family.Realtime"}
 """`model_type` in a checkpoint's config.json -> the class, imported on first use."""
 DEFAULT = "voxtral_realtime"
 
-_PROCESSOR_FILES = ("tekken.json", "preprocessor_config.json", "processor_config.json")
+FEATURE_FILES = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_FILES = ("tekken.json", *FEATURE_FILES)
+_COMPLETE = "(config.json and *.safetensors, or params.json, consolidated.safetensors and tekken.json)"
 _SAMPLE_BYTES = 1 << 20
-_MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "generation_config.json", *_PROCESSOR_FILES[1:])
+_MAY_NAME_CODE = ("config.json", "params.json", "tokenizer_config.json", "generation_config.json", *FEATURE_FILES)
 
 
 def resolve_base(base: str, revision: str | None, *, weights: bool = True) -> Path:
@@ -44,7 +51,10 @@ def _find_base(base: str, revision: str | None, weights: bool) -> Path:
 
     patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"]))
+        folder = Path(snapshot_download(base, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"]))
+        if weights and in_mistral_layout(folder):
+            snapshot_download(base, revision=revision, allow_patterns=["consolidated.safetensors"])
+        return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         at = f" --revision {revision}" if revision else ""
@@ -78,13 +88,35 @@ def _holds_key(content: Any, key: str) -> bool:
     return isinstance(content, list) and any(_holds_key(value, key) for value in content)
 
 
-def load_processor(folder: Path):
-    """The checkpoint's processor. Raises EvoxtralError when it cannot be loaded."""
+def in_mistral_layout(folder: Path) -> bool:
+    return (folder / "params.json").is_file() and not (folder / "config.json").is_file()
+
+
+def config_file(folder: Path) -> Path:
+    return folder / ("params.json" if in_mistral_layout(folder) else "config.json")
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The content of `config_file`. Raises UsageError when it is missing or damaged."""
+    path = config_file(folder)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys")
+    except (OSError, ValueError, RecursionError) as error:
+        fix = f"is this a complete Voxtral checkpoint {_COMPLETE}?"
+        raise UsageError(f"cannot be read: {type(error).__name__}: {error}", where=str(path), fix=fix) from None
+    return content
+
+
+def load_processor(folder: Path, load=None):
+    """The checkpoint's processor, by `load(folder)` if it is not in transformers' layout. Raises EvoxtralError when it cannot be
+    loaded."""
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
+        return load(folder) if load else AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         what = f"its processor cannot be loaded: {one_line(error, 200)}"
         raise EvoxtralError(what, where=str(folder), fix="is this a Voxtral checkpoint?") from None
 
@@ -92,6 +124,13 @@ def load_processor(folder: Path):
 def processor_fingerprint(folder: Path) -> str:
     """Changes when the tokenizer or the feature extractor changes: packed rows depend on both."""
     return fingerprint_files(folder / name for name in _PROCESSOR_FILES if (folder / name).is_file())
+
+
+def copy_processor(folder: Path, target: Path) -> None:
+    """The copy has the same `processor_fingerprint`, so a dataset packed for the one fits the other."""
+    for name in (*_PROCESSOR_FILES, "tokenizer_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
 
 
 def family_named(model_type: str) -> type[Family]:
@@ -102,16 +141,21 @@ def family_named(model_type: str) -> type[Family]:
 
 def family_of(folder: Path) -> type[Family]:
     """The family of a checkpoint, from its config. Raises UsageError for any other type of model."""
-    path = folder / "config.json"
-    try:
-        model_type = json.loads(path.read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        fix = "is this a complete Voxtral checkpoint (config.json and *.safetensors)?"
-        raise UsageError(f"cannot be read: {type(error).__name__}: {error}", where=str(path), fix=fix) from None
+    content = read_config_file(folder)
+    model_type = _params_type(content) if in_mistral_layout(folder) else content.get("model_type")
     if model_type not in FAMILIES:
         what = f"is a model of type {model_type!r}"
         raise UsageError(what, where=str(folder), fix=f"use a base of type {' or '.join(FAMILIES)}")
     return family_named(model_type)
+
+
+def _params_type(params: dict[str, Any]) -> str | None:
+    """`params.json` names no type. vLLM's rule: with an audio encoder it is Voxtral, and with a causal one Voxtral Realtime."""
+    try:
+        causal = params["multimodal"]["whisper_model_args"]["encoder_args"].get("causal")
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return "voxtral_realtime" if causal else "voxtral"
 
 
 def family_for(base: str, revision: str | None, family: str | None = None) -> tuple[type[Family], Path | None]:
@@ -138,16 +182,20 @@ def open_family(folder: Path) -> Family:
     return family_of(folder).open(folder)
 
 
-def load_weights(model_class, folder: Path, dtype: str):
-    """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError when they cannot be loaded."""
+def load_weights(model_class, folder: Path, dtype: str, **converted):
+    """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError when they cannot be loaded.
+
+    `converted`: its `config` and `state_dict`, if it is not in transformers' layout."""
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model = model_class.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        model = model_class.from_pretrained(
+            None if converted else folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **converted
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        fix = "is this a complete Voxtral checkpoint (config.json and *.safetensors)?"
+        fix = f"is this a complete Voxtral checkpoint {_COMPLETE}?"
         if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             fix = "pickled weights (*.bin) can run code and are not opened: convert them to safetensors"
         what = f"the checkpoint cannot be loaded: {str(error).splitlines()[0]}"
@@ -156,9 +204,9 @@ def load_weights(model_class, folder: Path, dtype: str):
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Changes with the config or the weights. Reads the size and both ends of each weight file,
+    """Changes with the config, the weights or the layout. Reads the size and both ends of each weight file,
     instead of all 9 GB."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(config_file(folder).read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())

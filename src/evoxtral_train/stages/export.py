@@ -51,8 +51,8 @@ def run(config: ExportConfig, options: Options) -> Report:
         settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_atomic(release / "README.md", _card(config, base, evaluated).content)
-        if config.merged:
-            write_merged(base, config.model.dtype, adapter, run.path / "merged")
+        if config.format != "adapter":
+            write_merged(base, config.model.dtype, adapter, config.format, run.path / "merged")
             facts["merged"] = config.output / "merged"
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")

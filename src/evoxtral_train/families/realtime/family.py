@@ -13,7 +13,7 @@ from ...errors import RowError
 from ...text.taxonomy import Taxonomy
 from ...units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL, samples_to_tokens
 from ..base import Alignment, Family
-from ..checkpoint import load_processor, load_weights
+from ..checkpoint import FEATURE_FILES, copy_processor, in_mistral_layout, load_processor, load_weights
 from .clock import Clock
 from .layouts import FAMILY, LAYOUTS, Aligned, Deferred, RealtimeLayout
 from .self_alignment import align
@@ -34,6 +34,10 @@ class Realtime(Family):
 
     @classmethod
     def open(cls, folder: Path) -> "Realtime":
+        if in_mistral_layout(folder):
+            from .mistral_format import read_processor
+
+            return cls(folder, load_processor(folder, read_processor))
         return cls(folder, load_processor(folder))
 
     def layout(self, name: str, room_tokens: int) -> RealtimeLayout:
@@ -91,20 +95,42 @@ class Realtime(Family):
 
     def load(self, dtype: str):
         """Its forward also takes `audio_embeds` in place of features."""
+        from .mistral_format import read_config, read_weights
         from .model import CachedAudioVoxtralRealtimeForConditionalGeneration, network_of
 
-        return network_of(load_weights(CachedAudioVoxtralRealtimeForConditionalGeneration, self.folder, dtype), self.clock)
+        converted = {}
+        if in_mistral_layout(self.folder):
+            converted["config"] = read_config(self.folder)
+            converted["state_dict"] = read_weights(self.folder, converted["config"])
+        model = load_weights(CachedAudioVoxtralRealtimeForConditionalGeneration, self.folder, dtype, **converted)
+        return network_of(model, self.clock)
 
     @classmethod
     def describe(cls, folder: Path | None):
         import torch
         from transformers import AutoConfig, VoxtralRealtimeConfig, VoxtralRealtimeForConditionalGeneration
 
+        from .mistral_format import read_config
         from .model import RealtimeNetwork
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if folder else VoxtralRealtimeConfig()
+        if folder and in_mistral_layout(folder):
+            config = read_config(folder)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if folder else VoxtralRealtimeConfig()
         with torch.device("meta"):
             return RealtimeNetwork(VoxtralRealtimeForConditionalGeneration(config), config.default_num_delay_tokens)
+
+    def save(self, model, folder: Path) -> None:
+        model.save_pretrained(folder)
+        copy_processor(self.folder, folder)
+        if not any((folder / name).is_file() for name in FEATURE_FILES):  # Mistral's layout need not have one
+            self.processor.feature_extractor.save_pretrained(folder)
+
+    def save_mistral(self, model, folder: Path) -> None:
+        from .mistral_format import save
+
+        save(model, self.processor, folder)
+        copy_processor(self.folder, folder)
 
 
 def pad_mel(mel: np.ndarray, frames: int) -> np.ndarray:

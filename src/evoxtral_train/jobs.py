@@ -1,4 +1,4 @@
-"""A stage's run from plan to result: checked, opened, tracked and finished in one way. SFT and RAFT's steps use it.
+"""A stage's run from plan to result: checked, opened, tracked and finished in one way. SFT, RAFT's steps and `transcribe` use it.
 
 job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
 job.check()                                  a dry run stops here and writes nothing
@@ -16,6 +16,7 @@ from typing import Any
 
 from . import processes
 from .config.training import RaftConfig, SftConfig
+from .config.transcription import TranscribeConfig
 from .runs import Options, Run, check_output, check_plan
 from .tracking import Tracker
 
@@ -46,7 +47,7 @@ class Job:
     stage: str
     output: Path
     settings: dict[str, Any]
-    config: SftConfig | RaftConfig
+    config: SftConfig | RaftConfig | TranscribeConfig
     options: Options
 
     def check(self, inputs: dict[str, str] | None = None) -> None:

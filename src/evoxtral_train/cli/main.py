@@ -22,7 +22,7 @@ from .running import (
 )
 
 _IN_ORDER_OF_USE = (
-    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "export", "cache", "doctor", "tiny-base",
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "transcribe", "export", "cache", "doctor", "tiny-base",
 )  # fmt: skip
 
 
@@ -148,6 +148,29 @@ _add("raft run")
 _add_raft_step("raft pairs")
 for _name in ("eval", "export", "tiny-base"):
     _add(_name)
+
+
+@app.command("transcribe", help=COMMANDS["transcribe"].help)
+def transcribe(
+    recordings: Annotated[list[str] | None, typer.Argument(help="files, folders and globs", show_default=False)] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="run or PEFT folder whose tags to write; several are allowed")] = None,
+    base: Annotated[str | None, typer.Option(help="hub id or folder; default: the base that the adapter names")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="files to write: txt,json,srt,vtt,tsv")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for the files; default: print the text")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML config for the rest, such as configs/transcribe.yaml")] = None,
+    set_: SetOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    import json
+
+    named = {
+        "recordings": recordings, "adapters": adapter, "model.base": base, "formats": format_ and format_.split(","),
+        "output": output and str(output),
+    }  # fmt: skip
+    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value]
+    run_stage("transcribe", config, [*overrides, *(set_ or [])], options_of(resume, overwrite, dry_run))
 
 
 @app.command("eval-predictions")

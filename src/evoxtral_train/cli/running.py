@@ -161,9 +161,9 @@ def show(report) -> None:
         raise typer.Exit(report.exit_code)
 
 
-def run_stage(name: str, path: Path, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
+def run_stage(name: str, path: Path | None, overrides: list[str] | None, options, part_of=lambda config: config) -> None:
     """Run the command `name` of `COMMANDS`: load its config, narrow it with `part_of`, import the stage (torch takes seconds),
-    run it, print its report.
+    run it, print its report. `path` None: the defaults.
 
     Under `accelerate launch`, only the first process prints and runs stages that are not shared.
     """

@@ -23,10 +23,12 @@ from .data import AlignConfig, ImportConfig, PackConfig, StatsConfig, SynthConfi
 from .evaluation import EvalConfig, ExportConfig
 from .fields import description_of, item_model_of, model_of, source_of
 from .training import RaftConfig, SftConfig, TinyBaseConfig
+from .transcription import TranscribeConfig
 
 CONFIGS = {
     "import": ImportConfig, "synth": SynthConfig, "stats": StatsConfig, "align": AlignConfig, "pack": PackConfig,
-    "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig, "export": ExportConfig, "tiny-base": TinyBaseConfig,
+    "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig, "export": ExportConfig, "transcribe": TranscribeConfig,
+    "tiny-base": TinyBaseConfig,
 }  # fmt: skip
 """The shipped YAML files, in `configs/` and the folders below it, and the class that each is read into."""
 

@@ -54,20 +54,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path, schema: type[ConfigT], overrides: list[str] | None = None) -> ConfigT:
-    """Read `path`, apply `--set` overrides in order, validate. Raises ConfigError."""
-    content = read_yaml(path)
+def load_config(path: Path | None, schema: type[ConfigT], overrides: list[str] | None = None) -> ConfigT:
+    """Read `path` (None: the defaults), apply `--set` overrides in order, validate. Raises ConfigError."""
+    content = {} if path is None else read_yaml(path)
     for override in overrides or []:
         _apply(content, override)
     content = _at_home(content)
     unknown = _unknown_keys(content, schema, ())
     if unknown:
-        raise ConfigError("; ".join(unknown), where=str(path))
+        raise ConfigError("; ".join(unknown), where=str(path or "the call"))
     try:
         return schema.model_validate(content)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'config'}: {_plain(each, schema)}" for each in error.errors()]
-        raise ConfigError("; ".join(problems), where=str(path)) from None
+        raise ConfigError("; ".join(problems), where=str(path or "the call")) from None
 
 
 def _at_home(content: Any) -> Any:

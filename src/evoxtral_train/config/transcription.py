@@ -1,8 +1,12 @@
 """The config of `transcribe`."""
 
-from pydantic import Field, PositiveFloat, model_validator
+from pathlib import Path
+from typing import Literal
 
-from .sections import Section
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from .evaluation import Decode
+from .sections import Model, Section, Tracking
 
 
 class Segmentation(Section):
@@ -26,3 +30,50 @@ class Segmentation(Section):
         if self.patience_s > self.max_s / 2:
             raise ValueError("patience_s must not be greater than half of max_s")
         return self
+
+
+class TranscribeModel(Model):
+    """The base model, and how it is loaded."""
+
+    base: str | None = Field(None, description="Hub id or folder of the base model. null: the one that the adapter names.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto (bfloat16 on a GPU, float32 on a CPU) | float32 | bfloat16: type of the weights."
+    )
+
+
+class KeptTags(Section):
+    """Which tags of an adapter are kept. The others are in the JSON only."""
+
+    thresholds: bool = Field(True, description="Use the thresholds that `evoxtral calibrate` fitted, where there are any.")
+    top_k: PositiveInt | None = Field(
+        None, description="Keep this many tags of a segment; the published filter keeps 2. null: all. [RL]"
+    )
+    top_k_by: Literal["emission", "confidence"] = Field(
+        "emission", description="Which to keep: emission (the first) | confidence (the most probable)."
+    )
+    min_confidence: float = Field(0.0, ge=0, le=1, description="Drop tags that the model gave a lower probability.")
+
+
+class TranscribeConfig(Section):
+    """`evoxtral transcribe`"""
+
+    recordings: list[str] = Field([], description="Files, folders and globs; those named in the call replace them.")
+    output: Path | None = Field(None, description="Folder for the transcripts. null: print them, write no file.")
+    formats: list[Literal["txt", "json", "srt", "vtt", "tsv"]] = Field(
+        ["txt", "json"], min_length=1, description="Which files to write for each recording: txt, json, srt, vtt, tsv."
+    )
+    model: TranscribeModel = TranscribeModel()
+    adapters: list[Path] = Field([], description="Runs or PEFT folders whose tags to write; none: the base's words alone.")
+    layout: str | None = Field(
+        None, description="For an adapter trained elsewhere, which does not record its layout: packed | deferred | aligned."
+    )
+    merge: Literal["auto", "front", "timed", "none"] = Field(
+        "auto",
+        description="Where tags stand: front (before a segment's words) | timed (where they were heard; needs layout aligned) | "
+        "none (beside the text) | auto (timed if all adapters have times).",
+    )
+    kept_tags: KeptTags = KeptTags()
+    tags_table: Path = Field(Path("data/tags.yaml"), description="File with the groups of tags.")
+    segmentation: Segmentation = Segmentation()
+    decode: Decode = Decode()
+    tracking: Tracking = Tracking()

@@ -23,6 +23,7 @@ from itertools import islice
 import torch
 from transformers import DynamicCache
 
+from ..config.evaluation import Decode
 from ..dataset.reader import PackedSplit
 from ..errors import EvoxtralError
 from ..families.base import ClipSize, Layout, Network
@@ -95,6 +96,11 @@ class Decoding:
     batch_tokens: int
     compiled: bool = False
     known_tags: KnownTags | None = None
+
+    @classmethod
+    def greedy(cls, config: Decode, known_tags: KnownTags | None = None) -> "Decoding":
+        """One candidate, the most probable tokens."""
+        return cls(1, Sampling(), config.max_new_tokens, config.batch_tokens, config.compile, known_tags)
 
     def reach(self, request: "Request") -> int:
         """One past the last possible position of a row of this clip."""
@@ -280,6 +286,7 @@ class Decoder:
         log_probs = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
         self._newest = [(*seated, row) for row, seated in self._seated.items()]
         ended = table.write(tokens, log_probs.double(), self._network.eos_id)
+        table.tag_state.masked_fill_(~table.live, KnownTags.free)
         whole: list[Completion] = []
         if ended:
             columns = (table.written, table.token_log_probs, table.position, table.log_prob)

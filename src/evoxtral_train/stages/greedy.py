@@ -9,7 +9,7 @@ from ..config.evaluation import CalibrateConfig, EvalConfig
 from ..dataset.reader import Example, PackedSplit
 from ..decoding.confidences import tag_confidences
 from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
-from ..decoding.sampling import Sampling
+from ..decoding.known_tags import KnownTags
 from ..families.base import Network
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
@@ -43,13 +43,15 @@ def decode_greedily(
     -> output. `network`: the base; not used if there is no path."""
     if not paths:
         return {}
-    decode_config = config.decode
-    decoding = Decoding(1, Sampling(), decode_config.max_new_tokens, decode_config.batch_tokens, decode_config.compile)
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
             system = load_adapter(network, adapters[path]) if path else network
             audio = _audio(config, path, system, base, split)
+            known = None
+            if path and config.decode.known_tags_only:
+                known = KnownTags(base.family.tokenizer, split.tags, system.device)
+            decoding = Decoding.greedy(config.decode, known)
             requests, texts = processes.share(_requests(path, base, split)), []
             for completions in decode(system, audio, requests, decoding):
                 texts += [(each.utterance_id, _answer(each, base, split)) for each in completions]

@@ -6,8 +6,8 @@
     for transcript in transcriber.transcribe(["talk.wav", samples]):
         print(transcript.merged)
 
-Each segment of a recording is encoded once and decoded in a row for the base and one for each adapter (`RowAdapters`). Segments of
-many recordings share the batch. They are read as rows become free, so memory does not grow with the length of a recording.
+Each segment of a recording is encoded once and decoded in a row for the base and one for each adapter (`RowAdapters`). Segments
+of many recordings share the batch. They are read as rows become free, so memory does not grow with the length of a recording.
 """
 
 import time
@@ -26,7 +26,6 @@ from ..data.segments import SoundSegment, segments_of
 from ..decoding.confidences import tag_confidences
 from ..decoding.decoder import Completion, Decoding, Request, decode
 from ..decoding.known_tags import KnownTags
-from ..decoding.sampling import Sampling
 from ..errors import RowError, UsageError
 from ..families.base import Layout
 from ..modeling.adapter_record import AdapterRecord
@@ -110,10 +109,10 @@ class Transcriber:
         raised. `on_progress(seconds)`: that much more audio has been transcribed.
         """
         network, adapters, settings = self._loaded
-        work = _Work(self, sources, SegmentAudio(network, self.base.family))
+        work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
         window = _SEGMENTS_AHEAD * len(self._rows)
         for completions in decode(network, work.audio, work.requests(), settings, adapters, window):
-            on_progress(work.take(completions))
+            work.take(completions)
             yield from work.finished(on_error)
         yield from work.finished(on_error)
 
@@ -124,13 +123,10 @@ class Transcriber:
         adapters = RowAdapters(network, self.adapters) if self.adapters else None
         network.place_audio_path(device)
         network.place_language_model(device)
-        decode_config, known = self.config.decode, None
-        if self.adapters and decode_config.known_tags_only:
+        known = None
+        if self.adapters and self.config.decode.known_tags_only:
             known = KnownTags(self.base.family.tokenizer, self._known_tags, device)
-        settings = Decoding(
-            1, Sampling(), decode_config.max_new_tokens, decode_config.batch_tokens, decode_config.compile, known
-        )
-        return network, adapters, settings
+        return network, adapters, Decoding.greedy(self.config.decode, known)
 
     def _merge(self) -> Merge:
         """Raises UsageError for "timed" without times."""
@@ -167,15 +163,23 @@ class Transcriber:
 
 @dataclass
 class _Recording:
-    """A recording in work. `is_read`: all its segments are known."""
+    """A recording in work. `samples`: read so far; `is_read`: all of them, so all
+    segments are known. `done_samples`: in finished segments."""
 
     source: Source
     started: float
     segments: list[Segment | None] = field(default_factory=list)
     open_segments: int = 0
-    duration_s: float = 0.0
+    samples: int = 0
+    done_samples: int = 0
     is_read: bool = False
     error: RowError | None = None
+
+    def counted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The blocks; `samples` counts what has been read."""
+        for block in blocks:
+            self.samples += len(block)
+            yield block
 
 
 @dataclass
@@ -191,8 +195,10 @@ class _OpenSegment:
 class _Work:
     """The recordings of one call of `transcribe`, from their sound to their transcripts."""
 
-    def __init__(self, transcriber: Transcriber, sources: Iterable[Source], audio: SegmentAudio):
-        self.audio, self._transcriber, self._sources = audio, transcriber, sources
+    def __init__(
+        self, transcriber: Transcriber, sources: Iterable[Source], audio: SegmentAudio, on_progress: Callable[[float], None]
+    ):
+        self.audio, self._transcriber, self._sources, self._on_progress = audio, transcriber, sources, on_progress
         self._recordings: deque[_Recording] = deque()
         self._open: dict[str, _OpenSegment] = {}
         self._count = 0
@@ -200,13 +206,13 @@ class _Work:
     def requests(self) -> Iterator[Request]:
         """For each segment, a row of the base and one of each adapter. Reads sound only as far as it is asked."""
         for source in self._sources:
+            source = Path(source) if isinstance(source, str) else source
             recording = _Recording(source, time.monotonic())
             self._recordings.append(recording)
             try:
-                opened = open_recording(source)
-                for sound in segments_of(opened.blocks(), self._transcriber.config.segmentation):
+                blocks = recording.counted(open_recording(source).blocks())
+                for sound in segments_of(blocks, self._transcriber.config.segmentation):
                     yield from self._requests_of(recording, sound)
-                recording.duration_s = opened.read_s
             except RowError as error:
                 recording.error = error
             recording.is_read = True
@@ -221,9 +227,7 @@ class _Work:
         recording.open_segments += 1
         return requests
 
-    def take(self, completions: list[Completion]) -> float:
-        """Returns the seconds of audio that are finished with them."""
-        seconds = 0.0
+    def take(self, completions: list[Completion]) -> None:
         for completion in completions:
             segment = self._open[completion.utterance_id]
             segment.completions[completion.adapter] = completion
@@ -232,8 +236,11 @@ class _Work:
                 self.audio.remove(int(completion.utterance_id))
                 segment.recording.segments[segment.place] = self._written(segment)
                 segment.recording.open_segments -= 1
-                seconds += samples_to_seconds(len(segment.sound.samples))
-        return seconds
+                self._advance(segment.recording, len(segment.sound.samples))
+
+    def _advance(self, recording: _Recording, samples: int) -> None:
+        recording.done_samples += samples
+        self._on_progress(samples_to_seconds(samples))
 
     def _written(self, segment: _OpenSegment) -> Segment:
         transcriber, sound = self._transcriber, segment.sound
@@ -250,10 +257,12 @@ class _Work:
         """Those that no unfinished recording precedes."""
         while self._recordings and self._recordings[0].is_read and not self._recordings[0].open_segments:
             recording = self._recordings.popleft()
+            self._advance(recording, recording.samples - recording.done_samples)  # the silence between segments
             if recording.error is None:
                 name = None if isinstance(recording.source, np.ndarray) else str(recording.source)
                 timings = {"seconds": time.monotonic() - recording.started}
-                yield Transcript(name, recording.duration_s, recording.segments, self._transcriber.merge, timings)
+                duration_s = samples_to_seconds(recording.samples)
+                yield Transcript(name, duration_s, recording.segments, self._transcriber.merge, timings)
             elif on_error is None:
                 raise recording.error
             else:

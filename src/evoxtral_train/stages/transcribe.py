@@ -1,0 +1,257 @@
+"""`evoxtral transcribe`: recordings to tagged transcripts."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import processes
+from ..config.transcription import TranscribeConfig
+from ..data.recordings import AUDIO_SUFFIXES, open_recording
+from ..errors import RowError, UsageError
+from ..files import fingerprint_files, write_atomic
+from ..jobs import Job, Work
+from ..progress import Progress, format_seconds, progress
+from ..records import JsonlAppender, iter_rows
+from ..run_folders import COMPLETE, FILES
+from ..runs import Options
+from ..transcription.formats import FORMATS
+from ..transcription.transcriber import Transcriber
+from ..transcription.transcript import Merge, Transcript
+from .plans import plan_decoding, plan_model
+from .report import Report
+
+_RESERVED = {"config.yaml", "run.json", "metrics.json", FILES, COMPLETE, "recordings.jsonl", "failed.jsonl"}
+_SHOWN_FAILURES = 10
+_MERGE_SHOWN: dict[Merge, str] = {
+    "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Transcribed:
+    """`recordings.jsonl`: a recording that is finished. `stem`: its transcripts, below the output, without their suffix."""
+
+    file: str
+    stem: str
+    duration_s: float
+    segments: int
+    tags: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`failed.jsonl`: a recording that could not be read, and why."""
+
+    file: str
+    reason: str
+
+
+def run(config: TranscribeConfig, options: Options) -> Report:
+    """Writes `<name>.<format>` for each recording, `recordings.jsonl` and `failed.jsonl`; without an output, the merged texts are
+    the report's table. Exit code 1 if a recording could not be read: the others are still
+    transcribed.
+    """
+    if not config.recordings:
+        fix = "name files, folders or globs: evoxtral transcribe talk.wav"
+        raise UsageError("there is nothing to transcribe", where="recordings", fix=fix)
+    files = find_recordings(config.recordings)
+    transcriber = Transcriber(config)
+    facts = {"recordings": len(files), "base": transcriber.model.base}
+    if config.adapters:
+        facts["adapters"] = ", ".join(map(str, config.adapters))
+        facts["tags"] = _MERGE_SHOWN[transcriber.merge]
+    if options.dry_run:
+        return _plan(config, transcriber, files, options, facts)
+    if config.output is None:
+        return _printed(transcriber, files, facts)
+    stems = stems_of(files, config.formats)
+    processes.join(config.model.device)
+    with _job(config, files, options).shared(_inputs(transcriber, files), [*files, *config.adapters]) as work:
+        done = _finished_before(work)
+        rows, failed, seconds = _transcribe_files(transcriber, stems, done, work, config)
+        summary = processes.first(lambda: _finish(work, stems, rows, failed, seconds))
+    return _report(config, facts, summary, failed)
+
+
+def find_recordings(sources: Sequence[str]) -> list[Path]:
+    """The files that `sources` name: files, folders (searched for audio, hidden files left out) and globs; each once.
+
+    Raises UsageError for a source that names nothing.
+    """
+    found: dict[Path, Path] = {}  # by real path
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if _is_audio(file.relative_to(path)) and file.is_file())
+        elif path.exists() or not set(source) & set("*?["):
+            files = [path]
+        else:
+            files = sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
+        if not files or not (files[0].exists() or files[0].is_symlink()):
+            what = "no audio file in this folder" if path.is_dir() else "no such file"
+            raise UsageError(what, where=source, fix="name recordings, folders with recordings, or a glob such as 'talks/*.wav'")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+
+
+def stems_of(files: Sequence[Path], formats: Sequence[str]) -> dict[Path, str]:
+    """file -> the name of its transcripts without their suffix: talk.wav -> "talk". Where two recordings share a name, or it is
+    one of the run's own files, each keeps its suffix ("talk.wav", "talk.mp3") or, if that is not enough, its folders."""
+    stems = {file: file.stem for file in files}
+    for longer in (lambda file: file.name, lambda file: "_".join(part for part in file.parts if part not in ("/", "..", "."))):
+        counts = Counter(stem.lower() for stem in stems.values())
+        for file, stem in stems.items():
+            if counts[stem.lower()] > 1 or any(f"{stem}.{name}" in _RESERVED for name in formats):
+                stems[file] = longer(file)
+    return stems
+
+
+def _plan(config: TranscribeConfig, transcriber: Transcriber, files: Sequence[Path], options: Options, facts: dict) -> Report:
+    durations = [_header_seconds(file) for file in files]
+    known = [seconds for seconds in durations if seconds]
+    facts["audio"] = format_seconds(sum(known)) + (
+        f", and {len(files) - len(known)} files of unknown length" if len(known) < len(files) else ""
+    )
+    facts |= plan_model(transcriber.model) | plan_decoding(transcriber.model, config.decode.batch_tokens)
+    if config.output is not None:
+        _job(config, files, options).check(_inputs(transcriber, files))
+    return Report("plan: transcribe", facts | {"output": config.output or "printed"})
+
+
+def _job(config: TranscribeConfig, files: Sequence[Path], options: Options) -> Job:
+    settings = config.model_dump(mode="json", exclude={"output"}) | {"recordings": [str(file) for file in files]}
+    return Job("transcribe", config.output, settings, config, options)
+
+
+def _inputs(transcriber: Transcriber, files: Sequence[Path]) -> dict[str, str]:
+    """With the size of every recording: its sound may be too long to read twice."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file} {file.stat().st_size if file.is_file() else None}\n".encode(errors="surrogateescape"))
+    return transcriber.fingerprints | {"recordings": digest.hexdigest()[:16]}
+
+
+def _printed(transcriber: Transcriber, files: Sequence[Path], facts: dict) -> Report:
+    failed, texts, seconds = [], [], 0.0
+    with progress("transcribing", _total_seconds(files), "s of audio") as bar:
+        meter = _Meter(bar)
+        for transcript in transcriber.transcribe(files, _into(failed), meter.advance):
+            text = FORMATS["txt"](transcript).rstrip("\n")
+            texts.append(f"{transcript.file}\n{text}\n" if len(files) > 1 else text)
+            seconds += transcript.duration_s
+    facts |= _speed(seconds, meter)
+    return Report("transcribe", facts | _failures(failed), table="\n".join(texts), exit_code=1 if failed else 0)
+
+
+def _transcribe_files(
+    transcriber: Transcriber, stems: dict[Path, str], done: dict[str, Transcribed], work: Work, config: TranscribeConfig
+) -> tuple[list[Transcribed], list[Failed], float]:
+    """This process's share of the recordings that are not done. Returns what all processes did, and the seconds it took."""
+    waiting = [file for file in stems if str(file) not in done]
+    mine, rows, failed = list(processes.share(waiting)), [], []
+    path = work.path / "unfinished" / f"{processes.rank()}.jsonl"
+    with progress("transcribing", _total_seconds(waiting), "s of audio") as bar, JsonlAppender(path) as appender:
+        meter = _Meter(bar)
+        for transcript in transcriber.transcribe(mine, _into(failed), meter.advance):
+            stem = stems[Path(transcript.file)]
+            for name in config.formats:
+                write_atomic(work.path / f"{stem}.{name}", FORMATS[name](transcript))
+            rows.append(_row(transcript, stem))
+            appender.append(rows[-1:])
+    return processes.gather(rows), processes.gather(failed), meter.seconds()
+
+
+def _row(transcript: Transcript, stem: str) -> Transcribed:
+    seconds = round(transcript.timings["seconds"], 3)
+    return Transcribed(
+        transcript.file, stem, round(transcript.duration_s, 3), len(transcript.segments), len(transcript.tags_filtered), seconds
+    )
+
+
+def _finished_before(work: Work) -> dict[str, Transcribed]:
+    """What an interrupted run finished: file -> row."""
+    return {row.file: row for path in sorted((work.path / "unfinished").glob("*.jsonl")) for row in iter_rows(path, Transcribed)}
+
+
+def _finish(
+    work: Work, stems: dict[Path, str], rows: list[Transcribed], failed: list[Failed], seconds: float
+) -> dict[str, float]:
+    finished = _finished_before(work)
+    ordered = [finished[str(file)] for file in stems if str(file) in finished]
+    work.run.write_rows("recordings.jsonl", ordered)
+    work.run.write_rows("failed.jsonl", failed)
+    for path in (work.path / "unfinished").glob("*.jsonl"):
+        path.unlink()
+    (work.path / "unfinished").rmdir()
+    audio_s = sum(row.duration_s for row in rows)
+    metrics = {
+        "transcribed": len(ordered), "failed": len(failed), "audio_s": sum(row.duration_s for row in ordered),
+        "tags": sum(row.tags for row in ordered), "seconds": seconds,
+        "times_real_time": audio_s / seconds if seconds else None,
+    }  # fmt: skip
+    work.tracker.summary(metrics)
+    written = [path for path in sorted(work.path.rglob("*")) if path.suffix.removeprefix(".") in FORMATS and path.is_file()]
+    work.done(metrics, fingerprint_files(path for path in written if path.name not in _RESERVED))
+    return metrics
+
+
+def _report(config: TranscribeConfig, facts: dict, metrics: dict, failed: list[Failed]) -> Report:
+    facts |= {"transcribed": metrics["transcribed"], "audio": format_seconds(metrics["audio_s"])}
+    facts["time"] = f"{format_seconds(metrics['seconds'])}" + (
+        f", {metrics['times_real_time']:.1f} × real time" if metrics["times_real_time"] else ""
+    )
+    facts |= _failures(failed, config.output / "failed.jsonl")
+    names = ", ".join(f"*.{name}" for name in config.formats)
+    return Report("transcribe", facts | {"output": f"{config.output}: {names}"}, exit_code=1 if failed else 0)
+
+
+def _failures(failed: list[Failed], written: Path | None = None) -> dict[str, str]:
+    if not failed:
+        return {}
+    facts = {"not transcribed": f"{len(failed)}" + (f", all in {written}" if written else "")}
+    return facts | {f"  {row.file}": row.reason for row in failed[:_SHOWN_FAILURES]}
+
+
+def _speed(audio_s: float, meter: "_Meter") -> dict[str, str]:
+    seconds = meter.seconds()
+    speed = f", {audio_s / seconds:.1f} × real time" if seconds and audio_s else ""
+    return {"audio": format_seconds(audio_s), "time": f"{format_seconds(seconds)}{speed}"}
+
+
+def _total_seconds(files: Sequence[Path]) -> int:
+    return round(sum(_header_seconds(file) or 0.0 for file in files))
+
+
+def _header_seconds(file: Path) -> float | None:
+    try:
+        return open_recording(file).duration_s
+    except RowError:
+        return None
+
+
+def _into(failed: list[Failed]) -> Callable[[Path, RowError], None]:
+    return lambda file, error: failed.append(Failed(str(file), str(error)))
+
+
+class _Meter:
+    """Whole seconds of audio for the progress bar, and the time since it was made."""
+
+    def __init__(self, bar: Progress):
+        self._bar, self._audio_s, self._started = bar, 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def advance(self, audio_s: float) -> None:
+        whole = int(self._audio_s)
+        self._audio_s += audio_s
+        self._bar.advance(processes.count() * (int(self._audio_s) - whole))

@@ -25,10 +25,15 @@ is not sound. Far beyond this limit the mel would overflow float32."""
 _RATES_HZ = (1_000, 768_000)  # well beyond what recorders use
 _BLOCK_FRAMES = 8192
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for a FLAC that was written to a stream
+_UNKNOWN_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 _TRUSTED_S = 3600.0  # beyond this, the frames are counted
 
 
-class _Sound(soundfile.SoundFile):
+class UnknownFormat(RowError):
+    """libsndfile does not know the file's format."""
+
+
+class Sound(soundfile.SoundFile):
     """A sound file that is read from start to end. By default soundfile seeks after every block, which fails if the length is
     unknown."""
 
@@ -51,11 +56,16 @@ class _Sound(soundfile.SoundFile):
         except soundfile.LibsndfileError:
             stopped = True
         if stopped and self.promised is None:
-            raise _cut_short("it cannot be decoded further", frames, self.samplerate)
+            raise cut_short("it cannot be decoded further", frames, self.samplerate)
         if self.promised is not None and self.promised - frames > TOKEN_S * self.samplerate:
-            raise _cut_short(f"its header says {self.promised / self.samplerate:.1f} s", frames, self.samplerate)
+            raise cut_short(f"its header says {self.promised / self.samplerate:.1f} s", frames, self.samplerate)
         if not frames:
             raise RowError("audio is empty")
+
+    def mono_blocks(self) -> Iterator[np.ndarray]:
+        """float32 [frames], channels averaged. Raises RowError like `all_blocks` and `check_samples`."""
+        for block in self.all_blocks():
+            yield check_samples(block).mean(axis=1)
 
 
 def read_audio(path: Path, max_seconds: float) -> np.ndarray:
@@ -64,20 +74,20 @@ def read_audio(path: Path, max_seconds: float) -> np.ndarray:
     Raises RowError if the file is missing, unreadable, truncated, empty, longer than `max_seconds`, or contains a sample that
     is not finite or beyond `LOUDEST`.
     """
-    _require_file(path)
+    require_file(path)
     return decode_audio(path, max_seconds)
 
 
 def decode_audio(source: Path | BinaryIO, max_seconds: float = float("inf")) -> np.ndarray:
     """Like `read_audio`, but also takes an open binary file."""
-    with _opened(source) as file:
+    with opened_sound(source) as file:
         parts, frames, rate_hz = [], 0, file.samplerate
-        for block in file.all_blocks():
+        for block in file.mono_blocks():
             frames += len(block)
             if frames > max_seconds * rate_hz:
                 lasts = f"{file.promised / rate_hz:.1f} s" if file.promised else f"more than {max_seconds:g} s"
                 raise RowError(f"audio lasts {lasts}, the limit is {max_seconds:g} s", fix="cut it, or raise audio.max_seconds")
-            parts.append(check_samples(block).mean(axis=1))
+            parts.append(block)
     mono = to_model_rate(np.concatenate(parts), rate_hz)
     if len(mono) == 0:
         raise RowError("audio is empty")
@@ -97,19 +107,24 @@ def check_samples(samples: np.ndarray) -> np.ndarray:
 
 def to_model_rate(samples: np.ndarray, rate_hz: int) -> np.ndarray:
     """Mono samples at `rate_hz` -> float32 at 16 kHz. Raises RowError for a rate that no recorder uses."""
-    low, high = _RATES_HZ
-    if not low <= rate_hz <= high:
-        raise RowError(f"audio has a sample rate of {rate_hz} Hz", fix=f"resample it to between {low:,} and {high:,} Hz")
+    check_rate(rate_hz)
     if rate_hz != SAMPLE_RATE_HZ:
         samples = soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ)
     return np.ascontiguousarray(samples, np.float32)
 
 
+def check_rate(rate_hz: int) -> None:
+    """Raises RowError for a rate that no recorder uses."""
+    low, high = _RATES_HZ
+    if not low <= rate_hz <= high:
+        raise RowError(f"audio has a sample rate of {rate_hz} Hz", fix=f"resample it to between {low:,} and {high:,} Hz")
+
+
 def duration_of(path: Path) -> float:
     """Seconds, from the file's header; counted if the header gives no length or more than an hour. Raises RowError if there is no
     audio, or less than the header says."""
-    _require_file(path)
-    with _opened(path) as file:
+    require_file(path)
+    with opened_sound(path) as file:
         frames = file.frames if file.frames <= _TRUSTED_S * file.samplerate else sum(map(len, file.all_blocks()))
         return frames / file.samplerate
 
@@ -121,7 +136,8 @@ def encode_flac(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raises RowError if the path is no file."""
     reason = why_not_a_file(path)
     if reason in ("does not exist", "is a folder, not a file"):
         raise RowError(f"no such audio file: {path}", fix="paths are relative to the manifest")
@@ -130,7 +146,7 @@ def _require_file(path: Path) -> None:
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[_Sound]:
+def opened_sound(source: Path | BinaryIO) -> Iterator[Sound]:
     """Raises RowError if there is no audio in it, or if the file is truncated."""
     try:
         with source.open("rb") if isinstance(source, Path) else source as content:
@@ -139,24 +155,26 @@ def _opened(source: Path | BinaryIO) -> Iterator[_Sound]:
             with _sound(content) as file:
                 rate_hz = file.samplerate
                 if share is not None and file.frames * (share - 1) > TOKEN_S * rate_hz:
-                    raise _cut_short(f"its header says {file.frames * share / rate_hz:.1f} s", file.frames, rate_hz)
+                    raise cut_short(f"its header says {file.frames * share / rate_hz:.1f} s", file.frames, rate_hz)
                 if cut_off:
-                    raise _cut_short("its last page is missing", file.frames, rate_hz)
+                    raise cut_short("its last page is missing", file.frames, rate_hz)
                 yield file
     except soundfile.SoundFileError as error:
         what = getattr(error, "error_string", str(error)).removeprefix("Error : ")
-        raise RowError(f"audio cannot be read: {what}", fix="is it a whole WAV, FLAC, OGG or MP3 file?") from None
+        error_class = UnknownFormat if getattr(error, "code", None) == _UNKNOWN_FORMAT else RowError
+        raise error_class(f"audio cannot be read: {what}", fix="is it a whole WAV, FLAC, OGG or MP3 file?") from None
     except OSError as error:
         raise RowError(f"audio cannot be read: {error.strerror or error}") from None
 
 
-def _sound(content: BinaryIO) -> _Sound:
+def _sound(content: BinaryIO) -> Sound:
     try:
-        return _Sound(content)
+        return Sound(content)
     except TypeError:  # soundfile treats *.raw as headerless
         raise RowError("audio has no header", fix="convert the raw samples to a WAV file") from None
 
 
-def _cut_short(promise: str, frames: int, rate_hz: int) -> RowError:
+def cut_short(promise: str, frames: int, rate_hz: int) -> RowError:
+    """The error for a file with less audio than it promises; `frames` is what there is."""
     what = f"audio is cut short: {promise}, but there are only {frames / rate_hz:.1f} s"
     return RowError(what, fix="copy it again, or leave the row out")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import processes
 from ..config.transcription import TranscribeConfig
-from ..data.recordings import AUDIO_SUFFIXES, open_recording
+from ..data.recordings import open_recording
 from ..errors import RowError, UsageError
 from ..files import fingerprint_files, write_atomic
 from ..jobs import Job, Work
@@ -24,6 +24,9 @@ from .plans import plan_decoding, plan_model
 from .report import Report
 
 _RESERVED = {"config.yaml", "run.json", "metrics.json", FILES, COMPLETE, "recordings.jsonl", "failed.jsonl"}
+_AUDIO_SUFFIXES = {
+    f".{name}" for name in ["wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64", "m4a", "m4b", "mp4", "mov", "webm", "mkv", "mka", "aac", "ac3", "amr", "3gp", "wma"]
+}  # what is looked for in a folder; a file that is named is opened whatever its name
 _SHOWN_FAILURES = 10
 _MERGE_SHOWN: dict[Merge, str] = {
     "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",
@@ -100,7 +103,7 @@ def find_recordings(sources: Sequence[str]) -> list[Path]:
 
 
 def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in _AUDIO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def stems_of(files: Sequence[Path], formats: Sequence[str]) -> dict[Path, str]:

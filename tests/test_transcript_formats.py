@@ -7,7 +7,7 @@ import re
 
 import pytest
 import webvtt
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import REPO
@@ -123,6 +123,7 @@ words = st.text("abcdefghij<>&-,.é7", min_size=1, max_size=12)
 
 
 @given(st.lists(words, max_size=60).map(" ".join))
+@example("1 00:00:01,000 --> a <b> & 7")
 def test_a_library_reads_subtitles_back(text):
     made = cues(untimed(text))
     assert all(len(line) <= LINE_CHARACTERS for cue in made for line in cue.lines)

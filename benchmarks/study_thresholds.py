@@ -37,7 +37,8 @@ def main() -> None:
     if not is_complete(options.dataset):
         raise SystemExit(f"{options.dataset}: no packed dataset; first run: make demo")
     run_phases(phases(options), options.jobs, options.output / "logs")
-    validation = {seed: read_rows(_folder(options, "calibrate", seed) / "predictions.jsonl", Prediction) for seed in options.seeds}
+    calibrated = {seed: _folder(options, "calibrate", seed) / "predictions.jsonl" for seed in options.seeds}
+    validation = {seed: read_rows(path, Prediction) for seed, path in calibrated.items()}
     more = {seed: systems_of(_folder(options, "eval-raft", seed))["SFT"] for seed in options.seeds}
     evaluated = {seed: systems_of(_folder(options, "eval", seed)) for seed in options.seeds}
     test = {seed: systems["SFT"] for seed, systems in evaluated.items()}

@@ -21,15 +21,14 @@ from evoxtral_train.scoring.tag_filter import TagFilter, Thresholds
 from evoxtral_train.scoring.thresholds import NONE, ONE, Fitted, fit, fit_shared, measure
 
 FALSE_TAGS_MAX = 0.05
+BEFORE, ONE_FOR_ALL, CHOSEN = "no threshold", "one threshold", "as calibrate chooses"
 ARMS: dict[str, Callable[[Sequence[Prediction]], Thresholds]] = {
-    "one threshold": lambda rows: fit_shared(rows, ONE),
+    ONE_FOR_ALL: lambda rows: fit_shared(rows, ONE),
     "own, mixed with 80 tags": lambda rows: fit_shared(rows, 80),
     "own, mixed with 20 tags": lambda rows: fit_shared(rows, 20),
     "own, not mixed": lambda rows: fit_shared(rows, 0),
     f"at most {FALSE_TAGS_MAX} false tags": lambda rows: fit(rows, FALSE_TAGS_MAX).thresholds,
 }
-CHOSEN = "as calibrate chooses"
-BEFORE = "no threshold"
 
 
 def main() -> None:
@@ -47,12 +46,14 @@ def main() -> None:
         predictions[name] = {seed: _kept(test[seed], arm(validation[seed])) for seed in options.seeds}
     fits = {seed: fit(rows) for seed, rows in more.items()}
     clips = len(next(iter(more.values())))
-    for name in ("one threshold", "own, mixed with 20 tags"):
+    for name in (ONE_FOR_ALL, "own, mixed with 20 tags"):
         predictions[f"{name}; {clips} clips"] = {seed: _kept(test[seed], ARMS[name](more[seed])) for seed in options.seeds}
     predictions[f"{CHOSEN}; {clips} clips"] = {seed: _kept(test[seed], fits[seed].thresholds) for seed in options.seeds}
     pooled = {name: [row for seed in options.seeds for row in rows[seed]] for name, rows in predictions.items()}
     systems = {
-        name: score_over_seeds(rows) | {"against_none": differences(pooled[BEFORE], pooled[name])}
+        name: score_over_seeds(rows) | {
+            f"against {other}": differences(pooled[other], pooled[name]) for other in (BEFORE, ONE_FOR_ALL)
+        }
         for name, rows in predictions.items()
     }
     content = {
@@ -101,14 +102,15 @@ def _fit_row(seed: int, fitted: Fitted, test: Sequence[Prediction]) -> dict:
 
 def sections(content: dict) -> dict[str, str]:
     """The document's tables, by marker name."""
-    rows, against = [], []
+    rows, against = [], {BEFORE: [], ONE_FOR_ALL: []}
     for name, report in content["systems"].items():
         micro = report["micro"]
         measures = (micro["precision"], micro["recall"], report["false_tags_per_untagged_clip"])
         rows.append([name, interval(micro["f1"]), each_seed(report), *map(interval, measures)])
-        if name != BEFORE:
-            changes = report["against_none"]
-            against.append([name, _tested(changes["micro_f1"]), _tested(changes["false_tags_per_untagged_clip"])])
+        for other, lines in against.items():
+            if name not in (BEFORE, other):
+                changes = report[f"against {other}"]
+                lines.append([name, _tested(changes["micro_f1"]), _tested(changes["false_tags_per_untagged_clip"])])
     fits = [
         [str(content["clips"][split]), str(row["seed"]), row["chosen"], f"{row['default']:.2f}",
          *(f"{row[part]['micro_f1']:.3f} / {row[part]['false_tags_per_untagged_clip']:.3f}"
@@ -119,7 +121,10 @@ def sections(content: dict) -> dict[str, str]:
         "systems": markdown_table(
             ["thresholds", "micro F1", "each seed", "precision", "recall", "false tags / untagged clip"], rows
         ),
-        "against none": markdown_table(["thresholds", "micro F1", "false tags / untagged clip"], against),
+        **{
+            f"against {other}": markdown_table(["thresholds", "micro F1", "false tags / untagged clip"], lines)
+            for other, lines in against.items()
+        },
         "fits": markdown_table(
             ["clips", "seed", "chosen", "one threshold", "before", "after", "held out", "test before", "test after"], fits
         ),

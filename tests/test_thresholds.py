@@ -11,11 +11,19 @@ import pytest
 from conftest import TINY_BASE
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapters import Adapter, find_adapter
-from evoxtral_train.modeling.thresholds import Calibration, find_calibration, find_thresholds, require_thresholds, write_calibration
+from evoxtral_train.modeling.thresholds import (
+    Calibration,
+    find_calibration,
+    find_thresholds,
+    require_thresholds,
+    write_calibration,
+)
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.scoring.calibration import filtered
 from evoxtral_train.scoring.tag_filter import NEVER, TagFilter, Thresholds
 from evoxtral_train.scoring.thresholds import CANDIDATES, NONE, ONE, fit, fit_shared, measure
+from evoxtral_train.stages.greedy import Written
+from evoxtral_train.text.tags import find_tags, format_tags
 
 
 def test_the_filter_by_hand():
@@ -147,7 +155,6 @@ def test_a_limit_is_a_budget_that_the_tags_share():
 def test_without_tags_or_confidences():
     nothing = clips(*[("[sighs] a", "a", [])] * 4, ("b", "b", []))
     assert fit(nothing).thresholds == Thresholds()
-    assert fit(nothing).shared is NONE
     for rows, reason in (
         (FIVE[:4], "4 clips are too few"), (clips(*[("a", "", [])] * 5), "no clip has a reference tag"),
         ([*FIVE, Prediction("x", "[sighs]", "[sighs]")], "no confidences"),
@@ -273,14 +280,40 @@ def with_thresholds(demo, tmp_path, thresholds: Thresholds):
     return folder
 
 
-def test_eval_filters_by_the_adapters_thresholds(demo, call, tmp_path):
-    adapter = with_thresholds(demo, tmp_path, Thresholds(0.3, {"sighs": 0.5, "pause": NEVER}))
+def writes(config, network, base, split, paths, adapters) -> dict:
+    """In place of `decode_greedily`, as the demo's small adapter writes no tag: the reference's tags, and some more."""
+    random = np.random.default_rng(len(split))
+
+    def written(text: str) -> Written:
+        tags = find_tags(text) + ["pause", "sighs"][: random.integers(0, 3)]
+        return Written(format_tags(tags), confidences=random.random(len(tags)).round(4).tolist())
+
+    return {path: {example.id: written(example.text) for example in split.examples} for path in paths}
+
+
+def test_eval_filters_by_what_calibrate_fitted(demo, call, tmp_path, monkeypatch):
+    for stage in ("calibrate", "eval"):
+        monkeypatch.setattr(f"evoxtral_train.stages.{stage}.decode_greedily", writes)
+    adapter = with_thresholds(demo, tmp_path, Thresholds(0.9))
+    changes = sets(adapter=adapter, output=tmp_path / "calibrate", split="raft", aim="false_tags",
+                   false_tags_per_untagged_clip_max=0.2)  # fmt: skip
+    result = call("calibrate", demo / "configs/calibrate.yaml", *changes)
+    assert result.exit_code == 0, result.stderr
+    calibration = find_calibration(find_adapter(adapter))
+    assert calibration.aim == "the highest micro F1 with at most 0.2 false tags per untagged clip"
+    assert calibration.after["false_tags_per_untagged_clip"] <= 0.2 < calibration.before["false_tags_per_untagged_clip"]
     systems = f"[{{name: SFT, adapter: {adapter}}}, {{name: sure, adapter: {adapter}, thresholds: true}}]"
     command = ("eval", demo / "configs/eval-sft.yaml", *sets(systems=systems, output=tmp_path / "eval", clips_shown=0))
     result = call(*command)
     assert result.exit_code == 0, result.stderr
     whole, sure = (read_rows(tmp_path / f"eval/predictions/{name}.jsonl", Prediction) for name in ("SFT", "sure"))
-    assert sure == kept(whole, Thresholds(0.3, {"sighs": 0.5, "pause": NEVER}))
+    by_hand = [
+        [tag for tag, value in zip(find_tags(row.prediction), row.confidences, strict=True)
+         if value >= calibration.thresholds["by_tag"].get(tag, calibration.thresholds["default"])]
+        for row in whole
+    ]  # fmt: skip
+    assert [find_tags(row.prediction) for row in sure] == by_hand
+    assert 0 < sum(map(len, by_hand)) < sum(len(row.confidences) for row in whole)
     inputs = json.loads((tmp_path / "eval/run.json").read_text("utf-8"))["inputs"]
     assert re.fullmatch("[0-9a-f]{16}", inputs[f"thresholds {adapter}"])
     pairs = json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["comparisons"]

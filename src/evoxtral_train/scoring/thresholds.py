@@ -8,8 +8,8 @@ What fits these clips best need not fit others: a tag that was written eight tim
 
 - each tag's curve is mixed with that of all tags, counted as `shared` tags written: rare tags follow all, frequent ones
   themselves. With infinitely many there is one threshold for all;
-- cross-validation chooses `shared`. A tag's own threshold must beat one threshold for all by more than a standard error on the
-  clips left out, and one threshold must beat none;
+- cross-validation chooses `shared`. There is one threshold for all, unless own thresholds gain more than a standard error on the
+  clips left out, or no threshold does;
 - a threshold is the middle of the range that keeps the same tags, not its edge.
 """
 
@@ -106,17 +106,17 @@ def _held_out(rows: Sequence[Prediction], shared: float | None, false_tags_max: 
 
 
 def _choose_candidate(held_out: dict[float | None, list[Prediction]], false_tags_max: float | None) -> float | None:
-    """One threshold must beat none; own thresholds must beat one by a standard error, and the best of them is taken."""
-    scores = {shared: measure(rows) for shared, rows in held_out.items()}
-    false_tags = {shared: score["false_tags_per_untagged_clip"] or 0.0 for shared, score in scores.items()}
+    """One threshold for all, unless none or own ones are better by more than a standard error; of own ones, the best."""
+    false_tags = {shared: measure(rows)["false_tags_per_untagged_clip"] or 0.0 for shared, rows in held_out.items()}
     most = math.inf if false_tags_max is None else false_tags_max
-    if false_tags[NONE] <= most and scores[ONE]["micro_f1"] <= scores[NONE]["micro_f1"]:
+    loss, error = _gain(held_out[ONE], held_out[NONE])
+    if loss > error and false_tags[NONE] <= most:
         return NONE
-    chosen, gain = ONE, 0.0
+    chosen, best = ONE, 0.0
     for shared in CANDIDATES[2:]:
-        better, error = _gain(held_out[ONE], held_out[shared])
-        if better > max(error, gain) and false_tags[shared] <= max(most, false_tags[ONE]):
-            chosen, gain = shared, better
+        gain, error = _gain(held_out[ONE], held_out[shared])
+        if gain > max(error, best) and false_tags[shared] <= max(most, false_tags[ONE]):
+            chosen, best = shared, gain
     return chosen
 
 

@@ -116,8 +116,8 @@ def _sentence(measured: dict[str, float | None]) -> str:
 
 
 def _thresholds(fitted: Fitted) -> str:
-    if fitted.shared is None:
-        return "none: no threshold did better on held-out clips"
+    if fitted.thresholds == Thresholds():
+        return "none: these tags are best kept as they are"
     if not fitted.thresholds.by_tag:
         return f"{_threshold(fitted.thresholds.default)} for all tags; own ones did no better on held-out clips"
     return f"own ones for {len(fitted.thresholds.by_tag)} tags, {_threshold(fitted.thresholds.default)} for others"

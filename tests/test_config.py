@@ -32,7 +32,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 26
+    assert len(SHIPPED) == 28
 
 
 @shipped_configs

@@ -47,7 +47,7 @@ def test_command(command, call, spoken, tmp_path):
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 21
+    assert len(named) == 22
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

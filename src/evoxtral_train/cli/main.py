@@ -22,7 +22,8 @@ from .running import (
 )
 
 _IN_ORDER_OF_USE = (
-    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "transcribe", "export", "cache", "doctor", "tiny-base",
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "calibrate", "transcribe", "export", "cache", "doctor",
+    "tiny-base",
 )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ for _name in ("raft generate", "raft score", "raft curate", "raft train"):
     _add_raft_step(_name)
 _add("raft run")
 _add_raft_step("raft pairs")
-for _name in ("eval", "export", "tiny-base"):
+for _name in ("eval", "calibrate", "export", "tiny-base"):
     _add(_name)
 
 

@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
 from ..config.evaluation import ExportConfig
+from ..modeling.thresholds import THRESHOLDS, Calibration
 from ..plain_text import code, escape_markdown, listed, one_line
 from .results import sentences
-from .tables import systems_table
+from .tables import markdown_table, systems_table
 
 _METRICS = (
     (("micro", "f1"), "f1", "tag F1, micro"), (("micro", "precision"), "precision", "tag precision, micro"),
@@ -41,12 +42,13 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Evaluated:
-    """`metrics`: what the evaluation measured. `system`: the name of this adapter in it."""
+    """`metrics`: what the evaluation measured. `system`: the name of this adapter in it, with or without its thresholds."""
 
     system: str
     metrics: dict[str, Any]
     dataset: str
     dataset_fingerprint: str
+    with_thresholds: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,11 @@ class Trained:
     data: dict[str, Any]
 
 
-def model_card(config: ExportConfig, stock_class: str, runs: list[Trained], evaluated: Evaluated | None) -> ModelCard:
+def model_card(
+    config: ExportConfig, stock_class: str, runs: list[Trained], evaluated: Evaluated | None, calibration: Calibration | None
+) -> ModelCard:
     """The card; missing facts appear as unknown. `stock_class`: the transformers class that loads the base."""
+    results = "\n\n".join([_results(evaluated), *([_thresholds(calibration, evaluated)] if calibration else [])])
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
@@ -71,7 +76,7 @@ def model_card(config: ExportConfig, stock_class: str, runs: list[Trained], eval
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{escape_markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
         repository=json.dumps(one_line(config.push_to or "path/to/this/folder"), ensure_ascii=False),
-        layout_note=data.get("layout_note", "the records of its training were not available."), results=_results(evaluated),
+        layout_note=data.get("layout_note", "the records of its training were not available."), results=results,
         recipe=_points(_recipe(runs)), data=_points(_data(runs)), limits=_points(_limits(config, runs, evaluated)),
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip
@@ -117,6 +122,18 @@ def _results(evaluated: Evaluated | None) -> str:
     head = f"{clips:,} clips of split {split}, greedy decoding; values with 95% intervals over clips."
     pairs = [pair | {side: escape_markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
     return "\n\n".join(part for part in (head, systems_table(shown), _points(sentences(pairs))) if part)
+
+
+def _thresholds(calibration: Calibration, evaluated: Evaluated | None) -> str:
+    """What `thresholds.json` is, and what was measured with it."""
+    fitted = f"`{THRESHOLDS}` has the confidence that each tag needs to be kept, fitted on {calibration.clips:,} clips of split "
+    fitted += f"{code(calibration.split)}; aim: {escape_markdown(calibration.aim)}."
+    parts = {"before": calibration.before, "after": calibration.after, "clips left out of the fit": calibration.held_out}
+    names = {"micro_f1": "micro F1", "false_tags_per_untagged_clip": "false tags per untagged clip"}
+    figures = {name: [part.get(name) for part in parts.values()] for name in names}
+    rows = [[names[name], *("—" if value is None else f"{value:.3f}" for value in row)] for name, row in figures.items()]
+    with_them = "" if evaluated is None else f" The figures above are {'with' if evaluated.with_thresholds else 'without'} them."
+    return f"{fitted}{with_them}\n\n{markdown_table(['', *parts], rows)}"
 
 
 def _eval_results(evaluated: Evaluated | None) -> list[EvalResult] | None:

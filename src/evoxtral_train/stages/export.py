@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..modeling import adapter_record
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.bases import Base, open_base
 from ..modeling.release import write_merged, write_vllm_names
+from ..modeling.thresholds import THRESHOLDS, Calibration, find_calibration, write_calibration
 from ..plain_text import without_places
 from ..reading import read_record
 from ..records import read_jsonl
@@ -29,7 +31,7 @@ def run(config: ExportConfig, options: Options) -> Report:
     """
     resolved = config.model_dump(mode="json")
     adapter = find_adapter(config.adapter)
-    evaluated = _evaluated(config, adapter)
+    evaluated, calibration = _evaluated(config, adapter), find_calibration(adapter)
     facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
     facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
     if options.dry_run:
@@ -50,7 +52,10 @@ def run(config: ExportConfig, options: Options) -> Report:
         settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
         settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        write_atomic(release / "README.md", _card(config, base, evaluated).content)
+        if calibration:  # the release's config, and so its fingerprint, is not the run's
+            write_calibration(release, replace(calibration, adapter=find_adapter(release).fingerprint))
+            facts["thresholds"] = config.output / "release" / THRESHOLDS
+        write_atomic(release / "README.md", _card(config, base, evaluated, calibration).content)
         if config.format != "adapter":
             write_merged(base, config.model.dtype, adapter, config.format, run.path / "merged")
             facts["merged"] = config.output / "merged"
@@ -64,9 +69,9 @@ def run(config: ExportConfig, options: Options) -> Report:
     return Report("export", facts | {"card": config.output / "release" / "README.md"})
 
 
-def _card(config: ExportConfig, base: Base, evaluated: Evaluated | None) -> ModelCard:
+def _card(config: ExportConfig, base: Base, evaluated: Evaluated | None, calibration: Calibration | None) -> ModelCard:
     try:
-        return model_card(config, base.family.stock_class, _trained(config.adapter), evaluated)
+        return model_card(config, base.family.stock_class, _trained(config.adapter), evaluated, calibration)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None
@@ -91,7 +96,18 @@ def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
             where=str(config.evaluation),
             fix="evaluate this adapter, or set `system` to its name in the evaluation",
         )
-    return Evaluated(config.system, metrics, evaluation["dataset"], read_run(config.evaluation)["inputs"]["dataset"])
+    with_thresholds = bool(systems[config.system].get("thresholds"))
+    if with_thresholds:
+        _require_same_thresholds(config, adapter, f"thresholds {systems[config.system]['adapter']}")
+    dataset = read_run(config.evaluation)["inputs"]["dataset"]
+    return Evaluated(config.system, metrics, evaluation["dataset"], dataset, with_thresholds)
+
+
+def _require_same_thresholds(config: ExportConfig, adapter: Adapter, name: str) -> None:
+    path = adapter.folder / THRESHOLDS
+    if not path.is_file() or read_run(config.evaluation)["inputs"].get(name) != fingerprint_files([path]):
+        what = f"system {config.system!r} of this evaluation has other thresholds than {path}"
+        raise UsageError(what, where=str(config.evaluation), fix="evaluate it again with --overwrite")
 
 
 def _trained(path: Path) -> list[Trained]:

@@ -1,7 +1,7 @@
 """Base text and adapter tags: rows of both in one batch, against two passes over one model and against two models.
 
-The same clips, 16 at a time, from samples to tokens. Each way writes the same tokens; the script checks it. Without a CUDA GPU the
-full-size model is counted on the meta device: operations, weights, keys and values.
+The same clips, 16 at a time, from samples to tokens. The script checks that each way writes the same tokens. Without a CUDA GPU,
+the full-size model is counted on the meta device: operations, weights, keys and values.
 
     python benchmarks/together.py [--recordings runs/demo/data/audio] [--adapter runs/demo/sft] [--clips 32] [--rounds 5]
 """
@@ -100,7 +100,7 @@ def count_full_size(layouts: Sequence[Layout], clip_s: float) -> None:
     base, adapter = (prompt + steps * step for prompt, steps, step in costs.values())
     print(f"  together {(encoder + base + adapter) / (encoder + base):.2f} × the operations of the base alone;"
           f" two passes or two models {(2 * encoder + base + adapter) / (encoder + base):.2f} ×")  # fmt: skip
-    print(f"  weights  one model {weights / 1e9:.2f} GB and the adapter's {lora / 1e9:.3f} GB; two models {2 * weights / 1e9:.2f} GB")
+    print(f"  weights  one model {weights / 1e9:.2f} GB, adapter {lora / 1e9:.3f} GB; two models {2 * weights / 1e9:.2f} GB")
     print(f"  a row    {keys / 1e3:.0f} KB of keys and values per token")
 
 

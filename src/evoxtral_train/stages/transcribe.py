@@ -25,8 +25,12 @@ from .report import Report
 
 _RESERVED = {"config.yaml", "run.json", "metrics.json", FILES, COMPLETE, "recordings.jsonl", "failed.jsonl"}
 _AUDIO_SUFFIXES = {
-    f".{name}" for name in ["wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64", "m4a", "m4b", "mp4", "mov", "webm", "mkv", "mka", "aac", "ac3", "amr", "3gp", "wma"]
-}  # what is looked for in a folder; a file that is named is opened whatever its name
+    f".{name}"
+    for name in (
+        "wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64",
+        "m4a", "m4b", "mp4", "mov", "webm", "mkv", "mka", "aac", "ac3", "amr", "3gp", "wma",
+    )
+}  # fmt: skip - looked for in folders; a file that is named is opened whatever its name
 _SHOWN_FAILURES = 10
 _MERGE_SHOWN: dict[Merge, str] = {
     "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",

@@ -36,8 +36,8 @@ def joined(rows: list[dict], folder: Path, rng: np.random.Generator) -> tuple[np
 
 
 def in_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator, slope: float = 0.0) -> np.ndarray:
-    """Noise whose power falls with this power of the frequency: 0 white, 1 pink (rooms), 2 brown (wind). The ratio is to the power
-    of the samples that are not zero."""
+    """Noise whose power falls with this power of the frequency: 0 white, 1 pink (rooms), 2 brown (wind). Silent samples do not
+    count for the ratio."""
     power = float(np.square(samples[samples != 0], dtype=np.float64).mean())
     spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
     hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ)

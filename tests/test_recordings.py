@@ -124,7 +124,7 @@ def test_pyav_reads_what_libsndfile_does_not(tmp_path, name, codec, options):
     path = encode(tmp_path / name, codec, **options)
     recording = open_recording(path)
     samples = np.concatenate(list(recording.blocks()))
-    assert recording.duration_s == pytest.approx(6.0, abs=0.1)
+    assert recording.duration_s == pytest.approx(6.0, abs=1.0 if name == "a.aac" else 0.1)  # AAC has no header: a guess
     assert len(samples) / 16_000 == pytest.approx(6.0, abs=0.1)
     expected = voice()[::3]
     lags = [np.corrcoef(samples[lag : lag + 80_000], expected[:80_000])[0, 1] for lag in range(0, 1200, 4)]

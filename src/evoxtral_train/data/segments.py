@@ -147,7 +147,8 @@ class _Heard:
         smooth_db = _decibels(uniform_filter1d(self._power, _SMOOTH_FRAMES, axis=0, mode="nearest"))
         floor_db = np.maximum(minimum_filter1d(smooth_db, 2 * _REACH_FRAMES + 1, axis=0), _LOWEST_DB)
         loudest_db = maximum_filter1d(levels_db, 2 * _REACH_FRAMES + 1, axis=0)
-        has_floor = (loudest_db - floor_db > _CONTRAST_DB).any(axis=1) | (floor_db < _FAINT_DB).all(axis=1)
+        faint = floor_db < _FAINT_DB
+        has_floor = faint.all(axis=1) | ((loudest_db - floor_db > _CONTRAST_DB) & ~faint).any(axis=1)
         sound = (levels_db - floor_db > _RISE_DB).any(axis=1) | ~has_floor
         known = len(sound) - (0 if self.finished else _REACH_FRAMES + _SMOOTH_FRAMES)
         self._sound = np.concatenate([self._sound, sound[self.judged - self._power_origin : max(known, 0)]])

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 from evoxtral_train.config.transcription import Segmentation
 from evoxtral_train.data.audio import read_audio
@@ -39,9 +40,10 @@ def in_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator, slope
     """Noise whose power falls with this power of the frequency: 0 white, 1 pink (rooms), 2 brown (wind). Silent samples do not
     count for the ratio."""
     power = float(np.square(samples[samples != 0], dtype=np.float64).mean())
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
-    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE_HZ)
-    noise = np.fft.irfft(spectrum * np.maximum(hertz, 20.0) ** (-slope / 2), len(samples))
+    length = next_fast_len(len(samples), real=True)
+    hertz = np.fft.rfftfreq(length, 1 / SAMPLE_RATE_HZ)
+    spectrum = np.fft.rfft(rng.standard_normal(length)) * np.maximum(hertz, 20.0) ** (-slope / 2)
+    noise = np.fft.irfft(spectrum, length)[: len(samples)]
     return samples + (noise * np.sqrt(power / 10 ** (snr_db / 10)) / noise.std()).astype(np.float32)
 
 

@@ -60,7 +60,7 @@ def test_config_errors_scoring_and_curation_need_no_torch():
         "scoring.metrics", "raft.reward", "raft.curation", "stages.raft.score", "stages.raft.curate",
         "stages.eval_predictions", "stages.compare", "stages.cache",
         "stages.data.import_", "stages.data.stats", "stages.data.pack", "stages.data.check",
-        "text.taxonomy", "transcription.transcript", "transcription.formats",
+        "text.taxonomy", "data.recordings", "data.segments", "transcription.transcript", "transcription.formats",
     ]  # fmt: skip
     code = "import sys, importlib\n" + "".join(f"importlib.import_module('evoxtral_train.{name}')\n" for name in modules)
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"

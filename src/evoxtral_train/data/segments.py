@@ -1,10 +1,10 @@
 """Cuts a recording of any length into segments that a model can hear: utterances, at most `max_s` long, that together hold every
 sound. Only silence is dropped.
 
-Sound is energy above the noise around it, not speech: a speech detector does not hear sighs, gasps and whispers. The level of a
-20 ms frame is compared with the noise floor, the lowest level of any 0.2 s from 15 s before to 15 s after it. What stays within
-6 dB of the floor is quiet. Steady noise that nothing rises out of is sound, unless it is faint: nobody can know that it is not
-meant to be heard.
+Sound is energy above the noise around it, not speech: a speech detector does not hear sighs, gasps and whispers. In two bands,
+below and above 1 kHz, the level of a 20 ms frame is compared with the noise floor, the lowest level of any 0.2 s from 15 s before
+to 15 s after it. A frame that rises out of the floor in neither band is quiet. Steady noise that nothing rises out of is sound,
+unless it is faint: nobody can know that it is not meant to be heard.
 
 An utterance ends at a silence of `patience_s`, which is longer than any pause that a tag stands for. One that is longer than
 `max_s` is cut in its longest silence that no tag could stand for.
@@ -23,11 +23,14 @@ _FRAME_SAMPLES = 320  # 20 ms
 _FRAMES_PER_S = SAMPLE_RATE_HZ // _FRAME_SAMPLES
 _CHUNK_FRAMES = 10 * _FRAMES_PER_S  # taken in at once
 _SMOOTH_FRAMES = 11  # a shorter dropout is no noise floor
+_WINDOW = np.hanning(_FRAME_SAMPLES).astype(np.float32)
+_BAND_EDGES = [2, 20, 160]  # in bins of 50 Hz: 100 Hz to 1 kHz, 1 to 8 kHz; hum and rumble lie below
+_TILT = np.arange(_FRAME_SAMPLES // 2 + 1, dtype=np.float32) / 20  # +3 dB per octave make the noise of rooms even; 1 at 1 kHz
 _REACH_FRAMES = 15 * _FRAMES_PER_S  # how far the noise floor looks, both ways
-_RISE_DB = 6.0  # what rises further above the noise floor is sound
-_CONTRAST_DB = 12.0  # the noise floor lies at least this far below the loudest frame around
-_FAINT_DB = -50.0  # noise below this level needs no contrast
-_LOWEST_DB = -90.0  # noise floor of digital silence; dither of 16 bits lies below
+_RISE_DB = np.array([7.0, 3.0])  # what rises further above the noise floor of its band is sound; a narrow band varies more
+_CONTRAST_DB = 12.0  # steady noise is silence only if something within reach rises this far above it
+_FAINT_DB = -50.0  # or if it is fainter than this
+_LOWEST_DB = -90.0  # the noise floor of digital silence
 _SHORTEST_QUIET_S = 0.1
 _SHORTEST_PIECE_S = 5.0  # of an utterance that is cut, if it can be avoided
 
@@ -111,7 +114,7 @@ class _Heard:
     def __init__(self, blocks: Iterable[np.ndarray]):
         self._chunks = _chunks(blocks)
         self._samples = np.empty(0, np.float32)
-        self._power = np.empty(0)  # of all frames from `_power_origin` on, which reaches back for the noise floor
+        self._power = np.empty((0, len(_RISE_DB)))  # from `_power_origin` on, which reaches back for the noise floor
         self._power_origin = 0
         self._sound = np.empty(0, bool)  # of the frames from `origin` to `judged`
         self.origin = 0
@@ -141,17 +144,18 @@ class _Heard:
 
     def _judge(self) -> None:
         levels_db = _decibels(self._power)
-        smooth_db = _decibels(uniform_filter1d(self._power, _SMOOTH_FRAMES, mode="nearest"))
-        floor_db = minimum_filter1d(smooth_db, 2 * _REACH_FRAMES + 1)
-        loudest_db = maximum_filter1d(levels_db, 2 * _REACH_FRAMES + 1)
-        floor_db = np.clip(floor_db, _LOWEST_DB, np.maximum(loudest_db - _CONTRAST_DB, _FAINT_DB))
-        known = len(levels_db) - (0 if self.finished else _REACH_FRAMES + _SMOOTH_FRAMES)
-        new = slice(self.judged - self._power_origin, max(known, self.judged - self._power_origin))
-        self._sound = np.concatenate([self._sound, (levels_db > floor_db + _RISE_DB)[new]])
+        smooth_db = _decibels(uniform_filter1d(self._power, _SMOOTH_FRAMES, axis=0, mode="nearest"))
+        floor_db = np.maximum(minimum_filter1d(smooth_db, 2 * _REACH_FRAMES + 1, axis=0), _LOWEST_DB)
+        loudest_db = maximum_filter1d(levels_db, 2 * _REACH_FRAMES + 1, axis=0)
+        faint = floor_db < _FAINT_DB
+        has_floor = faint.all(axis=1) | ((loudest_db - floor_db > _CONTRAST_DB) & ~faint).any(axis=1)
+        sound = (levels_db - floor_db > _RISE_DB).any(axis=1) | ~has_floor
+        known = len(sound) - (0 if self.finished else _REACH_FRAMES + _SMOOTH_FRAMES)
+        self._sound = np.concatenate([self._sound, sound[self.judged - self._power_origin : max(known, 0)]])
 
     def sounds(self, start: int, end: int | None = None) -> np.ndarray:
         """The frames of [start, end) that are sound, as far as they are judged."""
-        return start + np.flatnonzero(self._sound[start - self.origin : end and end - self.origin])
+        return start + np.flatnonzero(self._sound[start - self.origin : None if end is None else end - self.origin])
 
     def quiet_runs(self, start: int, end: int) -> np.ndarray:
         """[runs, 2]: the first frame of each silence in [start, end), and the one after its last."""
@@ -159,7 +163,7 @@ class _Heard:
         return start + np.flatnonzero(np.diff(quiet, prepend=False, append=False)).reshape(-1, 2)
 
     def powers(self, start: int, end: int) -> np.ndarray:
-        return self._power[start - self._power_origin : end - self._power_origin]
+        return self._power[start - self._power_origin : end - self._power_origin].sum(axis=1)
 
     def segment(self, start: int, end_samples: int) -> SoundSegment:
         """From a frame to a sample."""
@@ -211,15 +215,14 @@ def _with_margin(heard: _Heard, end: int, rules: _Rules) -> int:
 
 
 def _best_cut(heard: _Heard, earliest: int, latest: int, pause: int) -> int:
-    """The middle of the longest silence shorter than a pause; if there is none, the quietest frame outside a pause. Of equals, the
-    last."""
+    """The middle of the longest silence shorter than a pause, else the quietest frame outside a pause; of equals, the last."""
     runs = heard.quiet_runs(heard.origin, heard.judged)
     runs = runs[(runs[:, 0] < latest) & (runs[:, 1] > earliest)][::-1]
     lengths = runs[:, 1] - runs[:, 0]
     if (lengths < pause).any():
         longest = runs[np.argmax(np.where(lengths < pause, lengths, 0))]
         return int(np.clip(longest.mean(), earliest, latest))
-    powers = heard.powers(earliest, latest).copy()
+    powers = heard.powers(earliest, latest)
     for first, last in runs:
         powers[max(first - earliest, 0) : last - earliest] = np.inf
     return latest - 1 - int(np.argmin(powers[::-1]))
@@ -241,10 +244,10 @@ def _chunks(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _power(samples: np.ndarray) -> np.ndarray:
-    """float64 [frames]: the variance of each 20 ms, so that an offset of the recorder is no sound."""
-    whole = len(samples) - len(samples) % _FRAME_SAMPLES
-    power = samples[:whole].reshape(-1, _FRAME_SAMPLES).var(axis=1).astype(np.float64)
-    return power if whole == len(samples) else np.append(power, samples[whole:].var())
+    """float64 [frames, bands]: the tilted power of each 20 ms."""
+    frames = np.pad(samples, (0, -len(samples) % _FRAME_SAMPLES)).reshape(-1, _FRAME_SAMPLES)
+    spectrum = np.square(np.abs(np.fft.rfft(frames * _WINDOW))) * (2 * _TILT / (np.square(_WINDOW).sum() * _FRAME_SAMPLES))
+    return np.add.reduceat(spectrum, _BAND_EDGES, axis=1)[:, :-1].astype(np.float64)
 
 
 def _decibels(power: np.ndarray) -> np.ndarray:

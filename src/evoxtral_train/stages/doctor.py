@@ -14,7 +14,11 @@ _REQUIRED = (
     "torch", "transformers", "peft", "accelerate", "datasets", "jiwer", "mistral-common", "soundfile", "soxr",
     "pydantic", "typer", "wandb",
 )  # fmt: skip
-_EXTRAS = (("elevenlabs", "elevenlabs", "`data synth --engine elevenlabs`"), ("audiomentations", "augment", "augmentation"))
+_EXTRAS = (
+    ("elevenlabs", "elevenlabs", "`data synth --engine elevenlabs`"),
+    ("audiomentations", "augment", "augmentation"),
+    ("av", "av", "reading M4A, MP4, WebM and AAC"),
+)
 _FULL_SIZE_BYTES = 8_859_358_720
 
 

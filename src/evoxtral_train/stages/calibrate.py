@@ -15,7 +15,7 @@ from ..reporting import plots
 from ..reporting.tables import aligned_table
 from ..runs import Options, Run, check_plan
 from ..scoring.calibration import filter_curves
-from ..scoring.tag_filter import NEVER
+from ..scoring.tag_filter import NEVER, Thresholds
 from ..scoring.thresholds import FOLDS, ONE, Fitted, fit
 from ..tracking import Tracker
 from .greedy import decode_greedily

@@ -318,6 +318,8 @@ def test_eval_filters_by_what_calibrate_fitted(demo, call, tmp_path, monkeypatch
     assert re.fullmatch("[0-9a-f]{16}", inputs[f"thresholds {adapter}"])
     pairs = json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["comparisons"]
     assert [(pair["before"], pair["after"]) for pair in pairs] == [("SFT", "sure")]
+    write_calibration(adapter / "adapter", replace(calibration, adapter="abc"))
+    assert "thresholds.json: fitted for another adapter (fingerprint abc)" in call(*command, "--overwrite").stderr
     (adapter / "adapter/thresholds.json").unlink()
     assert "no thresholds were fitted for this adapter" in call(*command, "--overwrite").stderr
     systems = "[{name: base, thresholds: true}]"

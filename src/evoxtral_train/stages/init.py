@@ -27,6 +27,7 @@ evoxtral data check configs/pack.yaml
 evoxtral data pack configs/pack.yaml
 evoxtral sft configs/sft.yaml
 evoxtral eval configs/eval-sft.yaml
+evoxtral calibrate configs/calibrate.yaml
 evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval-raft.yaml
 evoxtral compare runs/eval-sft runs/eval-raft --output runs/comparison"""

@@ -38,8 +38,8 @@ hostile: .venv/installed
 test-wheel: .venv/installed
 	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py
 
-demo: $(DEMO)/comparison.txt
-	@cat $<
+demo: $(DEMO)/comparison.txt $(DEMO)/transcripts.txt
+	@cat $^
 
 $(DEMO)/data/complete.json: $(CONFIGS)/synth.yaml | .venv/installed
 	$(EVOXTRAL) data synth $< --overwrite
@@ -62,6 +62,10 @@ $(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/result/c
 
 $(DEMO)/comparison.txt: $(DEMO)/eval-sft/complete.json $(DEMO)/eval-raft/complete.json
 	$(EVOXTRAL) compare $(DEMO)/eval-sft $(DEMO)/eval-raft --output $(DEMO)/comparison >$@.part
+	mv $@.part $@
+
+$(DEMO)/transcripts.txt: $(CONFIGS)/transcribe.yaml $(DEMO)/raft/result/complete.json
+	$(EVOXTRAL) transcribe --config $< --overwrite >$@.part
 	mv $@.part $@
 
 clean-demo:

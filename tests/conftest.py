@@ -158,6 +158,22 @@ def packed(spoken, made_once) -> dict[str, Path]:
     return {kind: folder / kind for kind in ("packed", "deferred")}
 
 
+@pytest.fixture(scope="session")
+def tagging(packed, made_once) -> Path:
+    """A run of SFT whose adapter has learned its 12 clips by heart: it writes their tags."""
+    from evoxtral_train.config.loader import load_config
+    from evoxtral_train.config.training import SftConfig
+    from evoxtral_train.runs import Options
+    from evoxtral_train.stages import sft
+
+    def make(folder: Path) -> None:
+        settings = ["train.epochs=60", "train.batch_size=6", "train.gradient_accumulation=1", "train.evaluate_every_steps=120"]
+        settings += [f"output={folder / 'sft'}", f"dataset={packed['deferred']}", "tracking.mode=disabled"]
+        sft.run(load_config(REPO / "configs/demo/sft.yaml", SftConfig, settings), Options())
+
+    return made_once("tagging", make) / "sft"
+
+
 @pytest.fixture
 def clip_row(tmp_path):
     """Make one manifest row with its audio: clip_row(id, text, samples=…, rate_hz=…) -> dict."""

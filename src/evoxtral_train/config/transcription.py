@@ -14,7 +14,7 @@ class Segmentation(Section):
 
     max_s: float = Field(30.0, ge=4, description="Longest segment, in seconds.")
     patience_s: PositiveFloat = Field(
-        2.0, description="Silence that ends an utterance, in seconds. [ours: above the longest [pause] of the demo, 1.48 s]"
+        2.0, description="Silence that ends an utterance, in seconds. [ours: above the demo's longest pause, 1.48 s]"
     )
     pause_s: PositiveFloat = Field(
         0.8, description="Shortest silence that a tag may stand for, in seconds; cuts avoid it. [ours: below the demo's 0.96 s]"

@@ -19,6 +19,7 @@ evoxtral data pack configs/pack.yaml
 evoxtral sft configs/sft.yaml
 evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval.yaml
+evoxtral transcribe talk.wav --adapter runs/raft/result
 evoxtral export configs/export.yaml"""
 
 _TINY = """\
@@ -30,7 +31,8 @@ evoxtral eval configs/eval-sft.yaml
 evoxtral calibrate configs/calibrate.yaml
 evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval-raft.yaml
-evoxtral compare runs/eval-sft runs/eval-raft --output runs/comparison"""
+evoxtral compare runs/eval-sft runs/eval-raft --output runs/comparison
+evoxtral transcribe --config configs/transcribe.yaml"""
 
 # Runs the demo in about a third of its time.
 _TINY_SIZES = {

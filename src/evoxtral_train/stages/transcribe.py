@@ -1,6 +1,7 @@
 """`evoxtral transcribe`: recordings to tagged transcripts."""
 
 import hashlib
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ _AUDIO_SUFFIXES = {
         "m4a", "m4b", "mp4", "mov", "webm", "mkv", "mka", "aac", "ac3", "amr", "3gp", "wma",
     )
 }  # fmt: skip - looked for in folders; a file that is named is opened whatever its name
-_SHOWN_FAILURES = 10
+_SHOWN_FAILURES, _SHOWN_TEXTS = 10, 3
 _MERGE_SHOWN: dict[Merge, str] = {
     "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",
 }  # fmt: skip
@@ -79,9 +80,9 @@ def run(config: TranscribeConfig, options: Options) -> Report:
     processes.join(config.model.device)
     with _job(config, files, options).shared(_inputs(transcriber, files), [*files, *config.adapters]) as work:
         done = _finished_before(work)
-        rows, failed, seconds = _transcribe_files(transcriber, stems, done, work, config)
+        rows, failed, texts, seconds = _transcribe_files(transcriber, stems, done, work, config)
         summary = processes.first(lambda: _finish(work, stems, rows, failed, seconds))
-    return _report(config, facts, summary, failed)
+    return _report(config, facts, summary, failed, texts)
 
 
 def find_recordings(sources: Sequence[str]) -> list[Path]:
@@ -152,8 +153,7 @@ def _printed(transcriber: Transcriber, files: Sequence[Path], facts: dict) -> Re
     with progress("transcribing", _total_seconds(files), "s of audio") as bar:
         meter = _Meter(bar)
         for transcript in transcriber.transcribe(files, _into(failed), meter.advance):
-            text = FORMATS["txt"](transcript).rstrip("\n")
-            texts.append(f"{transcript.file}\n{text}\n" if len(files) > 1 else text)
+            texts.append(_shown(transcript))
             seconds += transcript.duration_s
     facts |= _speed(seconds, meter)
     return Report("transcribe", facts | _failures(failed), table="\n".join(texts), exit_code=1 if failed else 0)
@@ -161,10 +161,11 @@ def _printed(transcriber: Transcriber, files: Sequence[Path], facts: dict) -> Re
 
 def _transcribe_files(
     transcriber: Transcriber, stems: dict[Path, str], done: dict[str, Transcribed], work: Work, config: TranscribeConfig
-) -> tuple[list[Transcribed], list[Failed], float]:
-    """This process's share of the recordings that are not done. Returns what all processes did, and the seconds it took."""
+) -> tuple[list[Transcribed], list[Failed], list[str], float]:
+    """This process's share of the recordings that are not done. Returns what all processes did, the first texts, and the seconds
+    it took."""
     waiting = [file for file in stems if str(file) not in done]
-    mine, rows, failed = list(processes.share(waiting)), [], []
+    mine, rows, failed, texts = list(processes.share(waiting)), [], [], []
     path = work.path / "unfinished" / f"{processes.rank()}.jsonl"
     with progress("transcribing", _total_seconds(waiting), "s of audio") as bar, JsonlAppender(path) as appender:
         meter = _Meter(bar)
@@ -174,7 +175,14 @@ def _transcribe_files(
                 write_atomic(work.path / f"{stem}.{name}", FORMATS[name](transcript))
             rows.append(_row(transcript, stem))
             appender.append(rows[-1:])
-    return processes.gather(rows), processes.gather(failed), meter.seconds()
+            if len(texts) < _SHOWN_TEXTS:
+                texts.append(_shown(transcript))
+    return processes.gather(rows), processes.gather(failed), texts, meter.seconds()
+
+
+def _shown(transcript: Transcript) -> str:
+    text = FORMATS["txt"](transcript).rstrip("\n")
+    return f"{transcript.file}\n{textwrap.indent(text or '(nothing)', '  ')}\n"
 
 
 def _row(transcript: Transcript, stem: str) -> Transcribed:
@@ -211,14 +219,17 @@ def _finish(
     return metrics
 
 
-def _report(config: TranscribeConfig, facts: dict, metrics: dict, failed: list[Failed]) -> Report:
+def _report(config: TranscribeConfig, facts: dict, metrics: dict, failed: list[Failed], texts: list[str]) -> Report:
     facts |= {"transcribed": metrics["transcribed"], "audio": format_seconds(metrics["audio_s"])}
     facts["time"] = f"{format_seconds(metrics['seconds'])}" + (
         f", {metrics['times_real_time']:.1f} × real time" if metrics["times_real_time"] else ""
     )
     facts |= _failures(failed, config.output / "failed.jsonl")
     names = ", ".join(f"*.{name}" for name in config.formats)
-    return Report("transcribe", facts | {"output": f"{config.output}: {names}"}, exit_code=1 if failed else 0)
+    table = "\n".join(texts)
+    if metrics["transcribed"] > len(texts):
+        table += f"\n… {metrics['transcribed'] - len(texts)} more"
+    return Report("transcribe", facts | {"output": f"{config.output}: {names}"}, table=table, exit_code=1 if failed else 0)
 
 
 def _failures(failed: list[Failed], written: Path | None = None) -> dict[str, str]:

@@ -132,13 +132,14 @@ def main() -> None:
         "two models": bench.two_models,
     }  # fmt: skip
     expected = bench.two_models()
-    same = {name: sum(ways[name]()[key] != tokens for key, tokens in expected.items()) for name in ("together", "two passes")}
+    written = {name: ways[name]() for name in ("together", "two passes")}
+    differing = {name: sum(tokens != expected[key] for key, tokens in of_way.items()) for name, of_way in written.items()}
     seconds = in_turn(ways, arguments.rounds)
     print(f"{len(bench.samples)} clips, {ROWS} at a time, adapter in {bench.layouts[1].name}, {arguments.dtype}: {machine()}")
     for name, times in seconds.items():
         peak = peak_gb_of(ways[name])[1]
         against = f", {ratio(times, seconds['base alone'])} × the base alone" if name != "base alone" else ""
-        differ = "" if not same.get(name) else f", {same[name]} rows differ"
+        differ = f", {differing[name]} rows differ" if differing.get(name) else ""
         print(f"  {name:<11} {statistics.median(times):.2f} s, peak {peak:.2f} GB{against}{differ}")
     if not torch.cuda.is_available():
         count_full_size(bench.layouts, 10.0)

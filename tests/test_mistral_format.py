@@ -141,6 +141,23 @@ def test_the_processor_is_the_same_with_and_without_its_settings(base):
     assert source == "the checkpoint's config"
 
 
+def test_the_settings_of_a_processor_in_one_file_are_read(base):
+    """`processor_config.json`, as transformers 5 saves a processor."""
+    family = open_family(TINY_BASE)
+    (base / "preprocessor_config.json").unlink()
+    family.processor.feature_extractor.global_log_mel_max = 1.25
+    family.processor.save_pretrained(base)
+    assert (base / "processor_config.json").is_file()
+    assert open_family(base).processor.feature_extractor.global_log_mel_max == 1.25
+
+
+def test_an_untied_head_has_no_place(tmp_path):
+    model = load_tiny().model
+    model.config.tie_word_embeddings = False
+    with pytest.raises(UsageError, match="no place for a head that is not tied"):
+        open_family(TINY_BASE).save_mistral(model, tmp_path)
+
+
 def edit(path: Path, **changes) -> None:
     tensors = load_file(path)
     tensors |= changes
@@ -182,6 +199,7 @@ def test_a_damaged_folder_is_refused(base, damage, message):
         ({"dim": 64}, r"tok_embeddings.weight has the shape \[2540, 192\], params.json says \[2540, 64\]"),
         ({"dim": "wide"}, "params.json: does not describe a model: invalid literal for int"),
         ({"n_layers": None}, "params.json: does not describe a model"),
+        ({"n_layers": float("inf")}, "params.json: does not describe a model: cannot convert float infinity"),
         ({"n_kv_heads": 0}, "n_kv_heads must be above 0"),
         ({"head_dim": 31}, "RoPE requires an even rotary dimension"),
         ({"multimodal": {}}, "is a model of type None — use a base of type voxtral_realtime"),

@@ -174,7 +174,7 @@ def read_config(folder: Path) -> VoxtralRealtimeConfig:
         )
     except KeyError as error:
         raise UsageError(f"lacks {error}", where=str(path), fix="use the params.json of a Voxtral Realtime checkpoint") from None
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (TypeError, ValueError, OverflowError, StrictDataclassError) as error:
         what = f"does not describe a model: {one_line(error, 200)}"
         raise UsageError(what, where=str(path), fix="copy the checkpoint again") from None
 

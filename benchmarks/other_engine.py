@@ -1,8 +1,8 @@
 """The export in Mistral's layout, read by an engine that is not ours: does it write the same tokens?
 
-The engine is `python_simple_implementation.py` of github.com/antirez/voxtral.c: pass the path of a checkout. Its constants are set
-at run time to the base's shape. It decodes the exported base, and the exported base with an adapter merged in; the stock class
-decodes the same clips from the base, and from the base with the adapter on it. In float32, greedily, from the layout's prompt.
+The engine is `python_simple_implementation.py` of github.com/antirez/voxtral.c: pass the path of a checkout. Its constants are
+set at run time to the base's shape. It decodes the exported base, and the exported base with an adapter merged in; the stock
+class decodes the same clips from the base, and from the base with the adapter on it. Float32, greedy, from the layout's prompt.
 
     python benchmarks/other_engine.py CHECKOUT [--adapter runs/demo/sft] [--dataset runs/demo/packed] [--clips 5]
 """

@@ -207,7 +207,8 @@ def base_fingerprint(folder: Path) -> str:
     """Changes with the config, the weights or the layout. Reads the size and both ends of each weight file,
     instead of all 9 GB."""
     digest = hashlib.sha256(config_file(folder).read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    weights = [path for path in folder.glob("*.safetensors") if path.name.startswith("consolidated") == in_mistral_layout(folder)]
+    for path in sorted(weights):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

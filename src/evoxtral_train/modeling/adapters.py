@@ -23,6 +23,8 @@ from .weights import non_finite
 # peft reads a property of transformers by its old name; users cannot do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is an error here: `_require_all_weights`
+# A base in Mistral's layout has no config.json; peft looks there for the vocabulary's size, which no adapter here changes.
+warnings.filterwarnings("ignore", message="Could not find a config file in .* vocabulary was not modified")
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 

@@ -174,8 +174,9 @@ def read_config(folder: Path) -> VoxtralRealtimeConfig:
         )
     except KeyError as error:
         raise UsageError(f"lacks {error}", where=str(path), fix="use the params.json of a Voxtral Realtime checkpoint") from None
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UsageError(f"does not describe a model: {one_line(error, 200)}", where=str(path), fix="copy the checkpoint again") from None
+    except (TypeError, ValueError, OverflowError, StrictDataclassError) as error:
+        what = f"does not describe a model: {one_line(error, 200)}"
+        raise UsageError(what, where=str(path), fix="copy the checkpoint again") from None
 
 
 def _stock_fields(params: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

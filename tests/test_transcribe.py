@@ -114,7 +114,7 @@ def test_bad_files_are_listed_and_the_good_ones_go_on(call, clips, adapter, tran
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
     result = call("transcribe", folder, "--adapter", adapter, "--output", tmp_path / "out", *EVERY_TAG)
     assert result.exit_code == 1
-    assert "transcribed     3" in result.stdout and "not transcribed  3" in result.stdout
+    assert "transcribed  3" in result.stdout and "not transcribed: 3 " in result.stdout
     failed = {Path(row["file"]).name: row["reason"] for row in map(json.loads, (tmp_path / "out/failed.jsonl").open())}
     assert set(failed) == {"corrupt.wav", "empty.wav", "cut.flac"}
     assert "cut short" in failed["cut.flac"]

@@ -98,7 +98,8 @@ def find_recordings(sources: Sequence[str]) -> list[Path]:
         elif path.exists() or not set(source) & set("*?["):
             files = [path]
         else:
-            files = sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
+            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            files = sorted(file for file in matches if file.is_file() and not file.name.startswith("."))
         if not files or not (files[0].exists() or files[0].is_symlink()):
             what = "no audio file in this folder" if path.is_dir() else "no such file"
             raise UsageError(what, where=source, fix="name recordings, folders with recordings, or a glob such as 'talks/*.wav'")
@@ -156,7 +157,7 @@ def _printed(transcriber: Transcriber, files: Sequence[Path], facts: dict) -> Re
             texts.append(_shown(transcript))
             seconds += transcript.duration_s
     facts |= _speed(seconds, meter)
-    return Report("transcribe", facts | _failures(failed), table="\n".join(texts), exit_code=1 if failed else 0)
+    return Report("transcribe", facts, table="\n".join([*texts, *_listed(failed)]), exit_code=1 if failed else 0)
 
 
 def _transcribe_files(
@@ -224,19 +225,22 @@ def _report(config: TranscribeConfig, facts: dict, metrics: dict, failed: list[F
     facts["time"] = f"{format_seconds(metrics['seconds'])}" + (
         f", {metrics['times_real_time']:.1f} × real time" if metrics["times_real_time"] else ""
     )
-    facts |= _failures(failed, config.output / "failed.jsonl")
     names = ", ".join(f"*.{name}" for name in config.formats)
-    table = "\n".join(texts)
     if metrics["transcribed"] > len(texts):
-        table += f"\n… {metrics['transcribed'] - len(texts)} more"
+        texts = [*texts, f"… {metrics['transcribed'] - len(texts)} more\n"]
+    table = "\n".join([*texts, *_listed(failed, config.output / "failed.jsonl")])
     return Report("transcribe", facts | {"output": f"{config.output}: {names}"}, table=table, exit_code=1 if failed else 0)
 
 
-def _failures(failed: list[Failed], written: Path | None = None) -> dict[str, str]:
+def _listed(failed: list[Failed], written: Path | None = None) -> list[str]:
+    """The recordings that could not be read, for the report's table."""
     if not failed:
-        return {}
-    facts = {"not transcribed": f"{len(failed)}" + (f", all in {written}" if written else "")}
-    return facts | {f"  {row.file}": row.reason for row in failed[:_SHOWN_FAILURES]}
+        return []
+    lines = [f"  {row.file}: {row.reason}" for row in failed[:_SHOWN_FAILURES]]
+    if len(failed) > len(lines):
+        lines.append(f"  … {len(failed) - len(lines)} more")
+    where = f" (all in {written})" if written else ""
+    return [f"not transcribed: {len(failed)}{where}\n" + "\n".join(lines) + "\n"]
 
 
 def _speed(audio_s: float, meter: "_Meter") -> dict[str, str]:

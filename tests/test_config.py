@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from conftest import REPO
-from evoxtral_train.config import data, describe, evaluation, sections, training
+from evoxtral_train.config import data, describe, evaluation, sections, training, transcription
 from evoxtral_train.config.data import ImportConfig, PackConfig, SynthConfig
 from evoxtral_train.config.describe import commented, config_of, keys_with_a_line
 from evoxtral_train.config.evaluation import EvalConfig
@@ -18,7 +18,7 @@ from evoxtral_train.errors import ConfigError
 
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
 SECTIONS = [
-    each for module in (sections, data, training, evaluation) for each in vars(module).values()
+    each for module in (sections, data, training, evaluation, transcription) for each in vars(module).values()
     if isinstance(each, type) and issubclass(each, sections.Section) and each.__module__ == module.__name__
 ]  # fmt: skip
 FIELDS = {f"{section.__name__}.{name}": field for section in SECTIONS for name, field in section.model_fields.items()}
@@ -32,7 +32,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 28
+    assert len(SHIPPED) == 30
 
 
 @shipped_configs

@@ -56,7 +56,7 @@ def _json(path: Path) -> dict:
 
 def test_the_tags_are_those_of_eval(transcribed, adapter, packed, call, tmp_path):
     settings = [f"output={tmp_path}/eval", f"dataset={packed['deferred']}", "split=train"]
-    settings += [f"systems=[{{name: base}}, {{name: mine, adapter: {adapter}}}]", "tracking.mode=disabled", "bootstrap.samples=10"]
+    settings += [f"systems=[{{name: base}}, {{name: mine, adapter: {adapter}}}]", "tracking.mode=disabled"]
     result = call("eval", REPO / "configs/demo/eval-sft.yaml", *(part for each in settings for part in ("--set", each)))
     assert result.exit_code == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "eval/predictions/mine.jsonl").read_text("utf-8").splitlines()]

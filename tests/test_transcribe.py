@@ -19,7 +19,10 @@ from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Completion, Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
+from evoxtral_train.modeling.adapters import find_adapter
 from evoxtral_train.modeling.audio_cache import LiveAudio
+from evoxtral_train.modeling.thresholds import Calibration, write_calibration
+from evoxtral_train.scoring.tag_filter import NEVER, Thresholds
 from evoxtral_train.stages.transcribe import find_recordings, stems_of
 from evoxtral_train.text.tags import format_tags
 from evoxtral_train.transcription.transcriber import Transcriber
@@ -262,3 +265,20 @@ def test_files_folders_and_globs_are_found_once(tmp_path):
     assert names == ["a.flac", "b.wav", "sub/c.MP3"]
     found = find_recordings([f"{tmp_path}/*.wav", str(tmp_path / "b.wav"), str(tmp_path / "notes.txt")])
     assert [path.name for path in found] == ["b.wav", "notes.txt"]
+
+
+def test_thresholds_decide_which_tags_are_kept(call, adapter, clips, transcribed, tmp_path):
+    """One tag is never kept here, every other always."""
+    run = tmp_path / "sft"
+    shutil.copytree(adapter, run)
+    found = find_adapter(run)
+    names = [tag["tag"] for path in transcribed.glob("train-*.json") for tag in _json(path)["tags"]]
+    dropped, others = names[0], set(names) - {names[0]}
+    thresholds = Thresholds(0.0, {dropped: NEVER}).as_json()
+    write_calibration(found.folder, Calibration(found.fingerprint, "d", "validation", 1, "none", thresholds, {}, {}, {}))
+    result = call("transcribe", *clips, "--adapter", run, "--output", tmp_path / "out", "--set", "tracking.mode=disabled")
+    assert result.exit_code == 0, result.stderr
+    rows = [_json(path) for path in (tmp_path / "out").glob("train-*.json")]
+    assert {tag["tag"] for row in rows for tag in row["tags"]} == set(names)
+    assert {tag["tag"] for row in rows for tag in row["tags_filtered"]} == others
+    assert all(f"[{dropped}]" not in row["merged"] for row in rows)

@@ -9,9 +9,11 @@ import torch
 
 from evoxtral_train.decoding import decoder
 from evoxtral_train.decoding.decoder import Decoder, Decoding, decode, requests_of
+from evoxtral_train.decoding.known_tags import KnownTags
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import EvoxtralError
 from evoxtral_train.modeling.audio_cache import LiveAudio
+from evoxtral_train.text.tags import find_tags
 
 
 def run(network, split, requests=None, **named):
@@ -204,3 +206,27 @@ def test_mean_logprob_is_the_models_own(network, stock, subject, split):
     start = len(request.prompt) - 1
     expected = np.mean([logits[start + i, token].item() for i, token in enumerate(written)])
     assert found.mean_logprob == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_known_tags_are_written_and_rows_that_are_not_bound_do_not_change(adapted, family, split):
+    """A hot sample of what the automaton refuses; with it, every tag is known, and an unbound row draws the same tokens."""
+    hot = {"sampling": Sampling(2.0, 1.0, 0, seed=5), "max_new_tokens": 40, "batch_tokens": 4000, "candidates": 4}
+    brackets = [token for token in range(1000, family.tokenizer.n_words) if b"[" in family.tokenizer.id_to_byte_piece(token)]
+    head = adapted.stock.lm_head.weight
+    before = head.data.clone()
+    try:
+        head.data[brackets] *= 3.0
+        requests = list(requests_of(split))
+        free = run(adapted, split, requests, **hot)
+        known = KnownTags(family.tokenizer, ["sighs", "clears throat"])
+        bound = run(adapted, split, requests, **hot, known_tags=known)
+        unbound = run(adapted, split, [replace(request, bound=False) for request in requests], **hot, known_tags=known)
+    finally:
+        head.data.copy_(before)
+
+    def tags_of(completions):
+        return [tag for each in completions.values() for tag in find_tags(family.tokenizer.decode(each.token_ids))]
+
+    assert {key: each.token_ids for key, each in unbound.items()} == {key: each.token_ids for key, each in free.items()}
+    assert set(tags_of(bound)) <= {"sighs", "clears throat"}
+    assert any(bound[key].token_ids != free[key].token_ids for key in free), "something must have been refused"

@@ -28,11 +28,12 @@ from ..decoding.decoder import Completion, Decoding, Request, decode
 from ..decoding.known_tags import KnownTags
 from ..errors import RowError, UsageError
 from ..families.base import Layout
+from ..files import fingerprint_files
 from ..modeling.adapter_record import AdapterRecord
-from ..modeling.adapters import Adapter, base_of, find_adapter
-from ..modeling.bases import Base, open_adapter, open_base, pick_device
+from ..modeling.adapters import Adapter, base_of, check_base, find_adapter
+from ..modeling.bases import Base, open_base, pick_device
 from ..modeling.row_adapters import RowAdapters
-from ..modeling.thresholds import find_thresholds
+from ..modeling.thresholds import THRESHOLDS, find_thresholds
 from ..scoring.tag_filter import TagFilter
 from ..text.tags import find_tags
 from ..text.taxonomy import Taxonomy
@@ -71,17 +72,18 @@ class Transcriber:
     """
 
     def __init__(self, config: TranscribeConfig):
-        self.config, adapters = config, [find_adapter(path) for path in config.adapters]
-        self.model = _resolved(config, adapters)
+        self.config, self.adapters = config, [find_adapter(path) for path in config.adapters]
+        self.model = _resolved(config, self.adapters)
         self.base: Base = open_base(self.model)
-        self.adapters = [open_adapter(path, self.base, self.model) for path in config.adapters]
+        for adapter in self.adapters:
+            check_base(adapter, self.base.fingerprint, self.model.base)
         self._taxonomy = Taxonomy.load(config.tags_table)
         family = self.base.family
-        self._rows = [_RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
+        self.rows = [_RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
         records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
         self._known_tags = sorted({tag for record in records for tag in record.tags})
         for number, (adapter, record) in enumerate(zip(self.adapters, records, strict=True), start=1):
-            self._rows.append(
+            self.rows.append(
                 _RowKind(
                     number, record.restore_layout(), record.prepad_samples, _name(config.adapters, number),
                     record.target == "tags", _filter_of(config.kept_tags, adapter),
@@ -96,8 +98,13 @@ class Transcriber:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        adapters = {f"adapter {path}": each.fingerprint for path, each in zip(self.config.adapters, self.adapters, strict=True)}
-        return {"base": self.base.fingerprint} | adapters
+        """Of the base, the adapters and their thresholds."""
+        found = {"base": self.base.fingerprint}
+        for path, adapter in zip(self.config.adapters, self.adapters, strict=True):
+            found[f"adapter {path}"] = adapter.fingerprint
+            if self.config.kept_tags.thresholds and find_thresholds(adapter):
+                found[f"thresholds {path}"] = fingerprint_files([adapter.folder / THRESHOLDS])
+        return found
 
     def transcribe(
         self, sources: Iterable[Source], on_error: Callable[[Source, RowError], None] | None = None,
@@ -110,7 +117,7 @@ class Transcriber:
         """
         network, adapters, settings = self._loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
-        window = _SEGMENTS_AHEAD * len(self._rows)
+        window = _SEGMENTS_AHEAD * len(self.rows)
         for completions in decode(network, work.audio, work.requests(), settings, adapters, window):
             work.take(completions)
             yield from work.finished(on_error)
@@ -130,7 +137,7 @@ class Transcriber:
 
     def _merge(self) -> Merge:
         """Raises UsageError for "timed" without times."""
-        without = [str(path) for path, row in zip(self.config.adapters, self._rows[1:], strict=True) if not row.layout.has_times]
+        without = [str(path) for path, row in zip(self.config.adapters, self.rows[1:], strict=True) if not row.layout.has_times]
         if self.config.merge == "timed" and without:
             what = f"its layout has no times, so its tags have no place among the words: {', '.join(without)}"
             raise UsageError(what, where="merge", fix="use merge: front, or train an adapter in the layout aligned")
@@ -154,11 +161,6 @@ class Transcriber:
             )
             for place, (tag, confidence, time) in enumerate(zip(tags, confidences, times, strict=True))
         ]  # fmt: skip
-
-    @property
-    def rows(self) -> list[_RowKind]:
-        """Of the base, and of each adapter."""
-        return self._rows
 
 
 @dataclass

@@ -245,7 +245,7 @@ def test_a_push_through_huggingface_hub(demo, tmp_path):
     [created] = hub.created
     assert (created["name"], created["organization"]) == ("it", "you")
     assert created.get("private") or created.get("visibility") == "private"
-    assert set(hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert set(hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "evoxtral.json"}
     for name, content in hub.files.items():
         assert content == (tmp_path / "out/release" / name).read_bytes()
     assert "pushed to" in printed

@@ -24,13 +24,25 @@ def test_it_ends_with_the_table(demo):
     table = (demo / "runs/comparison.md").read_text("utf-8")
     assert "| measure | chance | probe | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
     printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
-    last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) :]
+    transcripts = max(number for number, line in enumerate(printed) if line == "transcribe")
+    last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) : transcripts]
     assert len(last) <= 30, "one screen"
     table = next(number for number, line in enumerate(last) if line.startswith("system  micro F1 "))
     assert [line.split()[0] for line in last[table + 1 : table + 4]] == ["base", "SFT", "RAFT"]
     said = " ".join(last)
     assert said.count(" against ") + said.count(" wrote the same as ") == len(comparison["comparisons"]) == 4
     assert last[-1] == f"Open in a browser: {demo}/runs/comparison.html"
+
+
+def test_then_three_held_out_recordings_are_transcribed(demo):
+    printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
+    last = printed[max(number for number, line in enumerate(printed) if line == "transcribe") :]
+    assert len(last) <= 20
+    for number in range(3):
+        name = f"test-0000{number}"
+        content = json.loads((demo / f"runs/transcripts/{name}.json").read_text("utf-8"))
+        place = last.index(f"{demo}/runs/data/audio/{name}.flac")
+        assert last[place + 1] == f"  {content['merged'] or '(nothing)'}"
 
 
 def test_a_finished_demo_is_not_done_again(demo):
@@ -114,7 +126,7 @@ def test_a_stage_before_its_input_exists(call, demo, tmp_path):
 
 
 def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
-    """Another base: the same processor, other weights; and one of other shapes, with a bare PEFT folder."""
+    """Another base: the same processor, other weights; and one of other shapes, with bare PEFT folders."""
     from evoxtral_train.tiny_bases.realtime import tiny_model
 
     other = tmp_path / "other-base"
@@ -122,9 +134,13 @@ def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
     for name in ("tekken.json", "preprocessor_config.json"):
         shutil.copy(TINY_BASE / name, other / name)
     tiny_model(2540, 64, 1, 96, 1).save_pretrained(other)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(demo / "runs/sft/adapter", elsewhere)
+    (elsewhere / "evoxtral.json").unlink()  # as another program would have saved it
     for adapter, reason in [
         (demo / "runs/sft", "this adapter was trained on another base"),
-        (demo / "runs/sft/adapter", "this adapter does not fit the base"),
+        (demo / "runs/sft/adapter", "this adapter was trained on another base"),
+        (elsewhere, "this adapter does not fit the base"),
     ]:
         result = call(
             "raft", "generate", demo / "configs/raft.yaml", "--set", f"model.base={other}", "--set", f"adapter={adapter}",

@@ -35,7 +35,7 @@ from .row_table import RowTable
 from .sampling import Sampling, choose, row_key
 
 WINDOW = 8192  # requests that are read ahead
-_HANDED_OVER = 32  # completions together: callers write them to disk
+HAND_OVER = 32  # callers write completions to disk
 _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
 
@@ -115,10 +115,10 @@ def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Re
 
 def decode(
     network: Network, audio: AudioSource, requests: Iterable[Request], settings: Decoding, adapters: RowAdapters | None = None,
-    window: int = WINDOW,
+    window: int = WINDOW, hand_over: int = HAND_OVER,
 ) -> Iterator[list[Completion]]:  # fmt: skip
-    """All candidates of every request, handed over as clips finish. At most `window` requests wait; of those that are read
-    together, the longest come first, so that later rows fit into the existing table.
+    """All candidates of every request, handed over as clips finish, at least `hand_over` completions together. At most `window`
+    requests wait; of those that are read together, the longest come first, so that later rows fit into the existing table.
 
     When CUDA runs out of memory, the budget is halved and the clips that were not handed over start
     again, with the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
@@ -138,7 +138,7 @@ def decode(
                 ended += decoder.step()
             except torch.OutOfMemoryError:
                 break
-            if len(ended) >= _HANDED_OVER or not decoder.is_busy:
+            if len(ended) >= hand_over or not decoder.is_busy:
                 for completion in ended:
                     remaining.pop(completion.key, None)
                 yield ended

@@ -118,7 +118,7 @@ class Transcriber:
         network, adapters, settings = self._loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
         window = _SEGMENTS_AHEAD * len(self.rows)
-        for completions in decode(network, work.audio, work.requests(), settings, adapters, window):
+        for completions in decode(network, work.audio, work.requests(), settings, adapters, window, hand_over=1):
             work.take(completions)
             yield from work.finished(on_error)
         yield from work.finished(on_error)

@@ -21,7 +21,6 @@ from ..runs import Options
 from ..transcription.formats import FORMATS
 from ..transcription.transcriber import Transcriber
 from ..transcription.transcript import Merge, Transcript
-from .plans import plan_decoding, plan_model
 from .report import Report
 
 _RESERVED = {"config.yaml", "run.json", "metrics.json", FILES, COMPLETE, "recordings.jsonl", "failed.jsonl"}
@@ -125,6 +124,8 @@ def stems_of(files: Sequence[Path], formats: Sequence[str]) -> dict[Path, str]:
 
 
 def _plan(config: TranscribeConfig, transcriber: Transcriber, files: Sequence[Path], options: Options, facts: dict) -> Report:
+    from .plans import plan_decoding, plan_model  # it imports the Trainer, which takes seconds
+
     durations = [_header_seconds(file) for file in files]
     known = [seconds for seconds in durations if seconds]
     facts["audio"] = format_seconds(sum(known)) + (

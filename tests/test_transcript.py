@@ -83,6 +83,13 @@ def test_a_word_starts_at_most_a_second_before_it_was_heard():
     assert words == [Word("i", 10.0, 10.4), Word("know", 10.4, 10.8), Word("you", 13.0, 14.0)]
 
 
+def test_a_word_starts_after_the_silence_before_it():
+    quiet = [(10.0, 10.2), (10.6, 10.75), (11.0, 11.5), (13.5, 13.95)]
+    words = heard_words([("i", 10.4), ("know", 10.8), ("you", 11.9), ("do", 14.0)], 10.0, quiet)
+    # the silence until 10.75 lies within 80 ms of the end of "know", and the last one of "do": they follow these words
+    assert words == [Word("i", 10.2, 10.4), Word("know", 10.4, 10.8), Word("you", 11.5, 11.9), Word("do", 13.0, 14.0)]
+
+
 texts = st.one_of(
     st.text(max_size=40),
     st.lists(st.sampled_from(["come", "[sighs]", "back.", "[", "] ", "\u3000", "né", " ", "\n", "—"]), max_size=12).map(" ".join),

@@ -252,7 +252,7 @@ class _Work:
         tags = [tag for row in transcriber.rows[1:] for tag in transcriber.tags_of(row, segment.completions[row.number], start_s)]
         return Segment(
             start_s, start_s + samples_to_seconds(len(sound.samples)), tokenizer.decode(base.token_ids).strip(),
-            heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s), tags,
+            heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s, sound.quiet), tags,
         )  # fmt: skip
 
     def finished(self, on_error: Callable[[Source, RowError], None] | None) -> Iterator[Transcript]:

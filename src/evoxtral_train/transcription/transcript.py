@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import Literal
 
 from ..text.normalize import ends_sentence, normalize_words
+from ..units import TOKEN_S
 
 Merge = Literal["front", "timed", "none"]
 
@@ -135,13 +136,17 @@ class Transcript:
         }
 
 
-def heard_words(heard: Sequence[tuple[str, float]], start_s: float) -> list[Word]:
-    """Words from the times at which they had been heard, in a segment that begins at `start_s`.
+def heard_words(
+    heard: Sequence[tuple[str, float]], start_s: float, quiet: Sequence[tuple[float, float]] = ()
+) -> list[Word]:
+    """Words from the times at which they had been heard, in a segment that begins at `start_s`. `quiet`: its silences.
 
-    A word starts where the word before it ended, but at most LONGEST_WORD_S before its own end."""
+    A word starts where the word before it or the last silence ended, but at most LONGEST_WORD_S before its own end. A silence
+    within the last token (80 ms) follows the word, whose end is known no better."""
     words, previous_s = [], start_s
     for word, end_s in heard:
-        words.append(Word(word, max(previous_s, end_s - LONGEST_WORD_S), end_s))
+        silences = (silence_end_s for _, silence_end_s in quiet if silence_end_s <= end_s - TOKEN_S)
+        words.append(Word(word, max(previous_s, end_s - LONGEST_WORD_S, *silences), end_s))
         previous_s = end_s
     return words
 

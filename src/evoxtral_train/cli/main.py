@@ -164,13 +164,15 @@ def transcribe(
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    import json
+    import yaml
 
+    formats = None if format_ is None else [name.strip() for name in format_.split(",")]
     named = {
-        "recordings": recordings, "adapters": adapter, "model.base": base, "formats": format_ and format_.split(","),
-        "output": output and str(output),
+        "recordings": recordings or None, "adapters": adapter or None, "model.base": base, "formats": formats,
+        "output": None if output is None else str(output),
     }  # fmt: skip
-    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value]
+    quoted = {"default_style": '"', "default_flow_style": True, "width": float("inf")}
+    overrides = [f"{key}={yaml.safe_dump(value, **quoted).rstrip()}" for key, value in named.items() if value is not None]
     run_stage("transcribe", config, [*overrides, *(set_ or [])], options_of(resume, overwrite, dry_run))
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import soxr
 
 from ..errors import RowError
+from ..reading import why_not_a_file
 from ..units import SAMPLE_RATE_HZ, TOKEN_S, samples_to_seconds
-from .audio import UnknownFormat, check_rate, check_samples, cut_short, opened_sound, require_file
+from .audio import UnknownFormat, check_rate, check_samples, cut_short, opened_sound
 from .containers import is_cut_off
 
 _BLOCK_SAMPLES = 8192
@@ -45,7 +46,10 @@ def open_recording(source: Path | np.ndarray) -> Recording:
     """
     if isinstance(source, np.ndarray):
         return _in_memory(source)
-    require_file(source)
+    if not isinstance(source, Path):
+        raise TypeError(f"a recording is a path or a NumPy array, not {type(source).__name__}")
+    if reason := why_not_a_file(source):
+        raise RowError("no such audio file" if reason == "does not exist" else f"the audio file {reason}")
     try:
         with opened_sound(source) as file:
             check_rate(file.samplerate)
@@ -100,19 +104,22 @@ def _opened_container(path: Path, unknown: UnknownFormat) -> Iterator[Any]:
         import av
     except ImportError:
         raise RowError(unknown.what, fix=f"{unknown.fix} M4A, MP4, WebM and AAC need: pip install 'evoxtral[av]'") from None
-    with path.open("rb") as content:
-        if is_cut_off(content):
-            raise RowError("audio is cut short: the file ends before its last part", fix="copy it again, or leave it out")
-        content.seek(0)
-        try:
-            container = av.open(content, options={"format_whitelist": _FORMATS})
-        except (av.FFmpegError, ValueError):
-            what = "audio cannot be read: neither libsndfile nor FFmpeg knows its format"
-            raise RowError(what, fix="is it a whole sound file?") from None
-        with container:
-            if not container.streams.audio:
-                raise RowError("the file has no audio track")
-            yield container
+    try:
+        with path.open("rb") as content:
+            if is_cut_off(content):
+                raise RowError("audio is cut short: the file ends before its last part", fix="copy it again, or leave it out")
+            content.seek(0)
+            try:
+                container = av.open(content, options={"format_whitelist": _FORMATS})
+            except (av.FFmpegError, ValueError):
+                what = "audio cannot be read: neither libsndfile nor FFmpeg knows its format"
+                raise RowError(what, fix="is it a whole sound file?") from None
+            with container:
+                if not container.streams.audio:
+                    raise RowError("the file has no audio track")
+                yield container
+    except OSError as error:
+        raise RowError(f"audio cannot be read: {error.strerror or error}") from None
 
 
 def _container_blocks(path: Path, unknown: UnknownFormat) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..dataset.reader import PackedSplit
 from ..errors import UsageError
@@ -12,8 +12,10 @@ from ..families.base import Layout
 from ..families.checkpoint import FAMILIES, family_named
 from ..files import write_atomic
 from ..reading import read_record
+from ..units import SAMPLE_RATE_HZ
 
 FILE = "evoxtral.json"
+_LONGEST_PREPAD_SAMPLES = 60 * SAMPLE_RATE_HZ  # a record from elsewhere must not fill the memory
 
 
 class AdapterRecord(BaseModel):
@@ -23,7 +25,7 @@ class AdapterRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     layout: dict[str, Any]
     target: Literal["tags", "text", "tagged_text"]
-    prepad_samples: NonNegativeInt
+    prepad_samples: int = Field(ge=0, le=_LONGEST_PREPAD_SAMPLES)
     tags: list[str]
     base: str
 
@@ -44,9 +46,12 @@ class AdapterRecord(BaseModel):
         try:
             record = cls.model_validate(read_record(path))
             record.restore_layout()
-        except (ValidationError, KeyError, TypeError) as error:
-            what = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UsageError(what, where=str(path), fix="copy it again from the run that made the adapter") from None
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValidationError):
+                problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            what, fix = f"cannot be read: {problem[:200]}", "copy it again from the run that made the adapter"
+            raise UsageError(what, where=str(path), fix=fix) from None
         return record
 
     def write(self, folder: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from .. import processes
@@ -15,6 +16,7 @@ from ..errors import RowError, UsageError
 from ..files import fingerprint_files, write_atomic
 from ..jobs import Job, Work
 from ..progress import Progress, format_seconds, progress
+from ..reading import is_writable
 from ..records import JsonlAppender, iter_rows
 from ..run_folders import COMPLETE, FILES
 from ..runs import Options
@@ -32,6 +34,7 @@ _AUDIO_SUFFIXES = {
     )
 }  # fmt: skip - looked for in folders; a file that is named is opened whatever its name
 _SHOWN_FAILURES, _SHOWN_TEXTS = 10, 3
+_STEM_BYTES = 200  # file systems allow names of 255 bytes, suffixes included
 _MERGE_SHOWN: dict[Merge, str] = {
     "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",
 }  # fmt: skip
@@ -74,13 +77,16 @@ def run(config: TranscribeConfig, options: Options) -> Report:
     if options.dry_run:
         return _plan(config, transcriber, files, options, facts)
     if config.output is None:
+        if "txt" not in config.formats:
+            what = f"there is no output to write {', '.join(config.formats)} to; only the text is printed"
+            raise UsageError(what, where="output", fix="name a folder: --output transcripts")
         return _printed(transcriber, files, facts)
     stems = stems_of(files, config.formats)
     processes.join(config.model.device)
     with _job(config, files, options).shared(_inputs(transcriber, files), [*files, *config.adapters]) as work:
         done = _finished_before(work)
         rows, failed, texts, seconds = _transcribe_files(transcriber, stems, done, work, config)
-        summary = processes.first(lambda: _finish(work, stems, rows, failed, seconds))
+        summary = processes.first(lambda: _finish(work, stems, config.formats, rows, failed, seconds))
     return _report(config, facts, summary, failed, texts)
 
 
@@ -103,6 +109,8 @@ def find_recordings(sources: Sequence[str]) -> list[Path]:
             what = "no audio file in this folder" if path.is_dir() else "no such file"
             raise UsageError(what, where=source, fix="name recordings, folders with recordings, or a glob such as 'talks/*.wav'")
         for file in files:
+            if not is_writable(str(file)):
+                raise UsageError("this name is not UTF-8, so no file can list it", where=str(file), fix="rename the file")
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
@@ -113,13 +121,20 @@ def _is_audio(path: Path) -> bool:
 
 def stems_of(files: Sequence[Path], formats: Sequence[str]) -> dict[Path, str]:
     """file -> the name of its transcripts without their suffix: talk.wav -> "talk". Where two recordings share a name, or it is
-    one of the run's own files, each keeps its suffix ("talk.wav", "talk.mp3") or, if that is not enough, its folders."""
+    one of the run's own files, each keeps its suffix ("talk.wav", "talk.mp3") or, if that is not enough, its folders; at last
+    it gets a number. A very long name is cut."""
     stems = {file: file.stem for file in files}
     for longer in (lambda file: file.name, lambda file: "_".join(part for part in file.parts if part not in ("/", "..", "."))):
         counts = Counter(stem.lower() for stem in stems.values())
         for file, stem in stems.items():
-            if counts[stem.lower()] > 1 or any(f"{stem}.{name}" in _RESERVED for name in formats):
+            if counts[stem.lower()] > 1 or any(f"{stem}.{name}".lower() in _RESERVED for name in formats):
                 stems[file] = longer(file)
+    taken: set[str] = set()
+    for file, stem in stems.items():
+        short = stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+        names = chain([short], (f"{short}_{number}" for number in count(2)))
+        stems[file] = next(name for name in names if name.lower() not in taken)
+        taken.add(stems[file].lower())
     return stems
 
 
@@ -200,7 +215,7 @@ def _finished_before(work: Work) -> dict[str, Transcribed]:
 
 
 def _finish(
-    work: Work, stems: dict[Path, str], rows: list[Transcribed], failed: list[Failed], seconds: float
+    work: Work, stems: dict[Path, str], formats: Sequence[str], rows: list[Transcribed], failed: list[Failed], seconds: float
 ) -> dict[str, float]:
     finished = _finished_before(work)
     ordered = [finished[str(file)] for file in stems if str(file) in finished]
@@ -216,8 +231,7 @@ def _finish(
         "times_real_time": audio_s / seconds if seconds else None,
     }  # fmt: skip
     work.tracker.summary(metrics)
-    written = [path for path in sorted(work.path.rglob("*")) if path.suffix.removeprefix(".") in FORMATS and path.is_file()]
-    work.done(metrics, fingerprint_files(path for path in written if path.name not in _RESERVED))
+    work.done(metrics, fingerprint_files(work.path / f"{row.stem}.{name}" for row in ordered for name in formats))
     return metrics
 
 

@@ -29,6 +29,7 @@ from ..decoding.known_tags import KnownTags
 from ..errors import RowError, UsageError
 from ..families.base import Layout
 from ..files import fingerprint_files
+from ..modeling.adapter_record import FILE as RECORD
 from ..modeling.adapter_record import AdapterRecord
 from ..modeling.adapters import Adapter, base_of, check_base, find_adapter
 from ..modeling.bases import Base, open_base, pick_device
@@ -79,6 +80,9 @@ class Transcriber:
             check_base(adapter, self.base.fingerprint, self.model.base)
         self._taxonomy = Taxonomy.load(config.tags_table)
         family = self.base.family
+        _check_adapters(self.adapters)
+        if config.layout not in (None, *family.layouts):
+            raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
         self.rows = [_RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
         records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
         self._known_tags = sorted({tag for record in records for tag in record.tags})
@@ -94,16 +98,18 @@ class Transcriber:
     @classmethod
     def of(cls, adapters: Iterable[Path | str] = (), base: str | None = None, **settings) -> "Transcriber":
         """`settings`: other fields of `TranscribeConfig`, such as merge="front"."""
+        _require_list("adapters", adapters)
         return cls(TranscribeConfig(adapters=list(adapters), model={"base": base}, **settings))
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the base, the adapters and their thresholds."""
+        """Of all that the transcripts depend on besides the config and the recordings."""
         found = {"base": self.base.fingerprint}
         for path, adapter in zip(self.config.adapters, self.adapters, strict=True):
             found[f"adapter {path}"] = adapter.fingerprint
-            if self.config.kept_tags.thresholds and find_thresholds(adapter):
-                found[f"thresholds {path}"] = fingerprint_files([adapter.folder / THRESHOLDS])
+            for name in [RECORD, THRESHOLDS] if self.config.kept_tags.thresholds else [RECORD]:
+                if (adapter.folder / name).is_file():
+                    found[f"{name} of {path}"] = fingerprint_files([adapter.folder / name])
         return found
 
     def transcribe(
@@ -115,6 +121,7 @@ class Transcriber:
         `on_error(source, error)` is called for a recording that cannot be read, and the others go on; by default the error is
         raised. `on_progress(seconds)`: that much more audio has been transcribed.
         """
+        _require_list("sources", sources)
         network, adapters, settings = self._loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
         window = _SEGMENTS_AHEAD * len(self.rows)
@@ -176,6 +183,11 @@ class _Recording:
     done_samples: int = 0
     is_read: bool = False
     error: RowError | None = None
+
+    @property
+    def name(self) -> str | None:
+        """None for an array."""
+        return None if isinstance(self.source, np.ndarray) else str(self.source)
 
     def counted(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """The blocks; `samples` counts what has been read."""
@@ -261,14 +273,19 @@ class _Work:
             recording = self._recordings.popleft()
             self._advance(recording, recording.samples - recording.done_samples)  # the silence between segments
             if recording.error is None:
-                name = None if isinstance(recording.source, np.ndarray) else str(recording.source)
                 timings = {"seconds": time.monotonic() - recording.started}
                 duration_s = samples_to_seconds(recording.samples)
-                yield Transcript(name, duration_s, recording.segments, self._transcriber.merge, timings)
+                yield Transcript(recording.name, duration_s, recording.segments, self._transcriber.merge, timings)
             elif on_error is None:
-                raise recording.error
+                raise RowError(recording.error.what, where=recording.name, fix=recording.error.fix)
             else:
                 on_error(recording.source, recording.error)
+
+
+def _require_list(name: str, value: object) -> None:
+    """A string has characters and an array samples, and neither is a recording."""
+    if isinstance(value, str | Path | np.ndarray):
+        raise TypeError(f"{name} is a list, also for one: [{type(value).__name__}]")
 
 
 def _resolved(config: TranscribeConfig, adapters: list[Adapter]) -> Model:
@@ -281,15 +298,22 @@ def _resolved(config: TranscribeConfig, adapters: list[Adapter]) -> Model:
     return Model(base=base, revision=model.revision, family=model.family, dtype=dtype, device=model.device)
 
 
+def _check_adapters(adapters: list[Adapter]) -> None:
+    """Raises UsageError for one that is named twice: its tags would be written twice."""
+    folders = [adapter.folder.resolve() for adapter in adapters]
+    for adapter, folder in zip(adapters, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError("this adapter is named twice", where=str(adapter.folder), fix="name it once")
+
+
 def _record_of(adapter: Adapter, config: TranscribeConfig, base: Base, taxonomy: Taxonomy) -> AdapterRecord:
     """The adapter's own, or for an adapter from elsewhere what the config says. Raises UsageError without either."""
     record, family = AdapterRecord.read(adapter.folder), base.family
     if record is not None:
         return record
-    if config.layout not in family.layouts:
-        what = "this adapter does not record its layout" if config.layout is None else f"there is no layout {config.layout!r}"
+    if config.layout is None:
         raise UsageError(
-            what, where=str(adapter.folder),
+            "this adapter does not record its layout", where=str(adapter.folder),
             fix=f"set `layout` to the one that it was trained in: {', '.join(family.layouts)}; the published adapters: packed",
         )  # fmt: skip
     layout = family.layout(config.layout, _ROOM_TOKENS).record()

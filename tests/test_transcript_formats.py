@@ -25,7 +25,7 @@ TAGS = [
 
 
 def talk(merge: str = "timed") -> Transcript:
-    return Transcript("talk.wav", 4.81, [Segment(0.0, 4.81, TEXT, WORDS, TAGS)], merge, {"decoding": 0.41204})
+    return Transcript("talk.wav", 4.81, [Segment(0.0, 4.81, TEXT, WORDS, TAGS)], merge, {"seconds": 0.41204})
 
 
 def untimed(text: str, merge: str = "front", end_s: float = 20.0) -> Transcript:

@@ -23,7 +23,8 @@ from hostile.limits import REPO
 
 BASE = ("--base", REPO / "data/tiny-base", "--set", "tracking.mode=disabled")
 ODD_NAMES = (
-    "with space", "ünï—日本", "😀", "q'uo\"te", "a=b,c:[d]", "{1: 2}", "new\nline", "line\u2028separator", "*", "null", "1e5", "é" * 120,
+    "with space", "ünï—日本", "😀", "q'uo\"te", "a=b,c:[d]", "{1: 2}", "new\nline", "line\u2028separator", "*", "null", "1e5",
+    "é" * 120,
 )  # fmt: skip
 
 

@@ -103,5 +103,5 @@ def _require_plain_lora(model: PeftModel, adapter: Adapter) -> None:
     elif any(type(layer) is not LoraLinear for _, layer in _lora_layers(model)):
         problem = "changes layers that are not linear"
     if problem:
-        fix = "merge it into the base (`evoxtral export` with merged: true), and use the result as base"
+        fix = "merge it into the base (`evoxtral export` with format: transformers), and use the result as base"
         raise UsageError(f"this adapter {problem}", where=str(adapter.folder), fix=fix)

@@ -10,7 +10,8 @@ from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
 from ..families.checkpoint import family_named
 from ..files import fingerprint_files, write_atomic
-from ..modeling import adapter_record
+from ..modeling.adapter_record import FILE as RECORD
+from ..modeling.adapter_record import AdapterRecord
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.bases import Base, open_base
 from ..modeling.release import write_merged, write_vllm_names
@@ -47,8 +48,8 @@ def run(config: ExportConfig, options: Options) -> Report:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
         shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
-        if (adapter.folder / adapter_record.FILE).is_file():
-            shutil.copyfile(adapter.folder / adapter_record.FILE, release / adapter_record.FILE)
+        if (adapter.folder / RECORD).is_file():
+            shutil.copyfile(adapter.folder / RECORD, release / RECORD)
         settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
         settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
         write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
@@ -59,6 +60,8 @@ def run(config: ExportConfig, options: Options) -> Report:
         if config.format != "adapter":
             write_merged(base, config.model.dtype, adapter, config.format, run.path / "merged")
             facts["merged"] = config.output / "merged"
+            if record := AdapterRecord.read(adapter.folder):
+                facts["when it writes"] = record.restore_layout().note  # other engines may begin after the prompt of 39 tokens
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
             facts["vLLM names"] = f"{config.output / 'vllm'}: untested, never loaded in vLLM"

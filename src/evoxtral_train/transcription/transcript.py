@@ -81,7 +81,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A recording's segments in order. `file`: None for an array. `timings`: seconds of work, by step."""
+    """A recording's segments in order. `file`: None for an array. `timings`: seconds by name; see docs/transcription.md."""
 
     file: str | None
     duration_s: float

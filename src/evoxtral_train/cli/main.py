@@ -154,7 +154,7 @@ for _name in ("eval", "calibrate", "export", "tiny-base"):
 @app.command("transcribe", help=COMMANDS["transcribe"].help)
 def transcribe(
     recordings: Annotated[list[str] | None, typer.Argument(help="files, folders and globs", show_default=False)] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="run or PEFT folder whose tags to write; repeat it for several")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="run or PEFT folder whose tags to write; repeatable")] = None,
     base: Annotated[str | None, typer.Option(help="hub id or folder; default: the base that the adapter names")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="files to write: txt,json,srt,vtt,tsv")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the files; default: print the text")] = None,

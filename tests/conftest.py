@@ -20,10 +20,14 @@ import pytest
 import soundfile
 import yaml
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from typer.testing import CliRunner
 
 REPO = Path(__file__).parent.parent
 TINY_BASE = REPO / "data" / "tiny-base"
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # it may be busy
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,7 +17,7 @@ from evoxtral_train.decoding.decoder import Decoder
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.modeling.adapters import find_adapter
 from evoxtral_train.modeling.thresholds import Calibration, write_calibration
-from evoxtral_train.stages.transcribe import stems_of
+from evoxtral_train.stages.transcribe import find_recordings, stems_of
 from evoxtral_train.transcription.transcriber import Transcriber
 from hostile.limits import REPO
 
@@ -83,6 +83,8 @@ def test_recordings_of_one_name_keep_their_own_transcripts():
         (("--format", "srt"), "there is no output to write srt to"),
         (("--format", ""), "formats.0"),
         (("--set", "layout=nope"), "there is no layout 'nope'"),
+        (("",), "an empty name"),
+        (("a***",), "not a glob"),
     ],
 )
 def test_what_would_be_ignored_is_refused(call, tmp_path, arguments, message):
@@ -94,6 +96,14 @@ def test_what_would_be_ignored_is_refused(call, tmp_path, arguments, message):
 def test_spaces_between_formats(call, tmp_path):
     result = call("transcribe", silence(tmp_path / "a.wav"), *BASE, "--format", "txt, srt", "--output", tmp_path / "out")
     assert result.exit_code == 0 and (tmp_path / "out/a.srt").is_file(), result.stderr
+
+
+def test_globs_find_what_a_shell_finds(tmp_path):
+    for name in ("a.wav", "sub/b.wav", "sub/.hidden/c.wav", ".d.wav", ".own/e.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_recordings([f"{tmp_path}/**/*.wav"])] == ["a.wav", "b.wav"]
+    assert [path.name for path in find_recordings([f"{tmp_path}/.own/*.wav"])] == ["e.wav"]
 
 
 def test_an_output_inside_the_input_is_not_an_input(call, tmp_path):

@@ -98,13 +98,14 @@ def find_recordings(sources: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}  # by real path
     for source in sources:
         path = Path(source)
+        if not source:  # an unset variable in a script; as a path it is the current folder
+            raise UsageError("an empty name", where="recordings", fix="use . for the current folder")
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_audio(file.relative_to(path)) and file.is_file())
         elif path.exists() or not set(source) & set("*?["):
             files = [path]
         else:
-            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            files = sorted(file for file in matches if file.is_file() and not file.name.startswith("."))
+            files = _matches(path)
         if not files or not (files[0].exists() or files[0].is_symlink()):
             what = "no audio file in this folder" if path.is_dir() else "no such file"
             raise UsageError(what, where=source, fix="name recordings, folders with recordings, or a glob such as 'talks/*.wav'")
@@ -113,6 +114,16 @@ def find_recordings(sources: Sequence[str]) -> list[Path]:
                 raise UsageError("this name is not UTF-8, so no file can list it", where=str(file), fix="rename the file")
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files, as a shell finds them: hidden ones, and those in hidden folders, only if the pattern names them."""
+    try:
+        matches = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except ValueError as error:
+        raise UsageError(f"not a glob: {error}", where=str(pattern), fix="see 'talks/*.wav' and 'talks/**/*.wav'") from None
+    named = {*pattern.parts, ".", ".."}
+    return [file for file in matches if file.is_file() and not any(part[0] == "." for part in file.parts if part not in named)]
 
 
 def _is_audio(path: Path) -> bool:

@@ -12,7 +12,7 @@ from .sections import Model, Section, Tracking
 class Segmentation(Section):
     """How a long recording is cut: at silences, never inside one that a tag may stand for."""
 
-    max_s: float = Field(30.0, ge=4, description="Longest segment, in seconds.")
+    max_s: float = Field(30.0, ge=4, le=30, description="Longest segment, in seconds.")
     patience_s: PositiveFloat = Field(
         2.0, description="Silence that ends an utterance, in seconds. [ours: above the demo's longest pause, 1.48 s]"
     )

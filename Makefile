@@ -5,7 +5,7 @@
 # make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
-# make study       the studies of layouts, rewards and thresholds, at three seeds (about 1½ hours on 2 cores)
+# make study       the studies of layouts, rewards, thresholds (three seeds) and transcription (about 1¾ hours on 2 cores)
 # make chaos       random kills, full disks and concurrent runs against every stage (about 8 minutes): docs/reliability.md
 # Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
 PYTHON ?= python3
@@ -85,10 +85,11 @@ scaling: .venv/installed
 	$(BIN)/python benchmarks/packing.py --rounds 3 --json docs/scaling.json
 
 # Writes tables and figures to docs/studies. An interrupted study resumes where it stopped.
-study: .venv/installed $(DEMO)/packed/complete.json
+study: .venv/installed $(DEMO)/eval-sft/complete.json
 	$(BIN)/python benchmarks/study_layouts.py --document docs/studies/layouts.md
 	$(BIN)/python benchmarks/study_raft.py --document docs/studies/raft.md
 	$(BIN)/python benchmarks/study_thresholds.py --dataset $(DEMO)/packed --document docs/studies/thresholds.md
+	$(BIN)/python benchmarks/transcription.py --document docs/studies/transcription.md
 
 configs: .venv/installed
 	$(BIN)/python -m evoxtral_train.config.describe

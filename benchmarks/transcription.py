@@ -134,7 +134,8 @@ def clips(bench: Bench) -> str:
         values = [_at(reports[f"{part} {way}"], path)["value"] for way in ("eval", "transcribe")]
         lines.append([title, *(f"{value:.6f}" for value in values)])
     table = markdown_table([f"{len(words)} clips", "`eval`", "`transcribe`"], lines)
-    return f"{table}\n\nClips that differ: {other_texts} in their text, {other_tags} in their tags, {other_confidences} in confidences."
+    differ = f"{other_texts} in their text, {other_tags} in their tags, {other_confidences} in confidences"
+    return f"{table}\n\nClips that differ: {differ}."
 
 
 def _tags_of(transcript: dict) -> str:
@@ -174,7 +175,8 @@ def _long(bench: Bench, minutes: int) -> dict[str, str]:
     ordered &= bool((ends[:-1] <= starts[1:]).all())
     here = [_prediction(clip.row, heard.get(number, [])) for number, clip in enumerate(placed)]
     alone = [_prediction(clip.row, bench.one_by_one[clip.row["id"]]["segments"]) for clip in placed]
-    report, before = evaluate(here, True), evaluate(alone, True)
+    wer, f1 = ([report[family][measure] for report in (evaluate(alone, True), evaluate(here, True))]
+               for family, measure in (("wer", "micro"), ("micro", "f1")))  # fmt: skip
     errors = np.concatenate([
         word_errors(clip, [word for word in words if parts[0]["start_s"] <= word["end_s"] <= parts[-1]["end_s"] + 1])
         for clip, parts in ((placed[number], parts) for number, parts in heard.items())
@@ -185,8 +187,8 @@ def _long(bench: Bench, minutes: int) -> dict[str, str]:
         "events outside of a segment": f"{lost['events']} of {len(spans['events'])}",
         "words outside of a segment": f"{lost['words']} of {len(spans['words'])}",
         "words and segments in order": "yes" if ordered else "no",
-        "WER, one by one → here": _change(before["wer"]["micro"], report["wer"]["micro"], _difference(alone, here, "wer")),
-        "micro F1, one by one → here": _change(before["micro"]["f1"], report["micro"]["f1"], _difference(alone, here, "micro_f1")),
+        "WER, one by one → here": _change(*wer, _difference(alone, here, "wer")),
+        "micro F1, one by one → here": _change(*f1, _difference(alone, here, "micro_f1")),
         "word ends against the manifest: mean error, bias": f"{np.abs(errors[:, 1]).mean():.3f} s, {errors[:, 1].mean():+.3f} s",
         "peak memory of the process": f"{peak_mb:.0f} MB",
         "time": f"{metrics['seconds']:.0f} s, {metrics['times_real_time']:.1f} × real time",

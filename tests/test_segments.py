@@ -43,9 +43,9 @@ def spans_s(samples: np.ndarray, **named) -> list[tuple[float, float]]:
 
 def test_two_utterances_with_margins():
     samples = np.concatenate([silence(3), tone(2), silence(2), tone(1), silence(3)])
-    assert spans_s(samples) == [(2.5, 5.5), (6.5, 8.5)]
+    assert spans_s(samples) == [(2.7, 5.3), (6.7, 8.3)]
     assert spans_s(samples, margin_s=0.0) == [(3.0, 5.0), (7.0, 8.0)]
-    assert spans_s(samples, patience_s=2.5) == [(2.5, 8.5)]
+    assert spans_s(samples, patience_s=2.5) == [(2.7, 8.3)]
 
 
 def test_a_short_recording_is_one_segment_sample_for_sample():
@@ -88,12 +88,12 @@ def test_works_in_hum_in_noise_and_with_an_offset():
     clean = np.concatenate([silence(3), tone(2), silence(3), tone(2), silence(3)])
     hum = 0.03 * np.sin(2 * np.pi * 50 * np.arange(len(clean)) / RATE_HZ).astype(np.float32)
     for background in (hum, noise(13, 0.02), np.float32(0.1)):
-        assert spans_s(clean + background) == [(2.5, 5.5), (7.5, 10.5)]
+        assert spans_s(clean + background) == [(2.7, 5.3), (7.7, 10.3)]
 
 
 def test_a_recording_that_becomes_30_db_quieter_loses_nothing():
     voice = np.concatenate([tone(2), silence(3)] * 6)
-    assert spans_s(np.concatenate([voice, voice * 10**-1.5])) == [(5.0 * i - 0.5 * (i > 0), 5.0 * i + 2.5) for i in range(12)]
+    assert spans_s(np.concatenate([voice, voice * 10**-1.5])) == [(5.0 * i - 0.3 * (i > 0), 5.0 * i + 2.3) for i in range(12)]
 
 
 def test_reads_no_more_than_it_needs():

@@ -19,7 +19,10 @@ class Segmentation(Section):
     pause_s: PositiveFloat = Field(
         0.8, description="Shortest silence that a tag may stand for, in seconds; cuts avoid it. [ours: below the demo's 0.96 s]"
     )
-    margin_s: float = Field(0.5, ge=0, description="Silence kept before and after an utterance, in seconds.")
+    margin_s: float = Field(
+        0.3, ge=0,
+        description="Silence kept before and after an utterance, in seconds. [measured: docs/studies/transcription.md]",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _in_order(self) -> "Segmentation":

@@ -5,7 +5,7 @@ A clip's prompt is read once, in one parallel prefill, and shared by its candida
 clip; the next clip takes its place. A token budget limits the table: rows × width.
 
 `Decoder` takes requests at any time and hands tokens over as they are written. `decode` is the batch job: it reads a stream of
-requests, at most a window ahead and the longest first, so memory does not grow with their number.
+requests, a window of them at a time and the longest first, so memory does not grow with their number.
 
 Rows of the base and of several adapters can share a table: each request names its adapter (`RowAdapters`).
 
@@ -34,7 +34,7 @@ from .known_tags import KnownTags
 from .row_table import RowTable
 from .sampling import Sampling, choose, row_key
 
-WINDOW = 8192  # requests that are read ahead
+WINDOW = 8192  # requests that are read and not handed over
 HAND_OVER = 32  # callers write completions to disk
 _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device busy
 
@@ -118,7 +118,8 @@ def decode(
     window: int = WINDOW, hand_over: int = HAND_OVER,
 ) -> Iterator[list[Completion]]:  # fmt: skip
     """All candidates of every request, handed over as clips finish, at least `hand_over` completions together. At most `window`
-    requests wait; of those that are read together, the longest come first, so that later rows fit into the existing table.
+    requests wait or are decoded; of those that are read together, the longest come first, so that later rows fit into the
+    existing table.
 
     When CUDA runs out of memory, the budget is halved and the clips that were not handed over start
     again, with the same tokens. Raises EvoxtralError when not even one clip fits, or when the model's output is not finite.
@@ -128,8 +129,8 @@ def decode(
         decoder, ended = Decoder(network, audio, settings, budget, adapters), []
         decoder.add(_longest_first(remaining.values(), settings))
         while True:
-            if decoder.waiting <= window // 2:
-                read = {request.key: request for request in islice(stream, window - decoder.waiting)}
+            if 4 * len(remaining) <= 3 * window:
+                read = {request.key: request for request in islice(stream, window - len(remaining))}
                 decoder.add(_longest_first(read.values(), settings))
                 remaining |= read
             if not decoder.is_busy:

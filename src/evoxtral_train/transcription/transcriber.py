@@ -44,7 +44,7 @@ from .transcript import Merge, Segment, Tag, Transcript, heard_words
 
 _DEFAULT_BASE = "mistralai/Voxtral-Mini-4B-Realtime-2602"
 _ROOM_TOKENS = 65  # the base's, as in configs/pack.yaml
-_SEGMENTS_AHEAD = 32  # read before there is a row for them
+_SEGMENTS = 64  # in memory at once; of 30 s, in two rows each, they fill the default `batch_tokens`
 
 Source = Path | str | np.ndarray
 """A file, or mono float32 samples at 16 kHz."""
@@ -124,7 +124,7 @@ class Transcriber:
         _require_list("sources", sources)
         network, adapters, settings = self._loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
-        window = _SEGMENTS_AHEAD * len(self.rows)
+        window = _SEGMENTS * len(self.rows)
         for completions in decode(network, work.audio, work.requests(), settings, adapters, window, hand_over=1):
             work.take(completions)
             yield from work.finished(on_error)

@@ -198,11 +198,6 @@ class Decoder:
     def is_busy(self) -> bool:
         return bool(self._waiting or self._seated)
 
-    @property
-    def waiting(self) -> int:
-        """How many requests have no row yet."""
-        return len(self._waiting)
-
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Every row writes one token. Returns the candidates of the clips that finished with it, by candidate id."""

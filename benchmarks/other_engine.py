@@ -1,4 +1,4 @@
-"""The export in Mistral's layout, read by an engine that is not ours: does it write the same tokens?
+"""The export in Mistral's format, read by an engine that is not ours: does it write the same tokens?
 
 The engine is `python_simple_implementation.py` of github.com/antirez/voxtral.c: pass the path of a checkout. Its constants are
 set at run time to the base's shape. It decodes the exported base, and the exported base with an adapter merged in; the stock
@@ -32,7 +32,7 @@ from evoxtral_train.units import PREPAD_SAMPLES, SAMPLE_RATE_HZ
 
 
 def other_engine(checkout: Path, folder: Path) -> ModuleType:
-    """The reference as a module, with the constants of the model in `folder`, a checkpoint in Mistral's layout."""
+    """The reference as a module, with the constants of the model in `folder`, a checkpoint in Mistral's format."""
     spec = importlib.util.spec_from_file_location("other_engine", checkout / "python_simple_implementation.py")
     engine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(engine)

@@ -1,4 +1,4 @@
-"""A checkpoint in Mistral's own layout: names and order to the letter, the way there and back, what is refused, and its use as a
+"""A checkpoint in Mistral's own format: names and order to the letter, the way there and back, what is refused, and its use as a
 base. That an engine that is not ours reads it is shown by `benchmarks/other_engine.py`."""
 
 import json
@@ -23,7 +23,7 @@ ENCODER = "mm_streams_embeddings.embedding_module.whisper_encoder"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """The tiny base in Mistral's layout, in its own bfloat16. Tests must not change it."""
+    """The tiny base in Mistral's format, in its own bfloat16. Tests must not change it."""
     folder = tmp_path_factory.mktemp("mistral") / "base"
     network = load_tiny("bfloat16")
     open_family(TINY_BASE).save_mistral(network.model, folder)
@@ -221,7 +221,7 @@ def test_a_missing_field_is_named(base):
         describe_model(Model(base=str(base)))
 
 
-def test_a_folder_with_both_layouts_is_read_in_transformers_own(base):
+def test_a_folder_with_both_formats_is_read_in_transformers_own(base):
     fingerprint = base_fingerprint(TINY_BASE)
     stock = base.parent / "both"
     shutil.copytree(TINY_BASE, stock)
@@ -253,7 +253,7 @@ def test_it_writes_the_same_tokens(exported, packed):
 
 
 def test_a_hub_repository_that_holds_nothing_else(exported, tmp_path, monkeypatch):
-    """From the hub's cache. From the published repository, which has both layouts, `consolidated*` is never downloaded."""
+    """From the hub's cache. From the published repository, which has both formats, `consolidated*` is never downloaded."""
     snapshot = tmp_path / "models--you--it" / "snapshots" / "abc"
     shutil.copytree(exported, snapshot)
     (tmp_path / "models--you--it" / "refs").mkdir()
@@ -292,11 +292,11 @@ def test_it_is_a_base_for_training_and_evaluation(exported, demo, call, run, tmp
     AutoProcessor.from_pretrained(tmp_path / "out/merged")
 
 
-def test_an_adapter_merged_in_either_layout_gives_the_same_base(demo, run, tmp_path):
-    merged = {layout: tmp_path / layout / "merged" for layout in ("transformers", "mistral")}
-    for layout, folder in merged.items():
+def test_an_adapter_merged_in_either_format_gives_the_same_base(demo, run, tmp_path):
+    merged = {file_format: tmp_path / file_format / "merged" for file_format in ("transformers", "mistral")}
+    for file_format, folder in merged.items():
         run("export", "export.yaml", f"model.base={TINY_BASE}", f"adapter={demo}/runs/sft", "evaluation=null", "system=null",
-            f"format={layout}", f"output={folder.parent}")  # fmt: skip
+            f"format={file_format}", f"output={folder.parent}")  # fmt: skip
     files = {path.name for path in merged["mistral"].iterdir()}
     assert files == {"consolidated.safetensors", "params.json", "tekken.json", "preprocessor_config.json"}
     stock, own = (open_family(folder).load("float32").model.state_dict() for folder in merged.values())

@@ -10,14 +10,14 @@ import pytest
 
 from conftest import TINY_BASE
 from evoxtral_train.errors import UsageError
-from evoxtral_train.modeling.adapters import Adapter, find_adapter
-from evoxtral_train.modeling.thresholds import (
+from evoxtral_train.modeling.adapter_thresholds import (
     Calibration,
     find_calibration,
     find_thresholds,
     require_thresholds,
     write_calibration,
 )
+from evoxtral_train.modeling.adapters import Adapter, find_adapter
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.scoring.calibration import filtered
 from evoxtral_train.scoring.tag_filter import NEVER, TagFilter, Thresholds

@@ -19,9 +19,9 @@ from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Completion, Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import RowError
+from evoxtral_train.modeling.adapter_thresholds import Calibration, write_calibration
 from evoxtral_train.modeling.adapters import find_adapter
 from evoxtral_train.modeling.audio_cache import LiveAudio
-from evoxtral_train.modeling.thresholds import Calibration, write_calibration
 from evoxtral_train.scoring.tag_filter import NEVER, Thresholds
 from evoxtral_train.stages.transcribe import find_recordings, stems_of
 from evoxtral_train.text.tags import format_tags

@@ -15,8 +15,8 @@ from evoxtral_train.data.recordings import open_recording
 from evoxtral_train.data.segments import segments_of
 from evoxtral_train.decoding.decoder import Decoder
 from evoxtral_train.errors import RowError, UsageError
+from evoxtral_train.modeling.adapter_thresholds import Calibration, write_calibration
 from evoxtral_train.modeling.adapters import find_adapter
-from evoxtral_train.modeling.thresholds import Calibration, write_calibration
 from evoxtral_train.stages.transcribe import find_recordings, stems_of
 from evoxtral_train.transcription.transcriber import Transcriber
 from hostile.limits import REPO

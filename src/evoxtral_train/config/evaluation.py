@@ -176,7 +176,7 @@ class ExportConfig(Section):
     system: str | None = Field(None, description="Which system of that run this adapter is.")
     card: Card
     format: Literal["adapter", "transformers", "mistral"] = Field(
-        "adapter", description="adapter | transformers | mistral: the last two also write the merged model, in that layout."
+        "adapter", description="adapter | transformers | mistral: the last two also write the merged model, in that format."
     )
     vllm_names: bool = Field(False, description="Also write the adapter with vLLM's module names; never loaded in vLLM yet.")
     push_to: str | None = Field(None, description="Hub repository, such as you/evoxtral-realtime; needs HF_TOKEN. null: no push.")

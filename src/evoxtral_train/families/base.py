@@ -224,7 +224,7 @@ class Family(ABC):
 
     @abstractmethod
     def save_mistral(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write `model`, with this checkpoint's tokenizer, in Mistral's own layout. Raises UsageError if that cannot hold it."""
+        """Write `model`, with this checkpoint's tokenizer, in Mistral's own format. Raises UsageError if that cannot hold it."""
 
 
 class Network(ABC):

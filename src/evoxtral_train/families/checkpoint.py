@@ -1,7 +1,7 @@
 """Find a base model on disk or in the hub's cache, refuse one that contains code, and open it as its family.
 
-A checkpoint comes in transformers' layout (config.json, *.safetensors and the processor's files) or in Mistral's own
-(params.json, consolidated.safetensors and tekken.json). A folder that holds both is read in transformers' layout.
+A checkpoint comes in transformers' format (config.json, *.safetensors and the processor's files) or in Mistral's own
+(params.json, consolidated.safetensors and tekken.json). A folder that holds both is read in transformers' format.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 
 
 def load_processor(folder: Path, load=None):
-    """The checkpoint's processor, by `load(folder)` if it is not in transformers' layout. Raises EvoxtralError when it cannot be
+    """The checkpoint's processor, by `load(folder)` if it is not in transformers' format. Raises EvoxtralError when it cannot be
     loaded."""
     from transformers import AutoProcessor
 
@@ -185,7 +185,7 @@ def open_family(folder: Path) -> Family:
 def load_weights(model_class, folder: Path, dtype: str, **converted):
     """The checkpoint's weights in evaluation mode, frozen, on the CPU. Raises UsageError when they cannot be loaded.
 
-    `converted`: its `config` and `state_dict`, if it is not in transformers' layout."""
+    `converted`: its `config` and `state_dict`, if it is not in transformers' format."""
     import torch
     from transformers.utils import logging
 

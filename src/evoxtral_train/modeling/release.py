@@ -14,15 +14,15 @@ from .bases import Base
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
 
 
-def write_merged(base: Base, dtype: str, adapter: Adapter, layout: str, folder: Path) -> None:
-    """The whole model with the adapter merged in, with the processor's files beside it. `layout`: transformers | mistral.
+def write_merged(base: Base, dtype: str, adapter: Adapter, file_format: str, folder: Path) -> None:
+    """The whole model with the adapter merged in, with the processor's files beside it. `file_format`: transformers | mistral.
 
     Merged in float32, then cast to `dtype`: merged in bfloat16, 1.4 to 4.7% of the argmaxes change
     (random weights of a small shape).
     """
     network = load_adapter(base.family.load("float32"), adapter)
     merged = network.model.merge_and_unload().to(getattr(torch, dtype))
-    save = base.family.save_mistral if layout == "mistral" else base.family.save
+    save = base.family.save_mistral if file_format == "mistral" else base.family.save
     save(merged, folder)
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
 from ..config.evaluation import ExportConfig
-from ..modeling.thresholds import THRESHOLDS, Calibration
+from ..modeling.adapter_thresholds import THRESHOLDS, Calibration
 from ..plain_text import code, escape_markdown, listed, one_line
 from .results import sentences
 from .tables import markdown_table, systems_table

@@ -7,9 +7,9 @@ from ..dataset.reader import PackedSplit
 from ..errors import UsageError
 from ..families.base import Network
 from ..files import fingerprint_files, write_atomic
+from ..modeling.adapter_thresholds import THRESHOLDS, Calibration, write_calibration
 from ..modeling.adapters import Adapter
 from ..modeling.bases import Base, open_adapter, open_base_of
-from ..modeling.thresholds import THRESHOLDS, Calibration, write_calibration
 from ..records import Prediction, read_rows
 from ..reporting import plots
 from ..reporting.tables import aligned_table

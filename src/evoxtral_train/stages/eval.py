@@ -10,8 +10,8 @@ from ..dataset.reader import Example, PackedSplit
 from ..errors import UsageError
 from ..families.base import Network
 from ..files import fingerprint_files
+from ..modeling.adapter_thresholds import THRESHOLDS, require_thresholds
 from ..modeling.bases import Base, open_adapter, open_base_of
-from ..modeling.thresholds import THRESHOLDS, require_thresholds
 from ..progress import format_seconds
 from ..records import Prediction, read_rows
 from ..reporting.results import Evaluation, sentences

@@ -12,10 +12,10 @@ from ..families.checkpoint import family_named
 from ..files import fingerprint_files, write_atomic
 from ..modeling.adapter_record import FILE as RECORD
 from ..modeling.adapter_record import AdapterRecord
+from ..modeling.adapter_thresholds import THRESHOLDS, Calibration, find_calibration, write_calibration
 from ..modeling.adapters import Adapter, check_base, find_adapter
 from ..modeling.bases import Base, open_base
 from ..modeling.release import write_merged, write_vllm_names
-from ..modeling.thresholds import THRESHOLDS, Calibration, find_calibration, write_calibration
 from ..plain_text import without_places
 from ..reading import read_record
 from ..records import read_jsonl

@@ -31,10 +31,10 @@ from ..families.base import Layout
 from ..files import fingerprint_files
 from ..modeling.adapter_record import FILE as RECORD
 from ..modeling.adapter_record import AdapterRecord
+from ..modeling.adapter_thresholds import THRESHOLDS, find_thresholds
 from ..modeling.adapters import Adapter, base_of, check_base, find_adapter
 from ..modeling.bases import Base, open_base, pick_device
 from ..modeling.row_adapters import RowAdapters
-from ..modeling.thresholds import THRESHOLDS, find_thresholds
 from ..scoring.tag_filter import TagFilter
 from ..text.tags import find_tags
 from ..text.taxonomy import Taxonomy
@@ -171,7 +171,7 @@ class Transcriber:
 
 
 @dataclass
-class _Recording:
+class _RecordingInWork:
     """A recording in work. `samples`: read so far; `is_read`: all of them, so all
     segments are known. `done_samples`: in finished segments."""
 
@@ -200,7 +200,7 @@ class _Recording:
 class _OpenSegment:
     """A segment whose rows have not all ended."""
 
-    recording: _Recording
+    recording: _RecordingInWork
     place: int
     sound: SoundSegment
     completions: dict[int, Completion] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class _Work:
         self, transcriber: Transcriber, sources: Iterable[Source], audio: SegmentAudio, on_progress: Callable[[float], None]
     ):
         self.audio, self._transcriber, self._sources, self._on_progress = audio, transcriber, sources, on_progress
-        self._recordings: deque[_Recording] = deque()
+        self._recordings: deque[_RecordingInWork] = deque()
         self._open: dict[str, _OpenSegment] = {}
         self._count = 0
 
@@ -221,7 +221,7 @@ class _Work:
         """For each segment, a row of the base and one of each adapter. Reads sound only as far as it is asked."""
         for source in self._sources:
             source = Path(source) if isinstance(source, str) else source
-            recording = _Recording(source, time.monotonic())
+            recording = _RecordingInWork(source, time.monotonic())
             self._recordings.append(recording)
             try:
                 blocks = recording.counted(open_recording(source).blocks())
@@ -231,7 +231,7 @@ class _Work:
                 recording.error = error
             recording.is_read = True
 
-    def _requests_of(self, recording: _Recording, sound: SoundSegment) -> list[Request]:
+    def _requests_of(self, recording: _RecordingInWork, sound: SoundSegment) -> list[Request]:
         index, samples = self._count, len(sound.samples)
         self._count += 1
         requests = [row.request(str(index), samples, index) for row in self._transcriber.rows]
@@ -252,7 +252,7 @@ class _Work:
                 segment.recording.open_segments -= 1
                 self._advance(segment.recording, len(segment.sound.samples))
 
-    def _advance(self, recording: _Recording, samples: int) -> None:
+    def _advance(self, recording: _RecordingInWork, samples: int) -> None:
         recording.done_samples += samples
         self._on_progress(samples_to_seconds(samples))
 

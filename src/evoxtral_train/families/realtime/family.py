@@ -123,7 +123,7 @@ class Realtime(Family):
     def save(self, model, folder: Path) -> None:
         model.save_pretrained(folder)
         copy_processor(self.folder, folder)
-        if not any((folder / name).is_file() for name in FEATURE_FILES):  # Mistral's layout need not have one
+        if not any((folder / name).is_file() for name in FEATURE_FILES):  # Mistral's format need not have one
             self.processor.feature_extractor.save_pretrained(folder)
 
     def save_mistral(self, model, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""A checkpoint in Mistral's own layout, which vLLM's loader, voxtral.c and other engines read, in both directions.
+"""A checkpoint in Mistral's own format, which vLLM's loader, voxtral.c and other engines read, in both directions.
 
     params.json                the config, under Mistral's names
     consolidated.safetensors   the weights, under Mistral's names, and q and k in the order of its rotary embedding
-    tekken.json                the tokenizer; the same file as in transformers' layout
+    tekken.json                the tokenizer; the same file as in transformers' format
 
 Weights are converted in memory and bit for bit. Source of the names, the order and the config's fields: transformers'
 `convert_voxtral_realtime_weights_to_hf.py`, which converts in one direction, and the published `params.json`.
@@ -57,7 +57,7 @@ _PARTS = {
     ".ada_rms_norm.linear1.": ".ada_rms_norm_t_cond.0.",
     ".ada_rms_norm.linear2.": ".ada_rms_norm_t_cond.2.",
 }
-_TIED = "lm_head.weight"  # the head is the token embeddings: Mistral's layout holds them once
+_TIED = "lm_head.weight"  # the head is the token embeddings: Mistral's format holds them once
 
 _AUDIO_CONFIG = {  # stock field -> Mistral's
     "hidden_size": "dim",
@@ -106,7 +106,7 @@ def _reordered(name: str, tensor: torch.Tensor, config: VoxtralRealtimeConfig, o
 def save(model: VoxtralRealtimeForConditionalGeneration, processor: VoxtralRealtimeProcessor, folder: Path) -> None:
     """Write `params.json` and `consolidated.safetensors`, in the model's dtype. Raises UsageError for an untied head."""
     if not model.config.tie_word_embeddings:
-        raise UsageError("Mistral's layout has no place for a head that is not tied to the embeddings", where="format",
+        raise UsageError("Mistral's format has no place for a head that is not tied to the embeddings", where="format",
                          fix="export with format: transformers")  # fmt: skip
     state = {name: tensor for name, tensor in model.state_dict().items() if name != _TIED}
     tensors = {mistral_name(name): _reordered(name, state[name], model.config, to_pairs).contiguous() for name in state}

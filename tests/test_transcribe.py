@@ -282,3 +282,14 @@ def test_thresholds_decide_which_tags_are_kept(call, adapter, clips, transcribed
     assert {tag["tag"] for row in rows for tag in row["tags"]} == set(names)
     assert {tag["tag"] for row in rows for tag in row["tags_filtered"]} == others
     assert all(f"[{dropped}]" not in row["merged"] for row in rows)
+
+
+def test_no_name_or_word_of_a_recording_is_tracked(call, adapter, clips, tmp_path):
+    shutil.copyfile(clips[3], tmp_path / "dr-miller.flac")
+    named = ("--adapter", adapter, "--output", tmp_path / "out", "--set", "tracking.mode=offline")
+    result = call("transcribe", tmp_path / "dr-miller.flac", *named)
+    assert result.exit_code == 0, result.stderr
+    words = _json(tmp_path / "out/dr-miller.json")["text"].encode()
+    logged = [path.read_bytes() for path in (tmp_path / "out").rglob("wandb/**/*") if path.is_file()]
+    assert any(b"times_real_time" in content for content in logged) and len(words) > 10
+    assert not any(b"miller" in content or words in content for content in logged)

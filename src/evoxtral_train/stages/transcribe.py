@@ -165,7 +165,8 @@ def _plan(config: TranscribeConfig, transcriber: Transcriber, files: Sequence[Pa
 
 def _job(config: TranscribeConfig, files: Sequence[Path], options: Options) -> Job:
     settings = config.model_dump(mode="json", exclude={"output"}) | {"recordings": [str(file) for file in files]}
-    return Job("transcribe", config.output, settings, config, options)
+    tracked = config.model_copy(update={"recordings": []})  # their names are nobody else's business
+    return Job("transcribe", config.output, settings, tracked, options)
 
 
 def _inputs(transcriber: Transcriber, files: Sequence[Path]) -> dict[str, str]:

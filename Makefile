@@ -75,6 +75,7 @@ clean-demo:
 bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/cached_audio.py --dataset $(DEMO)/packed
 	$(BIN)/python benchmarks/generation.py --dataset $(DEMO)/packed --adapter $(DEMO)/sft
+	$(BIN)/python benchmarks/together.py --recordings $(DEMO)/data/audio --adapter $(DEMO)/sft
 	-$(BIN)/python benchmarks/full_size.py
 
 chaos: .venv/installed

@@ -43,6 +43,14 @@ def test_full_size_measures_both_ways(bench, tmp_path):
     assert results["the same by a plain `generate` loop"]["scaled_by"] == 3
 
 
+@pytest.mark.slow
+def test_rows_together_write_what_two_models_write(bench, spoken, tagging, capsys):
+    bench("together.py", "--recordings", spoken / "audio", "--adapter", tagging, "--clips", "2", "--rounds", "1")
+    printed = capsys.readouterr().out
+    assert "× the base alone" in printed and "rows differ" not in printed
+    assert "two models 17.72 GB" in printed
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_that_nothing_was_measured(bench):
     with pytest.raises(SystemExit, match="needs a CUDA GPU; nothing was measured"):

@@ -171,7 +171,7 @@ def tagging(packed, made_once) -> Path:
     from evoxtral_train.stages import sft
 
     def make(folder: Path) -> None:
-        settings = ["train.epochs=60", "train.batch_size=6", "train.gradient_accumulation=1", "train.evaluate_every_steps=120"]
+        settings = ["train.epochs=45", "train.batch_size=6", "train.gradient_accumulation=1", "train.evaluate_every_steps=90"]
         settings += [f"output={folder / 'sft'}", f"dataset={packed['deferred']}", "tracking.mode=disabled"]
         sft.run(load_config(REPO / "configs/demo/sft.yaml", SftConfig, settings), Options())
 

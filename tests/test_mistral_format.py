@@ -278,6 +278,7 @@ def run(demo, call):
     return run
 
 
+@pytest.mark.slow
 def test_it_is_a_base_for_training_and_evaluation(exported, demo, call, run, tmp_path):
     """On the demo's dataset, which was packed with the same processor."""
     sft = tmp_path / "sft"

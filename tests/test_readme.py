@@ -65,6 +65,8 @@ def test_make_test_and_ci_are_one_command():
 def test_the_demos_last_lines_are_those_that_it_prints():
     """In the form of `last_lines`, with the demo's systems (its figures are one run's)."""
     [printed] = re.findall(r"```text\n(said → written by RAFT .*?)```", README, re.DOTALL)
+    printed, _, transcripts = printed.partition("\n…\n")
+    assert transcripts.count("runs/demo/data/audio/test-") == 3
     lines = printed.splitlines()
     assert sum(line.startswith("  → ") for line in lines) == 3
     table = lines.index("system  micro F1          precision         recall            false tags")

@@ -204,6 +204,7 @@ def test_invariants(seed, own):
     assert fit(rows, 0.05) == fitted, "the same folds every time"
 
 
+@pytest.mark.slow
 def test_own_thresholds_are_chosen_only_where_they_hold_for_other_clips():
     with_own = [fit(simulated(seed, 400, own=True)).shared for seed in range(4)]
     assert all(shared not in (NONE, ONE) for shared in with_own)

@@ -181,6 +181,7 @@ def test_an_error_names_its_recording(clips, tmp_path):
         list(Transcriber.of(base=str(REPO / "data/tiny-base")).transcribe([clips[0], tmp_path / "empty.wav"]))
 
 
+@pytest.mark.slow
 def test_callers_who_stop_halfway_or_run_two_at_once(clips, tagging):
     transcriber = Transcriber.of([tagging], decode={"batch_tokens": 600})
     whole = without_timings(transcriber.transcribe(clips))
@@ -193,6 +194,7 @@ def test_callers_who_stop_halfway_or_run_two_at_once(clips, tagging):
     assert without_timings(other for _, other in pairs) == whole[::-1]
 
 
+@pytest.mark.slow
 def test_a_full_gpu_changes_no_transcript(clips, tagging, monkeypatch):
     """Rows of a segment start again after its embeddings were dropped."""
     transcriber, steps, step = Transcriber.of([tagging], decode={"batch_tokens": 6000}), [], Decoder.step
@@ -244,3 +246,14 @@ def test_a_sound_of_one_sample(call, tmp_path):
     result = call("transcribe", tmp_path / "one.wav", tmp_path / "fast.wav", *BASE)
     assert result.exit_code == 1 and "fast.wav: audio is empty" in result.stdout, result.stdout
     assert len(read_audio(tmp_path / "one.wav", 30.0)) == 1
+
+
+def test_no_name_or_word_of_a_recording_is_tracked(call, tagging, spoken, tmp_path):
+    shutil.copyfile(spoken / "audio" / "train-00003.flac", tmp_path / "dr-miller.flac")
+    named = ("--adapter", tagging, "--output", tmp_path / "out", "--set", "tracking.mode=offline")
+    result = call("transcribe", tmp_path / "dr-miller.flac", *named)
+    assert result.exit_code == 0, result.stderr
+    words = json.loads((tmp_path / "out/dr-miller.json").read_text("utf-8"))["text"].encode()
+    logged = [path.read_bytes() for path in (tmp_path / "out").rglob("wandb/**/*") if path.is_file()]
+    assert any(b"times_real_time" in content for content in logged) and len(words) > 10
+    assert not any(b"miller" in content or words in content for content in logged)

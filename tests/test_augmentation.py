@@ -158,6 +158,7 @@ def test_epochs_differ_and_repeat(split, family, network):
     assert not np.array_equal(first["input_features"], second["input_features"])
 
 
+@pytest.mark.slow
 def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
     from safetensors.torch import load_file
 

@@ -69,6 +69,7 @@ def test_packing_measures_time_memory_and_disk(bench, tmp_path):
     assert 30 < content["KB on disk per second of audio"] < 80
 
 
+@pytest.mark.slow
 def test_evaluation_measures_each_part(bench, tmp_path):
     bench("evaluation.py", "--clips", 12, "--json", tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text("utf-8"))

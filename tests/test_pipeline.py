@@ -229,7 +229,7 @@ def test_targets_with_words_are_evaluated_with_word_errors(call, spoken, demo, t
     assert report["cer"]["micro"]["value"] < 0.3
 
 
-@pytest.mark.parametrize("recipe", ["configs", "configs/published"])
+@pytest.mark.parametrize("recipe", ["configs", pytest.param("configs/published", marks=pytest.mark.slow)])
 def test_the_full_recipes_run_on_the_tiny_base(call, spoken, tmp_path, recipe):
     """Only the model's and the data's names differ: bfloat16, checkpointing, batch 2 × 8, either layout."""
     base, off = f"model.base={TINY_BASE}", ("--set", "tracking.mode=disabled")

@@ -76,6 +76,7 @@ def test_both_processes_filled_the_audio_cache(runs):
     assert not list(two.parent.glob("*.done"))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_process_ends_them_all(runs):
     again = launch(
         "raft", "generate", "configs/demo/raft.yaml", "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",

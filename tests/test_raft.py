@@ -166,6 +166,7 @@ def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_setti
     assert "| round | N | greedy | mean of N | best of N |" in result.stdout
 
 
+@pytest.mark.slow
 def test_rounds_that_do_not_help_are_the_last_and_their_adapter_is_not_the_result(demo, raft):
     shutil.rmtree(raft.folder)
     result = raft("run", *TWO_ROUNDS, "--set", "gate.min_gain=10", "--set", "gate.patience=1", "--set", "score.profile=counts")

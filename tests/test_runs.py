@@ -297,6 +297,7 @@ SYNTH = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_stage_is_resumed(tmp_path):
     output = ["--set", f"output={tmp_path / 'data'}"]
     process = subprocess.Popen([*SYNTH, *output], cwd=REPO, stderr=subprocess.DEVNULL)
@@ -318,6 +319,7 @@ def test_a_kill_in_the_middle_of_a_stage_is_resumed(tmp_path):
     assert (tmp_path / "data" / "manifest.jsonl").read_bytes().count(b"\n") == 154
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_a_stage(tmp_path):
     def small_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -47,7 +47,7 @@ def make(folder: Path, rows: int) -> None:
         "dataset.json",
         {"format": packing.FORMAT, "rows": {"raft": clips}, "shards": {"raft": names}, "target": "tags",
          "family": "voxtral_realtime", **Deferred(Clock(1, 2, 11, 32, 33, 32, 6, 17), 65).record(),
-         "processor_fingerprint": processor_fingerprint(TINY_BASE)},
+         "prepad_samples": 240_480, "tags": ["sighs"], "processor_fingerprint": processor_fingerprint(TINY_BASE)},
     )  # fmt: skip
     run.finish({}, "dataset")
     inputs = {"dataset": "dataset", "base": "base", "adapter": "adapter"}

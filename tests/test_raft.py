@@ -183,6 +183,7 @@ def test_rounds_that_do_not_help_are_the_last_and_their_adapter_is_not_the_resul
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(demo / "runs/sft").fingerprint
 
 
+@pytest.mark.slow
 def test_rounds_added_later_give_what_they_give_at_once(raft, tmp_path):
     shutil.rmtree(raft.folder)
     gate = ("--set", "gate.measure=micro_f1", "--set", "gate.min_gain=-1")

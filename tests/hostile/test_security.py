@@ -59,6 +59,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+@pytest.mark.slow
 def test_a_base_that_brings_code_is_refused_and_nobody_is_asked(base, clip_row, write_manifest, tmp_path, name):
     marker, path = tmp_path / "code-was-run", base / name
     content = json.loads(path.read_text("utf-8")) if path.is_file() else {}

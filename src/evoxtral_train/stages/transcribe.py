@@ -62,8 +62,7 @@ class Failed:
 
 def run(config: TranscribeConfig, options: Options) -> Report:
     """Writes `<name>.<format>` for each recording, `recordings.jsonl` and `failed.jsonl`; without an output, the merged texts are
-    the report's table. Exit code 1 if a recording could not be read: the others are still
-    transcribed.
+    the report's table. If a recording cannot be read, the others are still transcribed, and the exit code is 1.
     """
     if not config.recordings:
         fix = "name files, folders or globs: evoxtral transcribe talk.wav"

@@ -172,8 +172,8 @@ class Transcriber:
 
 @dataclass
 class _RecordingInWork:
-    """A recording in work. `samples`: read so far; `is_read`: all of them, so all
-    segments are known. `done_samples`: in finished segments."""
+    """A recording that is being transcribed. `samples`: read so far. `is_read`: it has been read to its end, so all its segments
+    are known. `done_samples`: those in finished segments."""
 
     source: Source
     started: float

@@ -1,4 +1,4 @@
-"""The config of `transcribe`."""
+"""The config of `transcribe`, and what `serve` shares with it."""
 
 from pathlib import Path
 from typing import Literal
@@ -57,14 +57,9 @@ class KeptTags(Section):
     min_confidence: float = Field(0.0, ge=0, le=1, description="Drop tags that the model gave a lower probability.")
 
 
-class TranscribeConfig(Section):
-    """`evoxtral transcribe`"""
+class Transcription(Section):
+    """What `transcribe` and `serve` share: the models, and how their tags are merged and filtered."""
 
-    recordings: list[str] = Field([], description="Files, folders and globs; those named in the call replace them.")
-    output: Path | None = Field(None, description="Folder for the transcripts. null: print them, write no file.")
-    formats: list[Literal["txt", "json", "srt", "vtt", "tsv"]] = Field(
-        ["txt", "json"], min_length=1, description="Which files to write for each recording: txt, json, srt, vtt, tsv."
-    )
     model: TranscribeModel = TranscribeModel()
     adapters: list[Path] = Field([], description="Runs or PEFT folders whose tags to write; none: the base's words alone.")
     layout: str | None = Field(
@@ -79,4 +74,14 @@ class TranscribeConfig(Section):
     tags_table: Path = Field(Path("data/tags.yaml"), description="File with the groups of tags.")
     segmentation: Segmentation = Segmentation()
     decode: Decode = Decode()
+
+
+class TranscribeConfig(Transcription):
+    """`evoxtral transcribe`"""
+
+    recordings: list[str] = Field([], description="Files, folders and globs; those named in the call replace them.")
+    output: Path | None = Field(None, description="Folder for the transcripts. null: print them, write no file.")
+    formats: list[Literal["txt", "json", "srt", "vtt", "tsv"]] = Field(
+        ["txt", "json"], min_length=1, description="Which files to write for each recording: txt, json, srt, vtt, tsv."
+    )
     tracking: Tracking = Tracking()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPO, load_tiny
 
+from conftest import REPO, load_tiny
 from evoxtral_train.config.evaluation import Decode
 from evoxtral_train.decoding.decoder import Decoding, Request, decode
 from evoxtral_train.decoding.known_tags import KnownTags

@@ -1,8 +1,8 @@
 """Finds the utterances of a stream while it is heard.
 
-The causal sibling of `segments`: `sound_levels` says what sound is, but the noise floor looks back only, and no frame waits for the
-next. It listens for silence, not for the absence of speech. Noise may begin that is louder than the silence before it, as when a
-microphone is switched on: a second of it that is faint and steady turns out to have been silence.
+The causal sibling of `segments`: `sound_levels` says what sound is, but the noise floor looks back only, and no frame waits for
+the next. It listens for silence, not for the absence of speech. Noise may begin that is louder than the silence before it, as
+when a microphone is switched on: a second of it that is faint and steady turns out to have been silence.
 
 An utterance ends at a silence of `patience_s`. One that grows too long is cut: from two thirds of `max_s` on in the first silence
 that no tag could stand for, at `max_s` where the last second was quietest.
@@ -72,7 +72,8 @@ class Endpointer:
         self._begin(0)
 
     def hear(self, samples: np.ndarray) -> list[Started | Sounded | Ended]:
-        """What the next float32 [samples] tell, in order: the same for any lengths, but for Sounded, of which the last one is told."""
+        """What the next float32 [samples] tell, in order: the same for any lengths, but for Sounded, of which the last one is
+        told."""
         events, sound_end = [], self._sound_end
         self._rest = np.concatenate([self._rest, samples])
         whole = len(self._rest) // FRAME_SAMPLES * FRAME_SAMPLES

@@ -365,7 +365,7 @@ class Engine:
                 channel.finish_head(self._decoder)
                 continue
             if utterance.live is None:
-                utterance.seat(self._decoder)
+                channel.seat_head(self._decoder)
             if not utterance.live.is_ready:
                 utterance.ready_since = None
                 return False

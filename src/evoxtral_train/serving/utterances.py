@@ -155,11 +155,13 @@ class Utterance:
 
 @dataclass
 class _Closing:
-    """An utterance whose live rows have finished; rows that need its whole sound may not have."""
+    """An utterance whose live rows have finished; rows that need its whole sound may not have. `later`: events of the next
+    utterance, which wait until this one has ended."""
 
     utterance: Utterance
     completions: dict[int, Completion]
-    missing: set[int] = field(default_factory=set)
+    missing: set[int]
+    later: list[LiveEvent] = field(default_factory=list)
 
 
 class Channel:
@@ -219,7 +221,6 @@ class Channel:
                 held = np.concatenate([*self._recent, np.zeros(0, np.float32)])
                 utterance.hear(held[event.at_samples - self._recent_start :])
                 self._utterances.append(utterance)
-                self._emit([UtteranceStarted(utterance.number, samples_to_seconds(event.at_samples))])
             elif isinstance(event, Sounded):
                 self._open.sounded(event.until_samples)
             else:
@@ -248,6 +249,21 @@ class Channel:
         """The utterance to decode."""
         return self._utterances[0] if self._utterances else None
 
+    def seat_head(self, decoder: LiveDecoder) -> None:
+        """Begin to decode it."""
+        self._begin(self.head)
+        self.head.seat(decoder)
+
+    def _begin(self, utterance: Utterance) -> None:
+        self._say([UtteranceStarted(utterance.number, samples_to_seconds(utterance.start_samples))])
+
+    def _say(self, events: list[LiveEvent]) -> None:
+        """Not before the utterance before is closed."""
+        if self._closing:
+            self._closing[-1].later += events
+        elif events:
+            self._emit(events)
+
     @property
     def received_s(self) -> float:
         return samples_to_seconds(self._received_samples)
@@ -255,8 +271,7 @@ class Channel:
     def stepped(self) -> float:
         """After a step of the head. Returns how long the frame has waited, in seconds."""
         utterance = self.head
-        if news := [*utterance.news()]:
-            self._emit(news)
+        self._say([*utterance.news()])
         reached = utterance.start_samples + utterance.live.decoded_samples
         while len(self._arrivals) > 1 and self._arrivals[0][0] < reached:
             self._arrivals.popleft()
@@ -266,7 +281,9 @@ class Channel:
         """The head's rows have finished. Returns how many samples it had."""
         utterance = self._utterances.popleft()
         live, name, completions = utterance.live, str(utterance.number), {}
-        if live is not None:
+        if live is None:
+            self._begin(utterance)
+        else:
             completions = {row.kind.adapter: decoder.completion(live, row, name) for row in live.rows}
             decoder.leave(live)
         closing = _Closing(utterance, completions, {kind.number for kind in self._late_kinds})
@@ -289,7 +306,7 @@ class Channel:
             self._segments.append(segment)
             self._tokens += sum(len(completion.token_ids) for completion in closing.completions.values())
             merged = segment.merged(self._transcriber.merge)
-            self._emit([UtteranceEnded(utterance.number, segment, merged, utterance.reason)])
+            self._emit([UtteranceEnded(utterance.number, segment, merged, utterance.reason), *closing.later])
 
     def tick(self, now: float) -> None:
         """Say how far the stream is, from time to time, and that it is over once it is."""

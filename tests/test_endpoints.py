@@ -218,7 +218,7 @@ def test_a_faint_sound_that_is_not_steady_is_heard():
     assert start <= 3 * RATE_HZ and end >= 7 * RATE_HZ
 
 
-PARTS = st.lists(st.tuples(st.floats(0.05, 9.0), st.sampled_from([0.0, 0.0, 0.3, 0.03])), min_size=1, max_size=8)
+PARTS = st.lists(st.tuples(st.floats(0.05, 9.0), st.sampled_from([0.0, 0.3])), min_size=1, max_size=8)
 
 
 @given(parts=PARTS, chunk=st.integers(300, 40_000), max_s=st.sampled_from([8.0, 30.0]), background=st.sampled_from([0, 0.002]))

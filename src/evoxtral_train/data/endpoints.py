@@ -59,8 +59,9 @@ class Ended:
 class Endpointer:
     """The utterances of one stream, mono at 16 kHz. Positions are samples from its start.
 
-    `patience_s` replaces that of the settings. Utterances do not overlap, and together they hold every sound. One that was cut is
-    followed by another that begins at the cut, as soon as it has sound.
+    `patience_s` replaces that of the settings. Utterances do not overlap, and together they hold every sound that is
+    known as one when it is heard: a steady noise 12 dB below what came before it may be the room. One that was cut is followed by
+    another that begins at the cut, as soon as it has sound.
     """
 
     def __init__(self, settings: Segmentation, patience_s: float):

@@ -1,8 +1,8 @@
 """Finds the utterances of a stream while it is heard.
 
 The causal sibling of `segments`: `sound_levels` says what sound is, but the noise floor looks back only, and no frame waits for
-the next. It listens for silence, not for the absence of speech. Noise may begin that is louder than the silence before it, as
-when a microphone is switched on: a second of it that is faint and steady turns out to have been silence.
+the next. It listens for silence, not for the absence of speech. Noise may be louder than the silence before it, as when a
+microphone is switched on: a second of it that is faint and steady turns out to have been silence.
 
 An utterance ends at a silence of `patience_s`. One that grows too long is cut: from two thirds of `max_s` on in the first silence
 that no tag could stand for, at `max_s` where the last second was quietest.
@@ -59,8 +59,9 @@ class Ended:
 class Endpointer:
     """The utterances of one stream, mono at 16 kHz. Positions are samples from its start.
 
-    `patience_s` replaces that of the settings. Utterances do not overlap, and together they hold every sound. One that was cut is
-    followed by another that begins at the cut, as soon as it has sound.
+    `patience_s` replaces that of the settings. Utterances do not overlap, and together they hold every sound that is
+    known as one when it is heard: a steady noise 12 dB below what came before it may be the room. One that was cut is followed by
+    another that begins at the cut, as soon as it has sound.
     """
 
     def __init__(self, settings: Segmentation, patience_s: float):
@@ -72,8 +73,7 @@ class Endpointer:
         self._begin(0)
 
     def hear(self, samples: np.ndarray) -> list[Started | Sounded | Ended]:
-        """What the next float32 [samples] tell, in order: the same for any lengths, but for Sounded, of which the last one is
-        told."""
+        """What the next float32 [samples] tell, in order. Their lengths do not matter, but only the last Sounded is told."""
         events, sound_end = [], self._sound_end
         self._rest = np.concatenate([self._rest, samples])
         whole = len(self._rest) // FRAME_SAMPLES * FRAME_SAMPLES
@@ -171,15 +171,15 @@ class _Levels:
     def judge(self, powers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the next float64 [frames, bands], both bool [frames]: is the frame sound, and was the last second faint noise.
 
-        The noise floor is the lowest mean of 0.2 s in the last 15 s, or the frame's own level if that is lower: after loud sound,
-        silence counts as silence at once.
+        The noise floor is the lowest mean of 0.2 s in the last 15 s. Where that tells nothing, the frame's own level is tried
+        as the floor: after loud sound that was there from the beginning, silence counts as silence at once.
         """
         self._powers = np.concatenate([self._powers, powers])
         means_db = decibels(sum(self._powers[first : first + len(powers)] for first in range(SMOOTH_FRAMES)) / SMOOTH_FRAMES)
         self._powers = self._powers[1 - SMOOTH_FRAMES :]
         levels_db = decibels(powers)
-        floor_db = np.minimum(_lowest(self._floors, means_db), levels_db)
-        sound = is_sound(levels_db, floor_db, -_lowest(self._peaks, -levels_db))
+        floor_db, loudest_db = _lowest(self._floors, means_db), -_lowest(self._peaks, -levels_db)
+        sound = is_sound(levels_db, floor_db, loudest_db) & is_sound(levels_db, np.minimum(floor_db, levels_db), loudest_db)
         return sound, is_faint_noise(_lowest(self._last_floors, means_db), -_lowest(self._last_peaks, -levels_db))
 
 

@@ -1,4 +1,5 @@
 # make demo        run the whole pipeline on synthetic speech; ends with a results table
+# make serve       tags while you speak, on the tiny base: open http://127.0.0.1:8000 in a browser
 # make test        style check and tests, in two processes (about 6 minutes on 2 cores)
 # make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; includes all slow tests
 # make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
@@ -6,6 +7,7 @@
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
 # make study       the studies of layouts, rewards, thresholds (three seeds) and transcription (about 1¾ hours on 2 cores)
+# make page        fetch wavesurfer.js for the server's web page, if the installation could not (needs npm)
 # make chaos       random kills, full disks and concurrent runs against every stage (about 8 minutes): docs/reliability.md
 # Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
 PYTHON ?= python3
@@ -17,7 +19,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos configs demo test hostile test-wheel bench scaling study install tiny-base clean-demo
+.PHONY: chaos configs demo serve test hostile test-wheel bench scaling study install tiny-base tiny-tagger clean-demo
 
 install: .venv/installed
 
@@ -37,6 +39,9 @@ hostile: .venv/installed
 
 test-wheel: .venv/installed
 	EVOXTRAL_TEST_WHEEL_ANEW=1 $(BIN)/pytest tests/test_wheel.py
+
+serve: .venv/installed
+	$(EVOXTRAL) serve configs/serve.yaml --base data/tiny-base --adapter data/tiny-tagger
 
 demo: $(DEMO)/comparison.txt $(DEMO)/transcripts.txt
 	@cat $^
@@ -78,6 +83,10 @@ bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/together.py --recordings $(DEMO)/data/audio --adapter $(DEMO)/sft
 	-$(BIN)/python benchmarks/full_size.py
 
+.PHONY: page
+page: .venv/installed
+	$(BIN)/python hatch_build.py
+
 chaos: .venv/installed
 	$(BIN)/python benchmarks/chaos.py --document docs/reliability.md
 
@@ -94,6 +103,15 @@ study: .venv/installed $(DEMO)/eval-sft/complete.json
 
 configs: .venv/installed
 	$(BIN)/python -m evoxtral_train.config.describe
+
+# Trains data/tiny-tagger on the demo's corpus (about 6 minutes): an adapter for data/tiny-base that writes tags while it listens.
+tiny-tagger: $(DEMO)/data/complete.json
+	$(EVOXTRAL) data pack configs/tagger/pack.yaml --overwrite
+	$(EVOXTRAL) sft configs/tagger/sft.yaml --overwrite
+	$(EVOXTRAL) eval configs/tagger/eval.yaml --overwrite
+	$(EVOXTRAL) export configs/tagger/export.yaml --overwrite
+	mkdir -p data/tiny-tagger
+	cp runs/tagger/export/release/* data/tiny-tagger/
 
 # Retrains data/tiny-base from scratch.
 tiny-base: .venv/installed

@@ -32,7 +32,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 30
+    assert len(SHIPPED) == 35
 
 
 @shipped_configs

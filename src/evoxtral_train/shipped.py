@@ -1,4 +1,4 @@
-"""The files that come with evoxtral: configs, the tag table, the grammar, the tiny base.
+"""The files that come with evoxtral: configs, the tag table, the grammar, the tiny base and a tagger for it.
 
 A clone has them at its top level; a wheel has them inside the package (see pyproject.toml).
 """
@@ -11,6 +11,7 @@ _IN_WHEEL = _PACKAGE / "shipped"
 TAGS = Path("data/tags.yaml")
 GRAMMAR = Path("data/scripts/grammar.yaml")
 TINY_BASE = Path("data/tiny-base")
+TINY_TAGGER = Path("data/tiny-tagger")
 
 
 def is_checkout() -> bool:
@@ -24,5 +25,5 @@ def root() -> Path:
 
 
 def find(path: Path) -> Path:
-    """`path`, relative to the current folder. If it is one of the three defaults and does not exist there, the shipped one."""
-    return root() / path if path in (TAGS, GRAMMAR, TINY_BASE) and not path.exists() else path
+    """`path`, relative to the current folder. If it is one of the four above and does not exist there, the shipped one."""
+    return root() / path if path in (TAGS, GRAMMAR, TINY_BASE, TINY_TAGGER) and not path.exists() else path

@@ -35,6 +35,7 @@ COMMANDS = {
     "transcribe": Command(
         "transcribe", "transcription.TranscribeConfig", "Write what was said in recordings, and how.", shared=True
     ),
+    "serve": Command("serve", "serving.ServeConfig", "Transcribe while people speak: WebSocket, HTTP, and a page."),
     "export": Command("export", "evaluation.ExportConfig", "Write the adapter with a model card; merge; push."),
     "tiny-base": Command("tiny_base", "training.TinyBaseConfig", "Train the small base checkpoint in data/tiny-base."),
 }

@@ -1,7 +1,7 @@
 """The commands. Each parses its arguments, calls one stage and prints the report; no logic here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,8 +22,8 @@ from .running import (
 )
 
 _IN_ORDER_OF_USE = (
-    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "calibrate", "transcribe", "export", "cache", "doctor",
-    "tiny-base",
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "calibrate", "transcribe", "serve", "export", "cache",
+    "doctor", "tiny-base",
 )  # fmt: skip
 
 
@@ -164,16 +164,34 @@ def transcribe(
     overwrite: OverwriteOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    import yaml
-
     formats = None if format_ is None else [name.strip() for name in format_.split(",")]
     named = {
         "recordings": recordings or None, "adapters": adapter or None, "model.base": base, "formats": formats,
         "output": None if output is None else str(output),
     }  # fmt: skip
+    run_stage("transcribe", config, [*_as_overrides(named), *(set_ or [])], options_of(resume, overwrite, dry_run))
+
+
+@app.command("serve", help=COMMANDS["serve"].help)
+def serve(
+    config: Annotated[Path | None, typer.Argument(help="YAML config, such as configs/serve.yaml", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option(help="hub id or folder; default: the base that the adapter names")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="run or PEFT folder whose tags to write; repeatable")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on; default: this machine only")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0: any free one")] = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    named = {"model.base": base, "adapters": adapter or None, "listen.host": host, "listen.port": port}
+    run_stage("serve", config, [*_as_overrides(named), *(set_ or [])], options_of(False, False, dry_run))
+
+
+def _as_overrides(named: dict[str, Any]) -> list[str]:
+    """{"model.base": "x"} -> ['model.base="x"']; None is left out."""
+    import yaml
+
     quoted = {"default_style": '"', "default_flow_style": True, "width": float("inf")}
-    overrides = [f"{key}={yaml.safe_dump(value, **quoted).rstrip()}" for key, value in named.items() if value is not None]
-    run_stage("transcribe", config, [*overrides, *(set_ or [])], options_of(resume, overwrite, dry_run))
+    return [f"{key}={yaml.safe_dump(value, **quoted).rstrip()}" for key, value in named.items() if value is not None]
 
 
 @app.command("eval-predictions")

@@ -181,7 +181,7 @@ def run_stage(name: str, path: Path | None, overrides: list[str] | None, options
         schema = getattr(importlib.import_module(f"..config.{section}", __package__), class_name)
         config = part_of(load_config(path, schema, overrides))
         module = importlib.import_module(f"..stages.{command.stage}", __package__)
-        with full_disk(config.output):
+        with full_disk(getattr(config, "output", None)):
             return module.run(config, options)
 
     try:

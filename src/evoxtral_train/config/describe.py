@@ -22,14 +22,14 @@ from ..files import write_atomic
 from .data import AlignConfig, ImportConfig, PackConfig, StatsConfig, SynthConfig
 from .evaluation import CalibrateConfig, EvalConfig, ExportConfig
 from .fields import description_of, item_model_of, model_of, source_of
+from .serving import ServeConfig
 from .training import RaftConfig, SftConfig, TinyBaseConfig
 from .transcription import TranscribeConfig
 
 CONFIGS = {
     "import": ImportConfig, "synth": SynthConfig, "stats": StatsConfig, "align": AlignConfig, "pack": PackConfig,
     "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig, "calibrate": CalibrateConfig, "transcribe": TranscribeConfig,
-    "export": ExportConfig,
-    "tiny-base": TinyBaseConfig,
+    "serve": ServeConfig, "export": ExportConfig, "tiny-base": TinyBaseConfig,
 }  # fmt: skip
 """The shipped YAML files, in `configs/` and the folders below it, and the class that each is read into."""
 

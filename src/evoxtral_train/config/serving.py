@@ -17,7 +17,7 @@ class Listen(Section):
         None, description="Clients must send it as `Authorization: Bearer KEY`. null: EVOXTRAL_API_KEY, or none is needed."
     )
     allowed_origins: list[str] = Field(
-        [], description="Origins of other sites' pages that may use the server from a browser; * is all. The own page always may."
+        [], description="Other sites whose pages may use the server, such as https://example.org; *: all."
     )
 
 
@@ -25,9 +25,11 @@ class Live(Section):
     """Streams that are transcribed while people speak."""
 
     streams: PositiveInt | None = Field(
-        None, description="Most streams at a time. null: as many as fit into memory, at most 64 on a GPU and 8 on a CPU."
+        None, description="Most streams at a time. null: as many as fit into memory, at most 64 (8 on a CPU)."
     )
-    memory_share: float = Field(0.8, gt=0, le=1, description="Share of the free memory that the streams' keys and values may take.")
+    memory_share: float = Field(
+        0.8, gt=0, le=1, description="Share of the free memory that the streams' keys and values may take."
+    )
     rows: Literal["base", "adapter", "both"] = Field(
         "both", description="What is decoded for a stream that does not say: base (words) | adapter (tags) | both."
     )
@@ -39,7 +41,7 @@ class Live(Section):
     )
     blank_rut_s: PositiveFloat | None = Field(
         15.0,
-        description="An utterance restarts when the base has written nothing for this long, although there was sound. null: never. "
+        description="An utterance restarts when the base wrote nothing for this long although there was sound. null: never. "
         "[ours: above the longest natural run, 13 s]",
     )  # fmt: skip
     blank_rut_margin: PositiveFloat = Field(

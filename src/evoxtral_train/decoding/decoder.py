@@ -162,6 +162,7 @@ class Token:
     position: int
     token_id: int
     logprob: float
+    adapter: int = 0
 
 
 class Decoder:
@@ -179,7 +180,7 @@ class Decoder:
         self._network, self._audio, self._settings, self._budget_tokens = network, audio, settings, budget_tokens
         self._adapters = adapters
         self._device = network.device
-        self._step = _compiled(_step) if settings.compiled else _step
+        self._forward = compiled(step) if settings.compiled else step
         self._waiting: deque[Request] = deque()
         self._seated: dict[int, tuple[Request, int]] = {}  # row -> clip, candidate
         self._table: RowTable | None = None
@@ -193,6 +194,14 @@ class Decoder:
             self._waiting.append(request)
             self.smallest_tokens = max(self.smallest_tokens, self._settings.candidates * self._settings.reach(request))
         self.table_tokens = max(self.table_tokens, self.smallest_tokens)
+
+    def drop(self, utterance_id: str) -> None:
+        """Nobody needs this clip any more: free its rows."""
+        self._waiting = deque(request for request in self._waiting if request.utterance_id != utterance_id)
+        rows = [row for row, (request, _) in self._seated.items() if request.utterance_id == utterance_id]
+        for row in rows:
+            self._written.pop(self._seated.pop(row)[0].key, None)
+            self._table.live[row] = False
 
     @property
     def is_busy(self) -> bool:
@@ -218,7 +227,7 @@ class Decoder:
         tokens, logprobs = (column[rows, positions].tolist() for column in (table.written, table.token_log_probs))
         parts = zip(self._newest, positions.tolist(), tokens, logprobs, strict=True)
         return [
-            Token(request.utterance_id, number, position, token, logprob)
+            Token(request.utterance_id, number, position, token, logprob, request.adapter)
             for (request, number, _), position, token, logprob in parts
         ]
 
@@ -330,7 +339,7 @@ class Decoder:
         table = self._table
         ids, audio, visible = table.next_inputs(self._network.text_config.sliding_window)
         self._use(table.adapter)
-        table.hidden = self._step(
+        table.hidden = self._forward(
             self._network, ids, audio, table.cache, position_ids=table.position[:, None], attention_mask=visible
         )
 
@@ -339,10 +348,10 @@ class Decoder:
             self._adapters.use(adapters)
 
 
-def _step(network: Network, *inputs, **named) -> torch.Tensor:
+def step(network: Network, *inputs, **named) -> torch.Tensor:
     return network.hidden(*inputs, **named)[:, -1]
 
 
 @cache
-def _compiled(step):
+def compiled(step):
     return torch.compile(step, fullgraph=True)

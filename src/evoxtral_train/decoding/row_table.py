@@ -15,37 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
-
-class _Layer(CacheLayerMixin):
-    """Keys and values of one layer, each [rows, width, heads, head_dim]. `places` [rows], shared by
-    all layers: row × width + position, where the step writes."""
-
-    is_sliding = False
-    is_compileable = True
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor):
-        super().__init__()
-        self.keys, self.values, self.places, self.is_initialized = keys, values, places, True
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__):
-        """[rows, heads, 1, head_dim] of the step -> all keys and values, [rows, heads, width, head_dim]."""
-        self.keys.flatten(0, 1).index_copy_(0, self.places, key_states[:, :, 0])
-        self.values.flatten(0, 1).index_copy_(0, self.places, value_states[:, :, 0])
-        return self.keys.transpose(1, 2), self.values.transpose(1, 2)
-
-    def lazy_initialization(self, key_states, value_states) -> None:
-        """Does nothing: the table is already allocated in full."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[1], 0
-
-    def get_seq_length(self) -> int:
-        return self.keys.shape[1]
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[1]
+from ..families.placed_keys import PlacedKeys
 
 
 @dataclass
@@ -79,7 +51,7 @@ class RowTable:
         states = (rows, width, config.num_key_value_heads, config.head_dim)
         places = zeros(rows, dtype=torch.int64)
         layers = [
-            _Layer(zeros(*states, dtype=dtype), zeros(*states, dtype=dtype), places) for _ in range(config.num_hidden_layers)
+            PlacedKeys(zeros(*states, dtype=dtype), zeros(*states, dtype=dtype), places) for _ in range(config.num_hidden_layers)
         ]
         return cls(
             cache=Cache(layers=layers),
@@ -156,7 +128,7 @@ class RowTable:
         index = torch.tensor(kept, dtype=torch.int64, device=self.audio.device)
         places, layers = index.new_zeros(rows), []
         for old in self.cache.layers:
-            layers.append(_Layer(_resized(old.keys, index, rows, width), _resized(old.values, index, rows, width), places))
+            layers.append(PlacedKeys(_resized(old.keys, index, rows, width), _resized(old.values, index, rows, width), places))
             old.keys = old.values = None
         others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cache"}
         wide = ("audio", "written", "token_log_probs")

@@ -227,6 +227,34 @@ class Family(ABC):
         """Write `model`, with this checkpoint's tokenizer, in Mistral's own format. Raises UsageError if that cannot hold it."""
 
 
+class StreamEncoder(ABC):
+    """The audio path of live streams: each slot holds one utterance, at its own position, and one call encodes one audio token of
+    many slots.
+
+    The audio of an utterance's first `start_tokens` positions is always the same silence: `start_audio` [start_tokens, hidden] is
+    computed once. Token k of the utterance's own audio then reads `window_samples` samples from `k × TOKEN_SAMPLES` on, in the
+    utterance's samples after `lead_samples` zeros.
+    """
+
+    start_audio: torch.Tensor
+    lead_samples: int
+    window_samples: int
+    bytes_per_slot: int
+
+    @property
+    def start_tokens(self) -> int:
+        return len(self.start_audio)
+
+    @abstractmethod
+    def seat(self, slot: int) -> None:
+        """Begin an utterance: forget the slot's last one."""
+
+    @abstractmethod
+    def encode(self, slots: Sequence[int], windows: np.ndarray) -> torch.Tensor:
+        """The next token's `windows`, float32 [n, window_samples], of n different slots -> their audio [n, hidden]. Other slots
+        stay as they are."""
+
+
 class Network(ABC):
     """`model`: the stock class or a subclass that reads the same checkpoints, bare or inside a PEFT wrapper. `eos_id` and
     `pad_id`: the tokenizer's; None if nothing is decoded or collated."""
@@ -289,6 +317,12 @@ class Network(ABC):
     @abstractmethod
     def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
         """mel [B, 128, frames] -> the projected audio at each position [B, T, hidden]."""
+
+    def streams(self, family: Family, slots: int, longest_tokens: int) -> StreamEncoder:
+        """The audio path for up to `slots` live streams, whose utterances have at most `longest_tokens` positions.
+        Raises UsageError for a family that must hear a whole clip first."""
+        raise UsageError(f"{family.title} hears a whole clip before it writes, so it has no live streams", where="model.base",
+                         fix="use a Voxtral Realtime base")  # fmt: skip
 
     @abstractmethod
     def hidden(

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
+from .. import shipped
 from ..config.sections import Model
 from ..config.training import Lora
 from ..errors import UsageError
@@ -39,10 +40,11 @@ class Adapter:
 
 
 def find_adapter(path: Path) -> Adapter:
-    """An adapter from a run of `sft`, `raft train` or `raft run`, or any PEFT folder.
+    """An adapter from a run of `sft`, `raft train` or `raft run`, or any PEFT folder; `data/tiny-tagger` comes with evoxtral.
 
     Raises UsageError when it does not exist, when its run is not finished, or when its weights are damaged or not finite.
     """
+    path = shipped.find(path)
     if (path / "run.json").is_file():
         stage = read_run(path)["stage"]
         stage = stage if stage in ("raft train", "raft run") else "sft"

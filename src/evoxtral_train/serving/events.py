@@ -44,8 +44,8 @@ class TagHeard:
 
 @dataclass(frozen=True)
 class UtteranceEnded:
-    """`segment`: what `transcribe` writes for a segment: text, words and tags, with the filters applied. `merged`: its text with its
-    kept tags."""
+    """`segment`: what `transcribe` writes for a segment: text, words and tags, with the filters applied. `merged`: its text with
+    its kept tags."""
 
     utterance: int
     segment: Segment

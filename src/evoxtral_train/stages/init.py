@@ -20,6 +20,7 @@ evoxtral sft configs/sft.yaml
 evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval.yaml
 evoxtral transcribe talk.wav --adapter runs/raft/result
+evoxtral serve configs/serve.yaml --adapter runs/raft/result
 evoxtral export configs/export.yaml"""
 
 _TINY = """\
@@ -44,8 +45,8 @@ _TINY_SIZES = {
 def run(folder: Path) -> Report:
     """Copies the full recipe's configs into `folder`. If one of the files exists, raises UsageError and writes nothing."""
     configs = shipped.root() / "configs"
-    demo = configs / "demo"
-    files = {path.relative_to(configs): path for path in configs.rglob("*.yaml") if not path.is_relative_to(demo)}
+    names = (path.relative_to(configs) for path in configs.rglob("*.yaml"))
+    files = {name: configs / name for name in names if name.parts[0] not in ("demo", "tagger")}
     return _write(folder, "init", {name: path.read_text("utf-8") for name, path in files.items()}, _FULL_SIZE)
 
 

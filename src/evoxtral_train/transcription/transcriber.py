@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from ..config.sections import Model
-from ..config.transcription import KeptTags, TranscribeConfig
+from ..config.transcription import KeptTags, TranscribeConfig, Transcription
 from ..data.recordings import open_recording
 from ..data.segments import SoundSegment, segments_of
 from ..decoding.confidences import tag_confidences
 from ..decoding.decoder import Completion, Decoding, Request, decode
 from ..decoding.known_tags import KnownTags
 from ..errors import RowError, UsageError
-from ..families.base import Layout
+from ..families.base import Layout, Network
 from ..files import fingerprint_files
 from ..modeling.adapter_record import FILE as RECORD
 from ..modeling.adapter_record import AdapterRecord
@@ -36,7 +36,7 @@ from ..modeling.adapters import Adapter, base_of, check_base, find_adapter
 from ..modeling.bases import Base, open_base, pick_device
 from ..modeling.row_adapters import RowAdapters
 from ..scoring.tag_filter import TagFilter
-from ..text.tags import find_tags
+from ..text.tags import find_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..units import PREPAD_SAMPLES, samples_to_seconds
 from .segment_audio import SegmentAudio
@@ -51,7 +51,7 @@ Source = Path | str | np.ndarray
 
 
 @dataclass(frozen=True)
-class _RowKind:
+class RowKind:
     """How rows of the base (`number` 0) or of an adapter are laid out and read. `name`: the adapter's, if there are several."""
 
     number: int
@@ -61,9 +61,14 @@ class _RowKind:
     ends_stretch: bool = False  # the time of a manner of speaking is its end: see `Tag`
     tag_filter: TagFilter = TagFilter()
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether it may write known tags only: text in brackets is free for the base."""
+        return self.number > 0
+
     def request(self, identity: str, samples: int, index: int) -> Request:
         clip = self.layout.measure(samples, self.prepad_samples)
-        return Request.of(identity, self.layout, clip, index, self.number, bound=self.number > 0)
+        return Request.of(identity, self.layout, clip, index, self.number, self.is_bound)
 
 
 class Transcriber:
@@ -72,7 +77,7 @@ class Transcriber:
     Raises UsageError for a base or adapter that does not exist, and for an adapter of another base.
     """
 
-    def __init__(self, config: TranscribeConfig):
+    def __init__(self, config: Transcription):
         self.config, self.adapters = config, [find_adapter(path) for path in config.adapters]
         self.model = _resolved(config, self.adapters)
         self.base: Base = open_base(self.model)
@@ -83,12 +88,12 @@ class Transcriber:
         _check_adapters(self.adapters)
         if config.layout not in (None, *family.layouts):
             raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
-        self.rows = [_RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
+        self.rows = [RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
         records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
         self._known_tags = sorted({tag for record in records for tag in record.tags})
         for number, (adapter, record) in enumerate(zip(self.adapters, records, strict=True), start=1):
             self.rows.append(
-                _RowKind(
+                RowKind(
                     number, record.restore_layout(), record.prepad_samples, _name(config.adapters, number),
                     record.target == "tags", _filter_of(config.kept_tags, adapter),
                 )
@@ -122,7 +127,7 @@ class Transcriber:
         raised. `on_progress(seconds)`: that much more audio has been transcribed.
         """
         _require_list("sources", sources)
-        network, adapters, settings = self._loaded
+        network, adapters, settings = self.loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
         window = _SEGMENTS * len(self.rows)
         for completions in decode(network, work.audio, work.requests(), settings, adapters, window, hand_over=1):
@@ -131,8 +136,8 @@ class Transcriber:
         yield from work.finished(on_error)
 
     @cached_property
-    def _loaded(self):
-        """(network, its adapters, settings of decoding)"""
+    def loaded(self) -> tuple[Network, RowAdapters | None, Decoding]:
+        """With its weights on the device."""
         network, device = self.base.family.load(self.model.dtype), pick_device(self.model.device)
         adapters = RowAdapters(network, self.adapters) if self.adapters else None
         network.place_audio_path(device)
@@ -152,7 +157,22 @@ class Transcriber:
             return "front" if without or not self.adapters else "timed"
         return self.config.merge
 
-    def tags_of(self, row: _RowKind, completion: Completion, start_s: float) -> list[Tag]:
+    def segment_of(self, sound: SoundSegment, completions: dict[int, Completion]) -> Segment:
+        """`completions`: by the number of the row kind. Without the base's, the words are those that the first adapter wrote."""
+        tokenizer, start_s = self.base.family.tokenizer, samples_to_seconds(sound.start_samples)
+        rows = [row for row in self.rows if row.number in completions]
+        writer = completions[rows[0].number]
+        text = tokenizer.decode(writer.token_ids).strip()
+        heard = rows[0].layout.word_times(tokenizer, writer.token_ids) or []
+        if rows[0].is_bound:
+            text, heard = strip_tags(text), []
+        tags = [tag for row in rows if row.is_bound for tag in self.tags_of(row, completions[row.number], start_s)]
+        return Segment(
+            start_s, samples_to_seconds(sound.end_samples), text,
+            heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s, sound.quiet), tags,
+        )  # fmt: skip
+
+    def tags_of(self, row: RowKind, completion: Completion, start_s: float) -> list[Tag]:
         """The tags that an adapter wrote for a segment that begins at `start_s`."""
         tokenizer = self.base.family.tokenizer
         tags = find_tags(tokenizer.decode(completion.token_ids))
@@ -248,24 +268,13 @@ class _Work:
             if len(segment.completions) == len(self._transcriber.rows):
                 del self._open[completion.utterance_id]
                 self.audio.remove(int(completion.utterance_id))
-                segment.recording.segments[segment.place] = self._written(segment)
+                segment.recording.segments[segment.place] = self._transcriber.segment_of(segment.sound, segment.completions)
                 segment.recording.open_segments -= 1
                 self._advance(segment.recording, len(segment.sound.samples))
 
     def _advance(self, recording: _RecordingInWork, samples: int) -> None:
         recording.done_samples += samples
         self._on_progress(samples_to_seconds(samples))
-
-    def _written(self, segment: _OpenSegment) -> Segment:
-        transcriber, sound = self._transcriber, segment.sound
-        start_s = samples_to_seconds(sound.start_samples)
-        base, tokenizer = segment.completions[0], transcriber.base.family.tokenizer
-        heard = transcriber.rows[0].layout.word_times(tokenizer, base.token_ids) or []
-        tags = [tag for row in transcriber.rows[1:] for tag in transcriber.tags_of(row, segment.completions[row.number], start_s)]
-        return Segment(
-            start_s, start_s + samples_to_seconds(len(sound.samples)), tokenizer.decode(base.token_ids).strip(),
-            heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s, sound.quiet), tags,
-        )  # fmt: skip
 
     def finished(self, on_error: Callable[[Source, RowError], None] | None) -> Iterator[Transcript]:
         """Those that no unfinished recording precedes."""
@@ -288,7 +297,7 @@ def _require_list(name: str, value: object) -> None:
         raise TypeError(f"{name} is a list, also for one: [{type(value).__name__}]")
 
 
-def _resolved(config: TranscribeConfig, adapters: list[Adapter]) -> Model:
+def _resolved(config: Transcription, adapters: list[Adapter]) -> Model:
     """The base that the config or the first adapter names; "auto" decided."""
     model = config.model
     base = model.base or next(filter(None, map(base_of, adapters)), _DEFAULT_BASE)
@@ -306,7 +315,7 @@ def _check_adapters(adapters: list[Adapter]) -> None:
             raise UsageError("this adapter is named twice", where=str(adapter.folder), fix="name it once")
 
 
-def _record_of(adapter: Adapter, config: TranscribeConfig, base: Base, taxonomy: Taxonomy) -> AdapterRecord:
+def _record_of(adapter: Adapter, config: Transcription, base: Base, taxonomy: Taxonomy) -> AdapterRecord:
     """The adapter's own, or for an adapter from elsewhere what the config says. Raises UsageError without either."""
     record, family = AdapterRecord.read(adapter.folder), base.family
     if record is not None:

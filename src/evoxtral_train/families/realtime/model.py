@@ -4,7 +4,10 @@ The stock forward adds the projected audio to the token embeddings and runs the 
 `hidden` are those two steps, so that a clip is encoded once; a test checks that they equal the stock forward.
 """
 
+from __future__ import annotations  # `Realtime` imports this module
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +16,10 @@ from transformers import Cache, VoxtralRealtimeForConditionalGeneration
 from ...units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
 from ..base import IGNORED, Network
 from .clock import Clock
+from .streaming import RealtimeStreamEncoder
+
+if TYPE_CHECKING:
+    from .family import Realtime
 
 
 class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForConditionalGeneration):
@@ -83,6 +90,10 @@ class RealtimeNetwork(Network):
         inner = self.stock
         weight = inner.model.multi_modal_projector.linear_1.weight
         return inner.get_audio_features(mel.to(weight.device, weight.dtype), return_dict=True).pooler_output
+
+    def streams(self, family: Realtime, slots: int, longest_tokens: int) -> RealtimeStreamEncoder:
+        extractor, left_pad_tokens = family.processor.feature_extractor, family.clock.left_pad_tokens
+        return RealtimeStreamEncoder(self, extractor, left_pad_tokens, slots, longest_tokens)
 
     def hidden(
         self, ids: torch.Tensor, audio: torch.Tensor, cache: Cache | None = None, position_ids: torch.Tensor | None = None,

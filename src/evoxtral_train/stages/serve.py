@@ -1,0 +1,55 @@
+"""`evoxtral serve`: words and tags while people speak."""
+
+import importlib
+import os
+
+from ..config.serving import ServeConfig
+from ..errors import UsageError
+from ..runs import Options
+from ..transcription.transcriber import Transcriber
+from .report import Report
+
+_EXTRA = ("fastapi", "uvicorn", "websockets", "multipart", "prometheus_client")
+
+
+def run(config: ServeConfig, options: Options) -> Report:
+    """Serves until the process is told to end (SIGTERM, Ctrl-C). Raises UsageError without the extra `serve`."""
+    if options.dry_run:
+        return _plan(config)
+    _require_extra()
+    from ..serving.engine import Engine
+    from ..serving.server import run as run_server
+
+    engine = Engine(config)
+    engine.start()
+    run_server(engine, config)
+    return Report("serve: stopped")
+
+
+def _plan(config: ServeConfig) -> Report:
+    from .plans import plan_model  # it imports the Trainer, which takes seconds
+
+    transcriber = Transcriber(config)
+    facts = {"base": transcriber.model.base} | _adapters(config, transcriber)
+    facts["rows"] = f"{config.live.rows}, of the base and {len(transcriber.adapters)} adapters"
+    facts |= plan_model(transcriber.model)
+    listen = config.listen
+    facts["address"] = f"http://{listen.host}:{listen.port}" if listen.port else f"http://{listen.host}, any free port"
+    has_key = bool(listen.api_key or os.environ.get("EVOXTRAL_API_KEY"))
+    facts["API key"] = "required" if has_key else "none: whoever reaches this address may use the server"
+    return Report("plan: serve", facts)
+
+
+def _adapters(config: ServeConfig, transcriber: Transcriber) -> dict[str, str]:
+    """When the tags of each adapter come."""
+    when = {True: "tags while people speak", False: "tags when an utterance has ended"}
+    rows = zip(config.adapters, transcriber.rows[1:], strict=True)
+    return {f"adapter {path}": f"layout {row.layout.name}: {when[row.layout.has_times]}" for path, row in rows}
+
+
+def _require_extra() -> None:
+    for name in _EXTRA:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UsageError(f"{name} is not installed", fix="run: pip install 'evoxtral[serve]'") from None

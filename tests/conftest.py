@@ -179,11 +179,11 @@ def tagging(packed, made_once) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tagging):
-    """The tiny base with the adapter of `tagging`, served: see serving.py."""
+def server():
+    """The tiny base with the shipped adapter that tags while listening, served: see serving.py."""
     from serving import config_of, serving_anew
 
-    with serving_anew(config_of(tagging)) as running:
+    with serving_anew(config_of(REPO / "data/tiny-tagger")) as running:
         yield running
 
 

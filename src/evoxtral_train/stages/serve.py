@@ -20,9 +20,7 @@ def run(config: ServeConfig, options: Options) -> Report:
     from ..serving.engine import Engine
     from ..serving.server import run as run_server
 
-    engine = Engine(config)
-    engine.start()
-    run_server(engine, config)
+    run_server(Engine(config), config)
     return Report("serve: stopped")
 
 

@@ -266,7 +266,8 @@ def test_a_file_that_is_too_large_is_refused_while_it_is_read(narrow, clip):
     with socket.create_connection((narrow.base_url.host, narrow.base_url.port), timeout=20) as connection:
         connection.sendall(b"POST /transcribe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n")
         connection.sendall(b"Content-Type: multipart/form-data; boundary=x\r\n\r\n")
-        for part in (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n', bytes(2_000_000), bytes(2_000_000)):
+        header = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for part in (header, bytes(2_000_000), bytes(2_000_000)):
             connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         assert b" 413 " in connection.recv(4096)  # and the body has not ended
     assert _post(narrow, clip).status_code == 200
@@ -297,12 +298,12 @@ def test_a_client_that_leaves_frees_its_place(server, narrow, clip, tmp_path):
     samples, rate_hz = soundfile.read(clip)
     soundfile.write(tmp_path / "long.flac", np.tile(samples[:: rate_hz // 8000], 60), 8000)
     file = {"file": ("long.flac", (tmp_path / "long.flac").read_bytes())}
+    read_s = httpx.Timeout(10, read=0.3)
     for path in ("/transcribe", "/transcribe/stream"):
-        with pytest.raises(httpx.ReadTimeout), narrow.stream("POST", path, files=file, timeout=httpx.Timeout(10, read=0.2)) as answer:
+        with pytest.raises(httpx.ReadTimeout), narrow.stream("POST", path, files=file, timeout=read_s) as answer:
             assert server.engine.stats().files == 1
-            next(answer.iter_raw())
-            raise httpx.ReadTimeout("the answer had begun")
-        assert server.engine.stats().files <= 1
+            next(answer.iter_raw())  # of a stream
+            raise httpx.ReadTimeout("the answer has begun")
         until = time.monotonic() + 5
         while server.engine.stats().files:
             assert time.monotonic() < until, "the job was not cancelled"

@@ -1,8 +1,12 @@
 """The server over HTTP: real clients get what `transcribe` writes; whatever else comes is refused in words, and harms nobody."""
 
+import base64
 import json
 import socket
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,9 +15,12 @@ import pytest
 import soundfile
 from mistralai.client import Mistral
 from openai import APIStatusError, OpenAI
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
-from conftest import TINY_BASE, rows_of
+from conftest import REPO, TINY_BASE, rows_of
 from evoxtral_train.config.serving import ServeConfig
+from evoxtral_train.data.audio import read_audio
 from evoxtral_train.errors import UsageError
 from evoxtral_train.serving.access import AccessDenied, check
 from evoxtral_train.serving.forms import Form, TranscriptionForm, read_form
@@ -394,6 +401,45 @@ def test_allowed_pages_are_told_so_by_cors(locked, clip):
 
 # The process
 
+
+@pytest.mark.slow  # a process with a model of its own
+def test_sigterm_finishes_what_was_heard(clip, expected, tmp_path):
+    """A file that is being transcribed and a stream without an end, both when the signal comes."""
+    samples, rate_hz = soundfile.read(clip)
+    soundfile.write(tmp_path / "long.flac", np.tile(samples[:: rate_hz // 8000], 40), 8000)
+    pcm = (read_audio(clip, 30) * 32767).astype("<i2").tobytes()
+    command = [sys.executable, "-m", "evoxtral_train.cli", "serve", "configs/serve.yaml", "--base", "data/tiny-base"]
+    command += ["--adapter", "data/tiny-tagger", "--port", "0"]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = next(line for line in process.stdout if line.startswith("ready: ")).split()[1]
+            with ThreadPoolExecutor() as pool, connect(url.replace("http", "ws", 1) + "/v1/realtime") as stream:
+                file = {"file": (tmp_path / "long.flac").read_bytes()}
+                answer = pool.submit(httpx.post, f"{url}/transcribe", files=file, timeout=60)
+                stream.send(json.dumps({"type": "session.update", "model": "evoxtral"}))
+                stream.send(json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(pcm).decode()}))
+                while not httpx.get(f"{url}/health").json()["files"]:
+                    time.sleep(0.02)
+                process.terminate()
+                events = []
+                with pytest.raises(ConnectionClosed) as closed:
+                    while True:
+                        events.append(json.loads(stream.recv(timeout=30)))
+                assert len(answer.result().json()["text"]) > 20 * len(expected.text)
+            assert process.wait(timeout=30) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1012, "shutting_down")
+    done = next(event for event in events if event["type"] == "transcription.done")
+    assert (done["text"], done["code"]) == (expected.text, "shutting_down")
+
+
+def test_a_port_in_use_ends_the_command_in_one_line(server, call):
+    port = server.url.rsplit(":", 1)[1]
+    result = call("serve", "configs/serve.yaml", "--base", TINY_BASE, "--adapter", REPO / "data/tiny-tagger", "--port", port)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: listen: cannot listen on 127.0.0.1:{port}: ") and result.stderr.count("\n") == 1
 
 def test_a_port_in_use_is_named(server):
     port = int(server.url.rsplit(":", 1)[1])

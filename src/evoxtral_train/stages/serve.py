@@ -9,7 +9,7 @@ from ..runs import Options
 from ..transcription.transcriber import Transcriber
 from .report import Report
 
-_EXTRA = ("fastapi", "uvicorn", "websockets", "multipart", "prometheus_client")
+_EXTRA = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 
 def run(config: ServeConfig, options: Options) -> Report:

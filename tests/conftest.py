@@ -178,6 +178,15 @@ def tagging(packed, made_once) -> Path:
     return made_once("tagging", make) / "sft"
 
 
+@pytest.fixture(scope="session")
+def server():
+    """The tiny base with the shipped adapter that tags while listening, served: see serving.py."""
+    from serving import config_of, serving_anew
+
+    with serving_anew(config_of(REPO / "data/tiny-tagger")) as running:
+        yield running
+
+
 @pytest.fixture
 def clip_row(tmp_path):
     """Make one manifest row with its audio: clip_row(id, text, samples=…, rate_hz=…) -> dict."""

@@ -195,6 +195,7 @@ class Decoder:
             self.smallest_tokens = max(self.smallest_tokens, self._settings.candidates * self._settings.reach(request))
         self.table_tokens = max(self.table_tokens, self.smallest_tokens)
 
+    @torch.inference_mode()
     def drop(self, utterance_id: str) -> None:
         """Nobody needs this clip any more: free its rows."""
         self._waiting = deque(request for request in self._waiting if request.utterance_id != utterance_id)

@@ -24,7 +24,7 @@ td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; }
 {% for path, operations in paths.items() %}{% for method, operation in operations.items() %}
 <h2><code>{{ method | upper }} {{ path }}</code></h2>
 <p>{{ operation.summary }}.</p>
-{% if operation.description %}<p>{{ operation.description }}</p>{% endif %}
+{% if operation.description is defined %}<p>{{ operation.description }}</p>{% endif %}
 {% for body in operation.get("requestBody", {}).get("content", {}).values() %}
 <table>
 {% for name, field in body.schema.properties.items() %}

@@ -1,6 +1,7 @@
 """The web application: routes, errors, access, headers. `create_app` takes an engine; whoever calls it starts and stops that.
 
-    app.state.engine, app.state.config, app.state.uploads, app.state.metrics    what handlers use
+    app.state.engine, .config, .uploads, .metrics    what handlers use
+    app.state.is_draining                            set by whoever shuts the server down
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EvoxtralError
-from . import api_page, files
+from . import api_page, files, sockets
 from .access import check
 from .engine import Engine, ServerFull
 from .metrics import Metrics
@@ -45,10 +46,12 @@ def create_app(engine: Engine) -> FastAPI:
     config = engine.config
     app = FastAPI(title="evoxtral", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.engine, app.state.config = engine, config
-    app.state.uploads, app.state.metrics, app.state.was_ready = Uploads(config.limits), Metrics(engine), False
+    app.state.uploads, app.state.metrics = Uploads(config.limits), Metrics(engine)
+    app.state.was_ready = app.state.is_draining = False
     app.include_router(_open)
     for router in (_guarded, files.router):
         app.include_router(router, dependencies=[Depends(_check)])
+    app.include_router(sockets.router(engine))  # checks access itself: a refusal is a message there
     _serve_page(app)
     for error in (Refusal, EvoxtralError, ServerFull, HTTPException):
         app.add_exception_handler(error, _refuse)
@@ -82,9 +85,10 @@ async def health(request: Request) -> Response:
     return JSONResponse(facts, 503 if status == "stopped" else 200)
 
 
-@_open.get("/ready", summary="200 if the server takes work, else 503")
+@_open.get("/ready", summary="Whether the server takes work")
 async def ready(request: Request) -> Response:
-    is_ready = request.app.state.engine.is_ready
+    """200 if it does; 503 while it starts, while it shuts down, and if it has failed."""
+    is_ready = request.app.state.engine.is_ready and not request.app.state.is_draining
     return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 

@@ -72,10 +72,11 @@ class Server(uvicorn.Server):
     process would not exit with 0."""
 
     def __init__(self, engine: Engine, config: ServeConfig):
+        self._app = create_app(engine)
         super().__init__(
             uvicorn.Config(
-                create_app(engine), lifespan="off", log_level="warning", access_log=False, server_header=False,
-                ws_max_size=config.limits.message_bytes,
+                self._app, lifespan="off", log_level="warning", access_log=False, server_header=False,
+                ws_max_size=2 * config.limits.message_bytes,  # see sockets.py
                 # PCM hardly shrinks, and unpacking is work for the event loop.
                 ws_per_message_deflate=False,
                 # Pings keep proxies from closing the connection. A missing answer proves nothing: it waits behind the audio of a
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.is_draining = True
         if self._engine.is_ready:
             await self._unless_forced(self._engine.drain())
         if self.server_state.tasks:  # handlers that still send what was heard

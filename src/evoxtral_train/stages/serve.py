@@ -9,7 +9,7 @@ from ..runs import Options
 from ..transcription.transcriber import Transcriber
 from .report import Report
 
-_EXTRA = ("fastapi", "uvicorn", "websockets", "multipart", "prometheus_client")
+_EXTRA = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 
 def run(config: ServeConfig, options: Options) -> Report:
@@ -20,9 +20,7 @@ def run(config: ServeConfig, options: Options) -> Report:
     from ..serving.engine import Engine
     from ..serving.server import run as run_server
 
-    engine = Engine(config)
-    engine.start()
-    run_server(engine, config)
+    run_server(Engine(config), config)
     return Report("serve: stopped")
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EvoxtralError
-from . import api_page, files
+from . import api_page, files, sockets
 from .access import check
 from .engine import Engine, ServerFull
 from .metrics import Metrics
@@ -49,6 +49,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.include_router(_open)
     for router in (_guarded, files.router):
         app.include_router(router, dependencies=[Depends(_check)])
+    app.include_router(sockets.router(engine))
     _serve_page(app)
     for error in (Refusal, EvoxtralError, ServerFull, HTTPException):
         app.add_exception_handler(error, _refuse)

@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(engine), lifespan="off", log_level="warning", access_log=False, server_header=False,
-                ws_max_size=config.limits.message_bytes,
+                ws_max_size=2 * config.limits.message_bytes,  # so that a message over the limit gets an answer: see sockets.py
                 # PCM hardly shrinks, and unpacking is work for the event loop.
                 ws_per_message_deflate=False,
                 # Pings keep proxies from closing the connection. A missing answer proves nothing: it waits behind the audio of a

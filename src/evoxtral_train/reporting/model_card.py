@@ -90,7 +90,8 @@ def model_card(
 
 
 def public_name(path: str) -> str:
-    """What a release calls a base: its id on the hub, the path of the one that comes with evoxtral, or the last part of its path."""
+    """What a release calls a base: its id on the hub, the path of the one that comes with evoxtral, or the last part of its
+    path."""
     return path if _is_on_hub(path) or Path(path) == shipped.TINY_BASE else _folder(path)
 
 

@@ -444,6 +444,7 @@ def test_a_client_that_never_reads_loses_its_connection_alone(engine, clips, cap
                 client.sendall(b"\x81\x82\0\0\0\0{}" * 1_000)  # each frame is answered by an error
 
     with serving(Configured(engine, limits={"send_s": 0.5}), send_buffer_bytes=4_096) as running, socket.socket() as client:
+        assert _run(_refused(running, f"{VLLM}?rows=all"))[1] == 1008  # the server has started
         host, port = running.url.removeprefix("http://").split(":")
         thread = threading.Thread(target=fill, args=(client, (host, int(port))))
         thread.start()

@@ -102,7 +102,7 @@ class LiveStream:
 
     def took(self) -> None:
         """Called by the engine's thread: some audio has been decoded."""
-        taken = self._fed - self.channel.waiting_samples
+        taken = seconds_to_samples(self.channel.received_s) - self.channel.waiting_samples  # what was posted is not received yet
         self._call(lambda: self._take(taken))
 
     def fail(self) -> None:

@@ -87,6 +87,13 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         self._engine, self._send_s = engine, config.limits.send_s
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """A client that takes nothing for `limits.send_s` is cut off by the kernel, even after the handler has given it up."""
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
+            for listening in sockets or []:
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(self._send_s * 1000))
+        await super().startup(sockets)
+
     def handle_exit(self, sig: int, frame: object) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True

@@ -117,17 +117,19 @@ class _Connection:
         try:
             access.check(self._engine.config, self._websocket.headers, self._query)
         except access.AccessDenied as denied:
-            raise _Closed("unauthorized", denied.what) from None
+            raise _Closed(denied.code, str(denied)) from None
         allowed = {"rate": [str(rate_hz) for rate_hz in RATES_HZ], "rows": ["base", "adapter", "both"], "events": ["evoxtral"]}
         for name, values in allowed.items():
             if self._query.get(name, values[0]) not in values:
                 raise _Closed("invalid_message", f"in the address, `{name}` must be {' or '.join(values)}")
 
     def _open_stream(self) -> LiveStream:
+        if not self._engine.is_ready:
+            raise _Closed("server_full", "the model is not loaded yet; connect again later")
         try:
             self._stream = self._engine.open_stream(self._query.get("rows"))
         except ServerFull as full:
-            raise _Closed("server_full", str(full) or "all streams are taken; try again later") from None
+            raise _Closed("server_full", f"{full}; connect again later") from None
         except UsageError as error:
             raise _Closed("invalid_message", str(error)) from None
         self._pcm, self._has_ended = None, False
@@ -200,7 +202,7 @@ class _Connection:
                 await self._send(message)
             if isinstance(event, StreamEnded):
                 return event
-        raise AssertionError("a stream's events ended without StreamEnded")
+        raise self._why_closed("too_slow")  # the engine holds only so many events for a client
 
     def _why_closed(self, code: ErrorCode | None) -> _Closed:
         limits = self._limits

@@ -14,8 +14,8 @@ from ..events import LiveEvent, TextDelta
 from ..pcm import RATES_HZ
 
 ErrorCode = Literal[
-    "invalid_json", "invalid_message", "invalid_audio", "message_too_large", "unauthorized", "server_full", "idle", "too_slow",
-    "session_too_long", "shutting_down", "internal_error",
+    "invalid_json", "invalid_message", "invalid_audio", "message_too_large", "unauthorized", "origin_not_allowed",
+    "server_full", "idle", "too_slow", "session_too_long", "shutting_down", "internal_error",
 ]  # fmt: skip
 
 

@@ -27,8 +27,8 @@ APPEND_BYTES = 262_144
 """Most audio in a message, decoded."""
 ENCODING = "pcm_s16le"
 _STATUS: dict[ErrorCode, int] = {
-    "unauthorized": 401, "idle": 408, "too_slow": 408, "message_too_large": 413, "session_too_long": 413, "internal_error": 500,
-    "server_full": 503, "shutting_down": 503,
+    "unauthorized": 401, "origin_not_allowed": 403, "idle": 408, "too_slow": 408, "message_too_large": 413,
+    "session_too_long": 413, "internal_error": 500, "server_full": 503, "shutting_down": 503,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from . import Action, Commit, Dialect, ErrorCode, Feed, InvalidMessage, Reply, o
 
 APPEND, COMMIT = "input_audio_buffer.append", "input_audio_buffer.commit"
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
+_ROUNDING_S = 0.001  # resampling rounds the length
 _SERVER_ERRORS = {"server_full", "shutting_down", "internal_error"}
 
 
@@ -101,16 +102,18 @@ class OpenAI(Dialect):
     def _completed(self, event: UtteranceEnded) -> list[dict]:
         item, segment = self._items.pop(event.utterance), event.segment
         tags = tags_as_json(event.utterance, segment.tags)
-        messages = self._item(item, segment.text, segment.end_s - segment.start_s, tags, event.merged)
-        if event.reason == "commit" and self._commits_s:
-            return messages + self._answer_commits(self._commits_s.pop(0))
-        stopped = self.event("input_audio_buffer.speech_stopped", audio_end_ms=_ms(segment.end_s), item_id=item)
-        return [stopped, *messages]
+        messages = []
+        if event.reason == "commit":
+            messages += self._answer_commits(segment.end_s - 2 * _ROUNDING_S)  # earlier ones
+            del self._commits_s[:1]
+        else:
+            messages.append(self.event("input_audio_buffer.speech_stopped", audio_end_ms=_ms(segment.end_s), item_id=item))
+        return messages + self._item(item, segment.text, segment.end_s - segment.start_s, tags, event.merged)
 
     def _answer_commits(self, decoded_s: float) -> list[dict]:
         """An empty item for each commit that ended no utterance."""
         messages = []
-        while self._commits_s and self._commits_s[0] <= decoded_s:
+        while self._commits_s and self._commits_s[0] <= decoded_s + _ROUNDING_S:
             del self._commits_s[0]
             messages += self._empty_item()
         return messages

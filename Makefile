@@ -7,6 +7,7 @@
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
 # make study       the studies of layouts, rewards, thresholds (three seeds) and transcription (about 1¾ hours on 2 cores)
+# make page        fetch wavesurfer.js for the server's web page, if the installation could not (needs npm)
 # make chaos       random kills, full disks and concurrent runs against every stage (about 8 minutes): docs/reliability.md
 # Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
 PYTHON ?= python3
@@ -81,6 +82,10 @@ bench: $(DEMO)/sft/complete.json
 	$(BIN)/python benchmarks/generation.py --dataset $(DEMO)/packed --adapter $(DEMO)/sft
 	$(BIN)/python benchmarks/together.py --recordings $(DEMO)/data/audio --adapter $(DEMO)/sft
 	-$(BIN)/python benchmarks/full_size.py
+
+.PHONY: page
+page: .venv/installed
+	$(BIN)/python hatch_build.py
 
 chaos: .venv/installed
 	$(BIN)/python benchmarks/chaos.py --document docs/reliability.md

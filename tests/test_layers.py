@@ -9,7 +9,8 @@ from evoxtral_train.families.checkpoint import FAMILIES, family_named
 
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
-    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"transcription"}, {"decoding"}, {"training"}, {"modeling"}, {"dataset"},
+    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"transcription"}, {"decoding"}, {"training"}, {"modeling"},
+    {"dataset"},
     {"families"}, {"corpus"}, {"synthesis"}, {"data"}, {"raft"}, {"scoring"}, {"text"}, {"jobs"}, {"tracking"}, 
     {"runs", "progress"},
     {"run_folders"}, {"records"}, {"config"}, {"processes"}, {"files", "reading"}, {"units", "errors", "shipped", "plain_text"},

@@ -1,10 +1,11 @@
 """Finds the utterances of a stream while it is heard.
 
-The causal sibling of `segments`: what sound is, `sound_levels` says, but the noise floor looks back only, and no frame waits for
-what follows it. It listens for silence, not for the absence of speech.
+The causal sibling of `segments`: `sound_levels` says what sound is, but the noise floor looks back only, and no frame waits for
+the next. It listens for silence, not for the absence of speech. Noise may begin that is louder than the silence before it, as
+when a microphone is switched on: a second of it that is faint and steady turns out to have been silence.
 
 An utterance ends at a silence of `patience_s`. One that grows too long is cut: from two thirds of `max_s` on in the first silence
-that no tag could stand for, at `max_s` wherever the last second was quietest.
+that no tag could stand for, at `max_s` where the last second was quietest.
 """
 
 from collections import deque
@@ -42,7 +43,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Sounded:
-    """The utterance has sound up to this sample."""
+    """The open utterance has sound up to this sample, unless that turns out to be faint noise."""
 
     until_samples: int
 
@@ -71,8 +72,8 @@ class Endpointer:
         self._begin(0)
 
     def hear(self, samples: np.ndarray) -> list[Started | Sounded | Ended]:
-        """What the next float32 [samples] tell, in order: the same for any lengths, but for Sounded, which is one at most and
-        last."""
+        """What the next float32 [samples] tell, in order: the same for any lengths, but for Sounded, of which the last one is
+        told."""
         events, sound_end = [], self._sound_end
         self._rest = np.concatenate([self._rest, samples])
         whole = len(self._rest) // FRAME_SAMPLES * FRAME_SAMPLES
@@ -158,8 +159,7 @@ class Endpointer:
 
 
 class _Levels:
-    """Tells sound from silence by the levels so far. Every sum has one order, so it does not matter how many frames come at
-    once."""
+    """Tells sound from silence by the levels so far. All sums have one order: it does not matter how many frames come at once."""
 
     def __init__(self):
         self._powers = np.full((SMOOTH_FRAMES - 1, BANDS), np.inf)  # the last ones; before the stream no mean is low

@@ -1,10 +1,7 @@
 """Cuts a recording of any length into segments that a model can hear: utterances, at most `max_s` long, that together hold every
 sound. Only silence is dropped.
 
-Sound is energy above the noise around it, not speech: a speech detector does not hear sighs, gasps and whispers. In two bands,
-below and above 1 kHz, the level of a 20 ms frame is compared with the noise floor, the lowest level of any 0.2 s from 15 s before
-to 15 s after it. A frame that rises out of the floor in neither band is quiet. Steady noise that nothing rises out of is sound,
-unless it is faint: nobody can know that it is not meant to be heard.
+What sound is, `sound_levels` says; the noise floor is the lowest level of any 0.2 s from 15 s before a frame to 15 s after it.
 
 An utterance ends at a silence of `patience_s`, which is longer than any pause that a tag stands for. One that is longer than
 `max_s` is cut in its longest silence that no tag could stand for.
@@ -17,20 +14,10 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d, uniform_filter1d
 
 from ..config.transcription import Segmentation
-from ..units import SAMPLE_RATE_HZ, samples_to_seconds, seconds_to_samples
+from ..units import samples_to_seconds, seconds_to_samples
+from .sound_levels import BANDS, FRAME_SAMPLES, FRAMES_PER_S, REACH_FRAMES, SMOOTH_FRAMES, decibels, frame_powers, is_sound
 
-_FRAME_SAMPLES = 320  # 20 ms
-_FRAMES_PER_S = SAMPLE_RATE_HZ // _FRAME_SAMPLES
-_CHUNK_FRAMES = 10 * _FRAMES_PER_S  # taken in at once
-_SMOOTH_FRAMES = 11  # a shorter dropout is no noise floor
-_WINDOW = np.hanning(_FRAME_SAMPLES).astype(np.float32)
-_BAND_EDGES = [2, 20, 160]  # in bins of 50 Hz: 100 Hz to 1 kHz, 1 to 8 kHz; hum and rumble lie below
-_TILT = np.arange(_FRAME_SAMPLES // 2 + 1, dtype=np.float32) / 20  # +3 dB per octave make the noise of rooms even; 1 at 1 kHz
-_REACH_FRAMES = 15 * _FRAMES_PER_S  # how far the noise floor looks, both ways
-_RISE_DB = np.array([7.0, 3.0])  # what rises further above the noise floor of its band is sound; a narrow band varies more
-_CONTRAST_DB = 12.0  # steady noise is silence only if something within reach rises this far above it
-_FAINT_DB = -50.0  # or if it is fainter than this
-_LOWEST_DB = -90.0  # the noise floor of digital silence
+_CHUNK_FRAMES = 10 * FRAMES_PER_S  # taken in at once
 _SHORTEST_QUIET_S = 0.1
 _SHORTEST_PIECE_S = 5.0  # of an utterance that is cut, if it can be avoided
 
@@ -63,13 +50,13 @@ def segments_of(blocks: Iterable[np.ndarray], settings: Segmentation) -> Iterato
     start = first - rules.margin if first is not None and first >= rules.patience else 0
     while first is not None:
         end = _utterance_end(heard, first, start + rules.horizon, rules.patience)
-        longest = start * _FRAME_SAMPLES + rules.max_samples
+        longest = start * FRAME_SAMPLES + rules.max_samples
         if end is not None and heard.samples_before(end) <= longest:
             yield heard.segment(start, min(_with_margin(heard, end, rules), longest))
             first = _first_sound(heard, end, rules)
             start = first - rules.margin if first is not None else end
         else:
-            latest = start + rules.max_samples // _FRAME_SAMPLES
+            latest = start + rules.max_samples // FRAME_SAMPLES
             latest = latest if end is None else min(latest, end - rules.piece)
             cut = _best_cut(heard, start + rules.piece, latest, rules.pause)
             yield heard.segment(start, heard.samples_before(cut))
@@ -92,16 +79,16 @@ class _Rules:
         # Rounded so that no silence of `patience_s` is too short, and margins of two segments do not overlap.
         return cls(
             max_samples=seconds_to_samples(settings.max_s),
-            patience=int(settings.patience_s * _FRAMES_PER_S),
-            pause=int(settings.pause_s * _FRAMES_PER_S),
-            margin=int(settings.margin_s * _FRAMES_PER_S),
-            piece=int(min(_SHORTEST_PIECE_S, settings.max_s / 4) * _FRAMES_PER_S),
+            patience=int(settings.patience_s * FRAMES_PER_S),
+            pause=int(settings.pause_s * FRAMES_PER_S),
+            margin=int(settings.margin_s * FRAMES_PER_S),
+            piece=int(min(_SHORTEST_PIECE_S, settings.max_s / 4) * FRAMES_PER_S),
         )
 
     @property
     def horizon(self) -> int:
         """How far from a segment's start the utterance's end is searched, in frames: it decides where to cut."""
-        return self.max_samples // _FRAME_SAMPLES + self.piece + self.patience
+        return self.max_samples // FRAME_SAMPLES + self.piece + self.patience
 
 
 class _Heard:
@@ -114,7 +101,7 @@ class _Heard:
     def __init__(self, blocks: Iterable[np.ndarray]):
         self._chunks = _chunks(blocks)
         self._samples = np.empty(0, np.float32)
-        self._power = np.empty((0, len(_RISE_DB)))  # from `_power_origin` on, which reaches back for the noise floor
+        self._power = np.empty((0, BANDS))  # from `_power_origin` on, which reaches back for the noise floor
         self._power_origin = 0
         self._sound = np.empty(0, bool)  # of the frames from `origin` to `judged`
         self.origin = 0
@@ -127,10 +114,10 @@ class _Heard:
     @property
     def total_samples(self) -> int:
         """Of what was read so far."""
-        return self.origin * _FRAME_SAMPLES + len(self._samples)
+        return self.origin * FRAME_SAMPLES + len(self._samples)
 
     def samples_before(self, frame: int) -> int:
-        return min(frame * _FRAME_SAMPLES, self.total_samples)
+        return min(frame * FRAME_SAMPLES, self.total_samples)
 
     def read_to(self, frame: int) -> None:
         """Reads until the frames before this one are judged, or the recording ends."""
@@ -139,18 +126,16 @@ class _Heard:
             self.finished = chunk is None
             if chunk is not None:
                 self._samples = np.concatenate([self._samples, chunk])
-                self._power = np.concatenate([self._power, _power(chunk)])
+                self._power = np.concatenate([self._power, frame_powers(chunk)])
             self._judge()
 
     def _judge(self) -> None:
-        levels_db = _decibels(self._power)
-        smooth_db = _decibels(uniform_filter1d(self._power, _SMOOTH_FRAMES, axis=0, mode="nearest"))
-        floor_db = np.maximum(minimum_filter1d(smooth_db, 2 * _REACH_FRAMES + 1, axis=0), _LOWEST_DB)
-        loudest_db = maximum_filter1d(levels_db, 2 * _REACH_FRAMES + 1, axis=0)
-        faint = floor_db < _FAINT_DB
-        has_floor = faint.all(axis=1) | ((loudest_db - floor_db > _CONTRAST_DB) & ~faint).any(axis=1)
-        sound = (levels_db - floor_db > _RISE_DB).any(axis=1) | ~has_floor
-        known = len(sound) - (0 if self.finished else _REACH_FRAMES + _SMOOTH_FRAMES)
+        levels_db = decibels(self._power)
+        smooth_db = decibels(uniform_filter1d(self._power, SMOOTH_FRAMES, axis=0, mode="nearest"))
+        floor_db = minimum_filter1d(smooth_db, 2 * REACH_FRAMES + 1, axis=0)
+        loudest_db = maximum_filter1d(levels_db, 2 * REACH_FRAMES + 1, axis=0)
+        sound = is_sound(levels_db, floor_db, loudest_db)
+        known = len(sound) - (0 if self.finished else REACH_FRAMES + SMOOTH_FRAMES)
         self._sound = np.concatenate([self._sound, sound[self.judged - self._power_origin : max(known, 0)]])
 
     def sounds(self, start: int, end: int | None = None) -> np.ndarray:
@@ -167,20 +152,20 @@ class _Heard:
 
     def segment(self, start: int, end_samples: int) -> SoundSegment:
         """From a frame to a sample."""
-        start_samples, offset = start * _FRAME_SAMPLES, self.origin * _FRAME_SAMPLES
+        start_samples, offset = start * FRAME_SAMPLES, self.origin * FRAME_SAMPLES
         samples = self._samples[start_samples - offset : end_samples - offset].copy()
         quiet = (
-            (samples_to_seconds(first * _FRAME_SAMPLES), samples_to_seconds(min(last * _FRAME_SAMPLES, end_samples)))
-            for first, last in self.quiet_runs(start, -(-end_samples // _FRAME_SAMPLES))
+            (samples_to_seconds(first * FRAME_SAMPLES), samples_to_seconds(min(last * FRAME_SAMPLES, end_samples)))
+            for first, last in self.quiet_runs(start, -(-end_samples // FRAME_SAMPLES))
         )
         return SoundSegment(start_samples, samples, tuple(span for span in quiet if span[1] - span[0] >= _SHORTEST_QUIET_S))
 
     def forget(self, frame: int) -> None:
         """Drops what lies before this frame."""
-        self._samples = self._samples[(frame - self.origin) * _FRAME_SAMPLES :]
+        self._samples = self._samples[(frame - self.origin) * FRAME_SAMPLES :]
         self._sound = self._sound[frame - self.origin :]
         self.origin = frame
-        behind = max(min(frame, self.judged - _REACH_FRAMES - _SMOOTH_FRAMES) - self._power_origin, 0)
+        behind = max(min(frame, self.judged - REACH_FRAMES - SMOOTH_FRAMES) - self._power_origin, 0)
         self._power = self._power[behind:]
         self._power_origin += behind
 
@@ -230,7 +215,7 @@ def _best_cut(heard: _Heard, earliest: int, latest: int, pause: int) -> int:
 
 def _chunks(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The same samples in chunks of 10 s, whatever the blocks; the last one is shorter."""
-    waiting, samples, size = [], 0, _CHUNK_FRAMES * _FRAME_SAMPLES
+    waiting, samples, size = [], 0, _CHUNK_FRAMES * FRAME_SAMPLES
     for block in blocks:
         waiting.append(block)
         samples += len(block)
@@ -241,14 +226,3 @@ def _chunks(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             waiting, samples = [joined[whole:]], samples - whole
     if samples:
         yield np.concatenate(waiting)
-
-
-def _power(samples: np.ndarray) -> np.ndarray:
-    """float64 [frames, bands]: the tilted power of each 20 ms."""
-    frames = np.pad(samples, (0, -len(samples) % _FRAME_SAMPLES)).reshape(-1, _FRAME_SAMPLES)
-    spectrum = np.square(np.abs(np.fft.rfft(frames * _WINDOW))) * (2 * _TILT / (np.square(_WINDOW).sum() * _FRAME_SAMPLES))
-    return np.add.reduceat(spectrum, _BAND_EDGES, axis=1)[:, :-1].astype(np.float64)
-
-
-def _decibels(power: np.ndarray) -> np.ndarray:
-    return 10 * np.log10(np.maximum(power, 1e-12))

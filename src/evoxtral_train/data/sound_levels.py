@@ -46,4 +46,4 @@ def is_sound(levels_db: np.ndarray, floor_db: np.ndarray, loudest_db: np.ndarray
 def is_faint_noise(floor_db: np.ndarray, loudest_db: np.ndarray) -> np.ndarray:
     """bool [frames]. Both [frames, bands]: nothing within reach rises out of the noise floor, which is faint."""
     floor_db = np.maximum(floor_db, _LOWEST_DB)
-    return ((loudest_db - floor_db <= _RISE_DB) & (floor_db < _FAINT_DB)).all(axis=1)
+    return ((loudest_db <= floor_db + _RISE_DB) & (floor_db < _FAINT_DB)).all(axis=1)

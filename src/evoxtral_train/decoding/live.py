@@ -22,7 +22,6 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from ..errors import EvoxtralError
 from ..families.base import Layout, Network, StreamEncoder
 from ..families.placed_keys import PlacedKeys
 from ..modeling.row_adapters import RowAdapters
@@ -72,12 +71,14 @@ class LiveRow:
 
 
 class LiveUtterance:
-    """One utterance on its slot. `position`: of the next audio token, as in the row. Made by `LiveDecoder.seat`."""
+    """One utterance on its slot. Made by `LiveDecoder.seat`. `position`: of the next audio token, as in the row.
+    `sound_samples`: how far there was sound. `has_failed`: the model's output was not finite; leave it."""
 
     def __init__(self, slot: int, rows: list[LiveRow], start_tokens: int, encoder: StreamEncoder):
         self.slot, self.rows, self.position = slot, rows, start_tokens
         self.end_samples: int | None = None
         self.sound_samples = 0
+        self.has_failed = False
         self._start_tokens = start_tokens
         self._samples, self._used = np.zeros(encoder.lead_samples, np.float32), 0  # those before `_used` are no longer needed
         self._later: list[np.ndarray] = []
@@ -219,12 +220,15 @@ class LiveDecoder:
 
     def leave(self, utterance: LiveUtterance) -> None:
         """Free its slot and rows, finished or not."""
+        if utterance.has_failed:  # a masked NaN still reaches the sum of attention
+            for layer in (*self._keys, *self._values):
+                layer[[row.number for row in utterance.rows]] = 0.0
         self._free_slots.append(utterance.slot)
         self._free_rows += [row.number for row in utterance.rows]
 
     @torch.inference_mode()
     def step(self, utterances: Sequence[LiveUtterance]) -> None:
-        """One audio token for each of these, which are ready. Raises EvoxtralError if the model's output is not finite."""
+        """One audio token for each of these, which are ready. `has_failed` says of which the model's output is not finite."""
         for utterance in utterances:
             self._finish_at_end(utterance)
         utterances = [utterance for utterance in utterances if not utterance.is_finished]
@@ -299,9 +303,8 @@ class LiveDecoder:
             row.next_id = prompt[utterance.position + 1]
             return
         if not math.isfinite(log_prob):
-            raise EvoxtralError(
-                "the model's output is not finite (NaN or infinite)", fix="check the weights of the adapter and the base"
-            )
+            utterance.has_failed = True
+            return
         if token == layout.eos_id:
             if row.eos_at is None and utterance.sound_samples <= utterance.read_samples:
                 row.eos_at, row.eos_samples = len(row.token_ids), utterance.read_samples

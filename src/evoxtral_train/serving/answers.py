@@ -1,7 +1,7 @@
 """A transcript as the answers that clients expect: OpenAI's, Mistral's, and our own.
 
-`text` is the base's, so that clients which know nothing of tags get clean words. Tags are in further fields, which both SDKs keep:
-`tags` (as in docs/transcription.md), and `merged`, the text with the tags in it.
+`text` is the base's, so that clients which know nothing of tags get clean words. Tags are in further fields, which both SDKs
+keep: `tags` (as in docs/transcription.md), and `merged`, the text with the tags in it.
 """
 
 import math

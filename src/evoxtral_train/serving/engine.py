@@ -413,6 +413,10 @@ class Engine:
         for stream in ready:
             channel, utterance = stream.channel, stream.channel.head
             utterance.ready_since = None
+            if utterance.live.has_failed:
+                _LOG.error("%s: the model's output is not finite (NaN or infinite)", stream.id)
+                self._fail([stream])
+                continue
             self._lag_s.append(channel.stepped())
             if utterance.live.is_finished:
                 self._audio_samples += channel.finish_head(self._decoder)

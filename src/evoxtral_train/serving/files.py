@@ -46,8 +46,8 @@ def _body(schema: type[Form]) -> dict:
     "/v1/audio/transcriptions", summary="A recording's text and tags, as OpenAI answers", openapi_extra=_body(TranscriptionForm)
 )
 async def transcriptions(request: Request, upload: Received) -> Response:
-    """Answers as OpenAI's API does, and to Mistral's client (by its User-Agent) as Mistral's. `text` is the words alone; `tags` and
-    `merged` are further fields. SRT and WebVTT hold the words with the tags."""
+    """Answers as OpenAI's API does, and to Mistral's client (by its User-Agent) as Mistral's. `text` is the words alone; `tags`
+    and `merged` are further fields. SRT and WebVTT hold the words with the tags."""
     form, name = read_form(TranscriptionForm, upload.fields), request.app.state.config.public_name
     is_mistral = request.headers.get("user-agent", "").startswith("mistral-client-python/")
     granularities, language = form.timestamp_granularities, form.language
@@ -83,8 +83,8 @@ async def transcribe(request: Request, upload: Received) -> Response:
 
 @router.post("/transcribe/stream", summary="The same, as server-sent events", openapi_extra=_body(Form))
 async def transcribe_stream(request: Request, upload: Received) -> Response:
-    """`{"token": …}` for each stretch of text as it is written, then `{"done": true, "transcription": …}` with the merged text and
-    all fields of `/transcribe`."""
+    """`{"token": …}` for each stretch of text as it is written, then `{"done": true, "transcription": …}` with the merged text
+    and all fields of `/transcribe`."""
     form, name = read_form(Form, upload.fields), request.app.state.config.public_name
     return await _events(
         request, upload, form.rows, answers.our_delta, lambda transcript: answers.our_done(transcript, upload.name, name)

@@ -24,8 +24,8 @@ _PING_S = 20.0
 
 
 def run(engine: Engine, config: ServeConfig) -> None:
-    """Serves until a signal. Starts the engine, unless it is started; /health and /ready answer meanwhile. Raises UsageError, before
-    any weights are loaded, if the address cannot be used; and what `engine.start` raises."""
+    """Serves until a signal. Starts the engine, unless it is started; /health and /ready answer meanwhile. Raises UsageError,
+    before any weights are loaded, if the address cannot be used; and what `engine.start` raises."""
     with listener(config.listen) as listening:
         if not is_loopback(config.listen.host) and api_key(config.listen) is None:
             what = f"anybody who can reach {config.listen.host} may use this server"
@@ -68,8 +68,8 @@ def _start(engine: Engine) -> asyncio.Future[None]:
 
 
 class Server(uvicorn.Server):
-    """Drains the engine before it closes connections. Forgets the signal in the end: uvicorn would raise it again, and the process
-    would not exit with 0."""
+    """Drains the engine before it closes connections. Forgets the signal in the end: uvicorn would raise it again, and the
+    process would not exit with 0."""
 
     def __init__(self, engine: Engine, config: ServeConfig):
         super().__init__(

@@ -21,8 +21,8 @@ _FORM_BYTES = 2**16  # of the other fields, all together
 
 @dataclass
 class Upload:
-    """`name`: the file's, as the client calls it. `fields`: the form's other fields, in order. `job`: the work on it, which ends when
-    the request does."""
+    """`name`: the file's, as the client calls it. `fields`: the form's other fields, in order. `job`: the work on it, which ends
+    when the request does."""
 
     path: Path
     name: str

@@ -1,11 +1,13 @@
 # evoxtral serve on a GPU machine. Never built or run here: see docs/serving.md.
 #   docker build -t evoxtral . && docker run --gpus all -p 8000:8000 -e EVOXTRAL_API_KEY=… evoxtral --adapter /runs/raft/result
 FROM python:3.11-slim AS wheel
+# The build fetches wavesurfer.js with npm.
+RUN apt-get update && apt-get install -y --no-install-recommends npm
 WORKDIR /source
 COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
-# Debian's Python has no CUDA; PyTorch's wheels bring CUDA's libraries along, the host its driver.
+# PyTorch's wheels bring CUDA's libraries along; the driver is the host's.
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv \

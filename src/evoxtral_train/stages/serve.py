@@ -9,7 +9,7 @@ from ..runs import Options
 from ..transcription.transcriber import Transcriber
 from .report import Report, gigabytes
 
-_EXTRA = ("fastapi", "uvicorn", "websockets", "multipart", "prometheus_client")
+_EXTRA = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 
 def run(config: ServeConfig, options: Options) -> Report:
@@ -37,7 +37,8 @@ def _plan(config: ServeConfig) -> Report:
     facts["memory"] = f"{gigabytes(stream_bytes)} per stream"
     facts["streams"] = f"{slots} at a time" + ("" if config.live.streams else ", with the memory that is free now")
     listen = config.listen
-    facts["address"] = f"http://{listen.host}:{listen.port}" if listen.port else f"http://{listen.host}, any free port"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    facts["address"] = f"http://{host}:{listen.port}" if listen.port else f"http://{host}, any free port"
     has_key = bool(listen.api_key or os.environ.get("EVOXTRAL_API_KEY"))
     facts["API key"] = "required" if has_key else "none: whoever reaches this address may use the server"
     return Report("plan: serve", facts)

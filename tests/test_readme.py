@@ -15,6 +15,7 @@ COMMANDS = {re.split(r"\s+#", line)[0].strip(): line.partition("#")[2].strip() f
 RUN_ELSEWHERE = {
     "make demo": "tests/test_pipeline.py runs it, cut small",
     "make test": "is running now",
+    "make serve": "tests/test_serve.py",
     "evoxtral transcribe talk.wav --adapter runs/demo/sft": "tests/test_transcribe.py",
     "evoxtral transcribe talks/ --adapter runs/demo/sft --output transcripts --format txt,json,srt,vtt,tsv": "the same",
 }
@@ -28,7 +29,7 @@ RUN_HERE = {
 
 
 def test_every_command_is_run_or_says_what_it_needs():
-    assert len(COMMANDS) == 22
+    assert len(COMMANDS) == 24
     for command, comment in COMMANDS.items():
         if "needs a GPU" not in comment and "needs the network" not in comment:
             assert command in RUN_ELSEWHERE or command in RUN_HERE, command
@@ -49,7 +50,7 @@ def test_command(command, call, spoken, tmp_path):
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 23
+    assert len(named) == 24
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

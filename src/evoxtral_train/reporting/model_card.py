@@ -90,8 +90,7 @@ def model_card(
 
 
 def public_name(path: str) -> str:
-    """What a release calls a base: its id on the hub, the path of the one that comes with evoxtral, or the last part of its
-    path."""
+    """What a release calls a base: its id on the hub, that of the shipped one, or the last part of its path."""
     return path if _is_on_hub(path) or Path(path) == shipped.TINY_BASE else _folder(path)
 
 
@@ -122,7 +121,19 @@ def _results(evaluated: Evaluated | None) -> str:
     split = code(evaluated.metrics["split"])
     head = f"{clips:,} clips of split {split}, greedy decoding; values with 95% intervals over clips."
     pairs = [pair | {side: escape_markdown(pair[side]) for side in ("before", "after")} for pair in pairs]
-    return "\n\n".join(part for part in (head, systems_table(shown), _points(sentences(pairs))) if part)
+    parts = (head, systems_table(shown), _lag(systems[evaluated.system]), _points(sentences(pairs)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _lag(report: dict[str, Any]) -> str:
+    """How late the tags are written, for a layout that writes them in time."""
+    lag = (report.get("placed") or {}).get("latency_s") or {"tags": 0}
+    if not lag["tags"]:
+        return ""
+    return (
+        f"A tag is complete {lag['median']:.2f} s after the end of its event in the median, and within {lag['p90']:.2f} s in 90% "
+        f"of the {lag['tags']:,d} tags in the right place."
+    )
 
 
 def _thresholds(calibration: Calibration, evaluated: Evaluated | None) -> str:

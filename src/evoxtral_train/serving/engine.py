@@ -24,9 +24,11 @@ import torch
 from ..config.serving import ServeConfig
 from ..data.recordings import open_recording
 from ..data.segments import SoundSegment, segments_of
-from ..decoding.decoder import Completion, Decoder
-from ..decoding.live import LiveDecoder
+from ..decoding.decoder import Completion, Decoder, Decoding
+from ..decoding.live import LiveDecoder, LiveRowKind
 from ..errors import RowError, UsageError
+from ..families.base import Network
+from ..modeling.bases import describe_model, pick_device
 from ..transcription.segment_audio import SegmentAudio
 from ..transcription.transcriber import RowKind, Transcriber
 from ..transcription.transcript import Segment, Transcript
@@ -190,16 +192,11 @@ class Engine:
         """Load the weights, size the slots, start the thread. Blocks until the first step could run. Raises UsageError if not
         even one stream fits into memory."""
         network, adapters, settings = self.transcriber.loaded
-        kinds = [live_kind(kind) for kind in self.transcriber.rows if kind.layout.has_times]
-        longest_s = self.config.segmentation.max_s + _SPARE_S
-        longest_tokens = max(
-            settings.reach(row.request("", seconds_to_samples(longest_s), 0)) for row in self.transcriber.rows
-        )  # fmt: skip
+        kinds = self._live_kinds()
         family = self.transcriber.base.family
-        row_bytes = LiveDecoder.bytes_per_row(network, longest_tokens)
-        stream_bytes = network.streams(family, 1, longest_tokens).bytes_per_slot + len(kinds) * row_bytes
+        longest_tokens, row_bytes, stream_bytes = self._sizes(network, settings)
         free_bytes = _free_bytes(network.device)
-        self.slots = self._slots_for(stream_bytes, int(free_bytes * self.config.live.memory_share), network.device)
+        self.slots = self._slots_for(stream_bytes, free_bytes, network.device)
         encoder = network.streams(family, self.slots, longest_tokens)
         rows = self.slots * len(kinds)
         self._decoder = LiveDecoder(network, encoder, settings, kinds, self.slots, rows, longest_tokens, adapters)
@@ -210,7 +207,28 @@ class Engine:
         self._warm_up()
         self._thread.start()
 
-    def _slots_for(self, stream_bytes: int, share_bytes: int, device: torch.device) -> int:
+    def plan(self) -> tuple[int, int]:
+        """Memory per stream in bytes, and slots if the weights leave as much memory as is free now; without loading them. Raises
+        UsageError as `start` does."""
+        network, device = describe_model(self.transcriber.model)[0], pick_device(self.transcriber.model.device)
+        network.model.to(getattr(torch, self.transcriber.model.dtype))
+        stream_bytes = self._sizes(network, Decoding.greedy(self.config.decode))[2]
+        weights_bytes = network.sizes()["parameters"] * network.dtype.itemsize
+        return stream_bytes, self._slots_for(stream_bytes, _free_bytes(device) - weights_bytes, device)
+
+    def _live_kinds(self) -> list[LiveRowKind]:
+        return [live_kind(kind) for kind in self.transcriber.rows if kind.layout.has_times]
+
+    def _sizes(self, network: Network, settings: Decoding) -> tuple[int, int, int]:
+        """The longest utterance in tokens; bytes of a row, and of a stream with all its rows."""
+        longest_samples = seconds_to_samples(self.config.segmentation.max_s + _SPARE_S)
+        longest_tokens = max(settings.reach(row.request("", longest_samples, 0)) for row in self.transcriber.rows)
+        row_bytes = LiveDecoder.bytes_per_row(network, longest_tokens)
+        encoder_bytes = network.streams(self.transcriber.base.family, 1, longest_tokens).bytes_per_slot
+        return longest_tokens, row_bytes, encoder_bytes + len(self._live_kinds()) * row_bytes
+
+    def _slots_for(self, stream_bytes: int, free_bytes: int, device: torch.device) -> int:
+        share_bytes = max(int(free_bytes * self.config.live.memory_share), 0)
         fitting = share_bytes // stream_bytes
         wanted = self.config.live.streams or min(fitting, _MOST_STREAMS.get(device.type, 64))
         if not 1 <= wanted <= fitting:
@@ -223,7 +241,7 @@ class Engine:
 
     def _warm_up(self) -> None:
         """The first step is slow; no client should wait for it."""
-        utterance = self._decoder.seat([live_kind(kind) for kind in self.transcriber.rows if kind.layout.has_times])
+        utterance = self._decoder.seat(self._live_kinds())
         utterance.hear(np.zeros(self._decoder.window_samples, np.float32))
         self._decoder.step([utterance])
         self._decoder.leave(utterance)

@@ -17,6 +17,7 @@ _REQUIRED = (
 _EXTRAS = (
     ("elevenlabs", "elevenlabs", "`data synth --engine elevenlabs`"),
     ("audiomentations", "augment", "augmentation"),
+    ("fastapi", "serve", "`evoxtral serve`"),
     ("av", "av", "reading M4A, MP4, WebM and AAC"),
 )
 _FULL_SIZE_BYTES = 8_859_358_720

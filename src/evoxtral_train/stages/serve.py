@@ -7,7 +7,7 @@ from ..config.serving import ServeConfig
 from ..errors import UsageError
 from ..runs import Options
 from ..transcription.transcriber import Transcriber
-from .report import Report
+from .report import Report, gigabytes
 
 _EXTRA = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
@@ -20,19 +20,25 @@ def run(config: ServeConfig, options: Options) -> Report:
     from ..serving.engine import Engine
     from ..serving.server import run as run_server
 
-    run_server(Engine(config), config)
+    run_server(Engine(config), config)  # which loads the weights when it has its address
     return Report("serve: stopped")
 
 
 def _plan(config: ServeConfig) -> Report:
+    from ..serving.engine import Engine
     from .plans import plan_model  # it imports the Trainer, which takes seconds
 
-    transcriber = Transcriber(config)
+    engine = Engine(config)
+    transcriber = engine.transcriber
     facts = {"base": transcriber.model.base} | _adapters(config, transcriber)
-    facts["rows"] = f"{config.live.rows}, of the base and {len(transcriber.adapters)} adapters"
+    facts["rows"] = config.live.rows if transcriber.adapters else "base: there is no adapter"
     facts |= plan_model(transcriber.model)
+    stream_bytes, slots = engine.plan()
+    facts["memory"] = f"{gigabytes(stream_bytes)} per stream"
+    facts["streams"] = f"{slots} at a time" + ("" if config.live.streams else ", with the memory that is free now")
     listen = config.listen
-    facts["address"] = f"http://{listen.host}:{listen.port}" if listen.port else f"http://{listen.host}, any free port"
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    facts["address"] = f"http://{host}:{listen.port}" if listen.port else f"http://{host}, any free port"
     has_key = bool(listen.api_key or os.environ.get("EVOXTRAL_API_KEY"))
     facts["API key"] = "required" if has_key else "none: whoever reaches this address may use the server"
     return Report("plan: serve", facts)

@@ -59,7 +59,7 @@ class RealtimeStreamEncoder(StreamEncoder):
         silence = torch.full((1, MEL_BINS, FRAMES_PER_TOKEN), SILENCE_LOG_MEL, device=self._device, dtype=self._dtype)
         self.start_audio = torch.cat([self._step([0], silence) for _ in range(left_pad_tokens - 1)])
         self._start = [tensor[0].clone() for tensor in tensors]
-        self._start_frames = int(self._position[0])
+        self._start_frames = (left_pad_tokens - 1) * self._frames
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(*shape, device=self._device, dtype=self._dtype)

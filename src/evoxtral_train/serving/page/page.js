@@ -250,9 +250,9 @@ function showParts() {
   const busy = Boolean(microphone || live || upload);
   $("empty").hidden = source !== null;
   $("controls").hidden = !transcript.tags.length;
-  $("downloads").hidden = !any && !recording.length;
+  $("downloads").hidden = busy || (!any && !recording.length);
   for (const button of $("downloads").querySelectorAll("button")) {
-    button.disabled = busy || (button.dataset.format === "wav" ? !recording.length : !any);
+    button.disabled = button.dataset.format === "wav" ? !recording.length : !any;
   }
   $("clear").hidden = source === null || busy;
   $("meters").hidden = !live;
@@ -358,5 +358,5 @@ addEventListener("beforeunload", (event) => {
   if (microphone || live) event.preventDefault();
 });
 
+setRecord("idle"); // until here, buttons would have done nothing
 greet();
-document.body.dataset.ready = "";

@@ -5,7 +5,6 @@ import { isUnsure } from "./transcript.js";
 
 const SHORTEST_S = 20; // what a growing recording is drawn on, so that its first seconds do not fill the page
 const HEIGHT_PX = 132;
-const LABEL_ROWS = 3;
 
 export async function createPlayer(parts, onTime) {
   try {
@@ -62,7 +61,7 @@ class WaveformPlayer {
   #regions;
   #duration_s = 0;
   #drawn_s = 0;
-  #tags = [];
+  #markers = new Map(); // tag -> region
 
   constructor(parts, onTime, { WaveSurfer, Regions, Timeline }) {
     this.#parts = parts;
@@ -81,13 +80,15 @@ class WaveformPlayer {
       dragToSeek: true,
       hideScrollbar: false,
       ...this.#colours(),
-      plugins: [this.#regions, Timeline.create({ height: 18, formatTimeCallback: clock, secondaryLabelOpacity: 0.35 })],
+      plugins: [this.#regions, Timeline.create({ height: 18, formatTimeCallback: clock, secondaryLabelOpacity: 0.7 })],
     });
     adoptStyles(holder.firstElementChild.shadowRoot);
     waveform.append(holder);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.#surfer.setOptions(this.#colours());
-      this.mark(this.#tags);
+      const tags = [...this.#markers.keys()];
+      this.mark([]);
+      this.mark(tags);
     });
 
     const tick = (at_s) => {
@@ -150,21 +151,21 @@ class WaveformPlayer {
 
   /** A marker for each tag whose time is known. */
   mark(tags) {
-    this.#tags = tags;
-    this.#regions.clearRegions();
+    const timed = new Set(tags.filter(({ at_s }) => at_s !== null));
+    for (const [tag, region] of this.#markers) {
+      if (timed.has(tag)) continue;
+      region.remove();
+      this.#markers.delete(tag);
+    }
     const style = getComputedStyle(this.#parts.root);
-    const px = this.#surfer.getWrapper().clientWidth / Math.max(this.#drawn_s, 0.1);
-    const free = Array(LABEL_ROWS).fill(-Infinity); // where the last label of a row ends
-    for (const tag of [...tags].filter(({ at_s }) => at_s !== null).sort((a, b) => a.at_s - b.at_s)) {
-      const x = tag.at_s * px;
-      const row = Math.max(0, free.findIndex((end) => end <= x));
-      free[row] = x + 7.5 * tag.tag.length + 22;
+    for (const tag of timed) {
+      if (this.#markers.has(tag)) continue;
       const label = element("span", { textContent: tag.tag, title: `${tag.tag} at ${clock(tag.at_s)}` });
-      label.setAttribute("part", `label row-${row}${isUnsure(tag) ? " unsure" : ""}`);
-      const colour = style.getPropertyValue(`--${tag.group}`) || style.getPropertyValue("--other");
+      const color = style.getPropertyValue(`--${tag.group}`) || style.getPropertyValue("--other");
       label.style.backgroundColor = style.getPropertyValue(`--${tag.group}-soft`) || style.getPropertyValue("--other-soft");
-      label.style.color = label.style.borderColor = colour;
-      this.#regions.addRegion({ start: tag.at_s, content: label, color: colour, drag: false, resize: false });
+      label.style.color = label.style.borderColor = color;
+      this.#markers.set(tag, this.#regions.addRegion({ start: tag.at_s, content: label, color, drag: false, resize: false }));
+      label.setAttribute("part", `label ${isUnsure(tag) ? "unsure" : ""}`);
     }
   }
 
@@ -178,7 +179,7 @@ class WaveformPlayer {
     this.#surfer.pause();
     audio.removeAttribute("src");
     audio.load();
-    this.#regions.clearRegions();
+    this.mark([]);
     play.disabled = true;
     root.hidden = true;
   }

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EvoxtralError
+from ..text.taxonomy import Taxonomy
 from . import api_page, files
 from .access import check
 from .engine import Engine, ServerFull
@@ -46,6 +47,7 @@ def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(title="evoxtral", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.engine, app.state.config = engine, config
     app.state.uploads, app.state.metrics, app.state.was_ready = Uploads(config.limits), Metrics(engine), False
+    app.state.groups = Taxonomy.load(config.tags_table).groups
     app.include_router(_open)
     for router in (_guarded, files.router):
         app.include_router(router, dependencies=[Depends(_check)])
@@ -66,7 +68,7 @@ async def _check(connection: HTTPConnection) -> None:
 
 @_open.get("/health", summary="What this server is, and what it does now")
 async def health(request: Request) -> Response:
-    """`status`: starting, ok, or, with 503, stopped: then only a restart helps."""
+    """`status`: starting, ok, or, with 503, stopped: then only a restart helps. `tags`: tag -> group."""
     engine, config, state = request.app.state.engine, request.app.state.config, request.app.state
     is_ready = engine.is_ready
     state.was_ready = is_ready or state.was_ready
@@ -74,7 +76,7 @@ async def health(request: Request) -> Response:
     facts = {
         "status": status, "model": config.public_name, "base": engine.transcriber.model.base,
         "adapters": [str(path) for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
-        "version": __version__,
+        "version": __version__, "tags": state.groups,
     }  # fmt: skip
     if is_ready:
         stats = engine.stats()

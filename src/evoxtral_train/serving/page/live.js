@@ -36,7 +36,7 @@ export class Live {
    * recording: heard from its present end on. openSocket: () -> WebSocket. on: {
    *   event(event, connection)  one of the server's evoxtral.* events, its times on the recording's clock
    *   lost(connection)          what that connection has not finished will be heard again
-   *   state(name, detail)       connecting | live | finishing | waiting (detail: {seconds, code, message}) | done
+   *   state(name, detail)       connecting | live | finishing | waiting (detail: {seconds, code}) | done
    * }
    */
   constructor(recording, openSocket, on) {
@@ -118,10 +118,10 @@ export class Live {
       this.#on.state(this.#finishing ? "finishing" : "live");
       this.pump();
     } else if (message.type === "error") {
-      this.#code = { code: message.code, message: message.error?.message ?? message.error };
+      this.#code = { code: message.code };
     } else if (message.type === "evoxtral.ended") {
       if (message.code === null && this.#committed) this.#end();
-      else this.#code ??= { code: message.code, message: null };
+      else this.#code ??= { code: message.code };
     } else if (message.type.startsWith("evoxtral.")) {
       const event = shifted(message, this.#offset / RATE);
       if (event.type === "evoxtral.utterance.started") this.#unfinished.set(event.utterance, event.start_s);

@@ -184,7 +184,7 @@ async function greet() {
     const answer = await fetch(address("health"), { headers: authorization() });
     const { model, base, tags } = await answer.json();
     $("model").textContent = [model, base].filter(Boolean).join(" on ");
-    for (const [group, names] of Object.entries(tags ?? {})) for (const tag of names) groups[tag] = group;
+    groups = tags;
     transcript.learn(groups);
   } catch {
     connectionText("waiting", "The server does not answer");

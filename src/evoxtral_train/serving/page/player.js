@@ -57,6 +57,7 @@ class PlainPlayer {
 
 class WaveformPlayer {
   #parts;
+  #slider; // the part that scrolls, which therefore has the focus
   #surfer;
   #regions;
   #duration_s = 0;
@@ -82,7 +83,11 @@ class WaveformPlayer {
       ...this.#colours(),
       plugins: [this.#regions, Timeline.create({ height: 18, formatTimeCallback: clock, secondaryLabelOpacity: 0.7 })],
     });
-    adoptStyles(holder.firstElementChild.shadowRoot);
+    const root = holder.firstElementChild.shadowRoot;
+    adoptStyles(root);
+    this.#slider = root.querySelector(".scroll");
+    const slider = { role: "slider", tabindex: 0, "aria-label": "Position in the recording", "aria-valuemin": 0, "aria-valuenow": 0 };
+    for (const [name, value] of Object.entries(slider)) this.#slider.setAttribute(name, value);
     waveform.append(holder);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.#surfer.setOptions(this.#colours());
@@ -93,8 +98,8 @@ class WaveformPlayer {
 
     const tick = (at_s) => {
       parts.position.textContent = clock(at_s);
-      waveform.setAttribute("aria-valuenow", at_s.toFixed(1));
-      waveform.setAttribute("aria-valuetext", `${clock(at_s)} of ${clock(this.#duration_s)}`);
+      this.#slider.setAttribute("aria-valuenow", at_s.toFixed(1));
+      this.#slider.setAttribute("aria-valuetext", `${clock(at_s)} of ${clock(this.#duration_s)}`);
       onTime(at_s, this.#surfer.isPlaying());
     };
     this.#surfer.on("timeupdate", tick);
@@ -107,7 +112,7 @@ class WaveformPlayer {
       });
     }
     play.addEventListener("click", () => this.#surfer.playPause());
-    waveform.addEventListener("keydown", (event) => this.#key(event));
+    this.#slider.addEventListener("keydown", (event) => this.#key(event));
     this.#regions.on("region-clicked", (region, event) => {
       event.stopPropagation();
       this.seek(region.start);
@@ -136,11 +141,12 @@ class WaveformPlayer {
   }
 
   draw(peaks, duration_s, growing = false) {
-    const { root, waveform, duration } = this.#parts;
+    const { root, transport, duration } = this.#parts;
     root.hidden = false;
+    transport.hidden = growing;
     this.#duration_s = duration_s;
     duration.textContent = clock(duration_s);
-    waveform.setAttribute("aria-valuemax", duration_s.toFixed(1));
+    this.#slider.setAttribute("aria-valuemax", duration_s.toFixed(1));
     this.#drawn_s = growing ? Math.max(duration_s, SHORTEST_S) : Math.max(duration_s, 0.1);
     const bars = Float32Array.from({ length: Math.max(2, Math.round((peaks.length * this.#drawn_s) / Math.max(duration_s, 0.02))) }, (_, i) => peaks[i] ?? 0);
     const loudest = bars.reduce((most, bar) => Math.max(most, bar), 0.1);

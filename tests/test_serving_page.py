@@ -255,7 +255,7 @@ def test_without_wavesurfer(browser, running, speech):
     with _opened(browser, running.url, expected="404", prepare=route) as page:
         open_file(page, speech)
         await_words(page, SECOND)
-        expect(page.get_by_text("The waveform is not installed")).to_be_visible()
+        expect(page.get_by_text("No waveform")).to_be_visible()
         tag(page, "clears throat").click()
         audio = page.get_by_label("The recording", exact=True)
         expect(audio).to_be_visible()

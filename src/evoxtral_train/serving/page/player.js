@@ -171,7 +171,11 @@ class WaveformPlayer {
       label.style.backgroundColor = style.getPropertyValue(`--${tag.group}-soft`) || style.getPropertyValue("--other-soft");
       label.style.color = label.style.borderColor = color;
       this.#markers.set(tag, this.#regions.addRegion({ start: tag.at_s, content: label, color, drag: false, resize: false }));
-      label.setAttribute("part", `label ${isUnsure(tag) ? "unsure" : ""}`);
+    }
+    const width = this.#surfer.getWrapper().clientWidth;
+    for (const [tag, { content }] of this.#markers) {
+      const end = (tag.at_s / this.#drawn_s) * width + 8 * tag.tag.length + 20; // of a label to the right of its line
+      content.setAttribute("part", `label ${end > width ? "left" : "right"} ${isUnsure(tag) ? "unsure" : ""}`);
     }
   }
 

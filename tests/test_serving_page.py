@@ -302,3 +302,15 @@ def test_a_microphone_that_the_browser_does_not_resample(browser, running):
         button(page, "Stop").click()
         expect(status(page)).to_have_text("Ready")
         assert soundfile.info(downloaded(page, "WAV").path()).samplerate == 16_000
+
+
+@pytest.mark.slow
+def test_a_recording_is_continued(page):
+    for times in (1, 2):
+        button(page, "Record" if times == 1 else "Continue").click()
+        expect(tag(page, "whispers")).to_have_count(times, timeout=20_000)
+        button(page, "Stop").click()
+        expect(status(page)).to_have_text("Ready")
+    assert said(page) == [f"whispers {FIRST}"] * 2
+    first, second = json.loads(downloaded(page, "JSON").path().read_text("utf-8"))["segments"]
+    assert first["end_s"] <= second["start_s"]

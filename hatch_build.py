@@ -14,7 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
 VENDOR = ROOT / "src" / "evoxtral_train" / "serving" / "page" / "vendor"
-NPM = "npm ci --ignore-scripts --no-audit --no-fund --prefer-offline --fetch-retries=0 --fetch-timeout=10000"
+NPM = "npm ci --loglevel=error --ignore-scripts --no-audit --no-fund --prefer-offline --fetch-retries=0 --fetch-timeout=10000"
 FILES = ["dist/wavesurfer.esm.js", "dist/plugins/regions.esm.js", "dist/plugins/timeline.esm.js", "LICENSE"]
 LOCK = "package-lock.json"
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from ..errors import EvoxtralError
+from ..text.taxonomy import Taxonomy
 from . import api_page, files, sockets
 from .access import check
 from .engine import Engine, ServerFull
@@ -46,6 +47,7 @@ def create_app(engine: Engine) -> FastAPI:
     config = engine.config
     app = FastAPI(title="evoxtral", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.engine, app.state.config = engine, config
+    app.state.groups = Taxonomy.load(config.tags_table).groups
     app.state.uploads, app.state.metrics = Uploads(config.limits), Metrics(engine)
     app.state.was_ready = app.state.is_draining = False
     app.include_router(_open)
@@ -69,7 +71,7 @@ async def _check(connection: HTTPConnection) -> None:
 
 @_open.get("/health", summary="What this server is, and what it does now")
 async def health(request: Request) -> Response:
-    """`status`: starting, ok, or, with 503, stopped: then only a restart helps."""
+    """`status`: starting, ok, or, with 503, stopped: then only a restart helps. `tags`: tag -> group."""
     engine, config, state = request.app.state.engine, request.app.state.config, request.app.state
     is_ready = engine.is_ready
     state.was_ready = is_ready or state.was_ready
@@ -77,7 +79,7 @@ async def health(request: Request) -> Response:
     facts = {
         "status": status, "model": config.public_name, "base": engine.transcriber.model.base,
         "adapters": [str(path) for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
-        "version": __version__,
+        "version": __version__, "tags": state.groups,
     }  # fmt: skip
     if is_ready:
         stats = engine.stats()

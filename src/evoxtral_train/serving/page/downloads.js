@@ -5,7 +5,10 @@ const CUE_S = 7;
 const SHORTEST_CUE_S = 1;
 const SILENCE_S = 0.5;
 
-export const txt = (transcript) => transcript.utterances.map((utterance) => `${transcript.merged(utterance)}\n`).join("");
+export function txt(transcript) {
+  const lines = transcript.utterances.map((utterance) => transcript.merged(utterance));
+  return lines.filter(Boolean).map((line) => `${line}\n`).join("");
+}
 
 /** The fields of `evoxtral transcribe`; `tags_filtered` and `merged` are those that the page shows. */
 export function json(transcript) {

@@ -12,13 +12,15 @@ const SAFE_S = 1; // sound that the server has received, but not yet called an u
 const BACK_OFF_MS = [500, 1000, 2000, 4000, 8000, 15000];
 const SILENT_MS = 20000; // a connection that answers nothing for this long is lost, although it looks open
 
+let connections = 0; // of all recordings: a continued one begins another numbering of its utterances
+
 export class Live {
   #recording;
   #open; // () -> WebSocket
   #on;
   #socket = null;
   #ready = false; // session.created has come
-  #connection = 0;
+  #connection;
   #offset; // samples before this connection's first
   #sent; // samples of the recording
   #finishing = false;
@@ -36,7 +38,7 @@ export class Live {
    * recording: heard from its present end on. openSocket: () -> WebSocket. on: {
    *   event(event, connection)  one of the server's evoxtral.* events, its times on the recording's clock
    *   lost(connection)          what that connection has not finished will be heard again
-   *   state(name, detail)       connecting | live | finishing | waiting (detail: {seconds, code, message}) | done
+   *   state(name, detail)       connecting | live | finishing | waiting (detail: {seconds, code}) | done
    * }
    */
   constructor(recording, openSocket, on) {
@@ -89,7 +91,7 @@ export class Live {
     const resumeS = Math.max(this.#finishedS, starts.length ? Math.min(...starts) : this.#decodedS - SAFE_S);
     this.#offset = this.#sent = Math.round(resumeS * RATE);
     this.#unfinished.clear();
-    this.#connection++;
+    this.#connection = ++connections;
     this.#ready = this.#committed = false;
     this.#code = null;
     this.#on.state("connecting");
@@ -118,10 +120,10 @@ export class Live {
       this.#on.state(this.#finishing ? "finishing" : "live");
       this.pump();
     } else if (message.type === "error") {
-      this.#code = { code: message.code, message: message.error?.message ?? message.error };
+      this.#code = { code: message.code };
     } else if (message.type === "evoxtral.ended") {
       if (message.code === null && this.#committed) this.#end();
-      else this.#code ??= { code: message.code, message: null };
+      else this.#code ??= { code: message.code };
     } else if (message.type.startsWith("evoxtral.")) {
       const event = shifted(message, this.#offset / RATE);
       if (event.type === "evoxtral.utterance.started") this.#unfinished.set(event.utterance, event.start_s);

@@ -83,9 +83,14 @@ function heard(event, number) {
   const utterance = transcript.apply(event, number);
   if (!utterance) return;
   view.changed(utterance);
-  if (utterance.ended) view.announce(transcript.merged(utterance));
+  if (utterance.ended) announce(utterance);
   if (event.type === "evoxtral.tag" || utterance.ended) marksChanged();
   showParts();
+}
+
+function announce(utterance) {
+  const text = transcript.merged(utterance);
+  if (text) view.announce(text);
 }
 
 function forget(number) {
@@ -135,7 +140,7 @@ async function open(file) {
     for (const segment of content.segments) transcript.addSegment(segment, content.words);
     for (const utterance of transcript.utterances) {
       view.changed(utterance);
-      view.announce(transcript.merged(utterance));
+      announce(utterance);
     }
     if (!transcript.utterances.length) notice("Nothing was heard in this file.");
   } catch (error) {
@@ -183,8 +188,9 @@ async function greet() {
   try {
     const answer = await fetch(address("health"), { headers: authorization() });
     const { model, base, tags } = await answer.json();
-    $("model").textContent = [model, base].filter(Boolean).join(" on ");
-    for (const [group, names] of Object.entries(tags ?? {})) for (const tag of names) groups[tag] = group;
+    const isPath = /^[./]|^data\//.test(base);
+    $("model").textContent = `${model} on ${isPath ? base.split("/").at(-1) : base}`;
+    groups = tags;
     transcript.learn(groups);
   } catch {
     connectionText("waiting", "The server does not answer");
@@ -250,9 +256,9 @@ function showParts() {
   const busy = Boolean(microphone || live || upload);
   $("empty").hidden = source !== null;
   $("controls").hidden = !transcript.tags.length;
-  $("downloads").hidden = !any && !recording.length;
+  $("downloads").hidden = busy || (!any && !recording.length);
   for (const button of $("downloads").querySelectorAll("button")) {
-    button.disabled = busy || (button.dataset.format === "wav" ? !recording.length : !any);
+    button.disabled = button.dataset.format === "wav" ? !recording.length : !any;
   }
   $("clear").hidden = source === null || busy;
   $("meters").hidden = !live;
@@ -358,5 +364,5 @@ addEventListener("beforeunload", (event) => {
   if (microphone || live) event.preventDefault();
 });
 
+setRecord("idle"); // until here, buttons would have done nothing
 greet();
-document.body.dataset.ready = "";

@@ -5,7 +5,6 @@ import { isUnsure } from "./transcript.js";
 
 const SHORTEST_S = 20; // what a growing recording is drawn on, so that its first seconds do not fill the page
 const HEIGHT_PX = 132;
-const LABEL_ROWS = 3;
 
 export async function createPlayer(parts, onTime) {
   try {
@@ -58,11 +57,12 @@ class PlainPlayer {
 
 class WaveformPlayer {
   #parts;
+  #slider; // the part that scrolls, which therefore has the focus
   #surfer;
   #regions;
   #duration_s = 0;
   #drawn_s = 0;
-  #tags = [];
+  #markers = new Map(); // tag -> region
 
   constructor(parts, onTime, { WaveSurfer, Regions, Timeline }) {
     this.#parts = parts;
@@ -81,19 +81,25 @@ class WaveformPlayer {
       dragToSeek: true,
       hideScrollbar: false,
       ...this.#colours(),
-      plugins: [this.#regions, Timeline.create({ height: 18, formatTimeCallback: clock, secondaryLabelOpacity: 0.35 })],
+      plugins: [this.#regions, Timeline.create({ height: 18, formatTimeCallback: clock, secondaryLabelOpacity: 0.7 })],
     });
-    adoptStyles(holder.firstElementChild.shadowRoot);
+    const root = holder.firstElementChild.shadowRoot;
+    adoptStyles(root);
+    this.#slider = root.querySelector(".scroll");
+    const slider = { role: "slider", tabindex: 0, "aria-label": "Position in the recording", "aria-valuemin": 0, "aria-valuenow": 0 };
+    for (const [name, value] of Object.entries(slider)) this.#slider.setAttribute(name, value);
     waveform.append(holder);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.#surfer.setOptions(this.#colours());
-      this.mark(this.#tags);
+      const tags = [...this.#markers.keys()];
+      this.mark([]);
+      this.mark(tags);
     });
 
     const tick = (at_s) => {
       parts.position.textContent = clock(at_s);
-      waveform.setAttribute("aria-valuenow", at_s.toFixed(1));
-      waveform.setAttribute("aria-valuetext", `${clock(at_s)} of ${clock(this.#duration_s)}`);
+      this.#slider.setAttribute("aria-valuenow", at_s.toFixed(1));
+      this.#slider.setAttribute("aria-valuetext", `${clock(at_s)} of ${clock(this.#duration_s)}`);
       onTime(at_s, this.#surfer.isPlaying());
     };
     this.#surfer.on("timeupdate", tick);
@@ -106,7 +112,7 @@ class WaveformPlayer {
       });
     }
     play.addEventListener("click", () => this.#surfer.playPause());
-    waveform.addEventListener("keydown", (event) => this.#key(event));
+    this.#slider.addEventListener("keydown", (event) => this.#key(event));
     this.#regions.on("region-clicked", (region, event) => {
       event.stopPropagation();
       this.seek(region.start);
@@ -135,11 +141,12 @@ class WaveformPlayer {
   }
 
   draw(peaks, duration_s, growing = false) {
-    const { root, waveform, duration } = this.#parts;
+    const { root, transport, duration } = this.#parts;
     root.hidden = false;
+    transport.hidden = growing;
     this.#duration_s = duration_s;
     duration.textContent = clock(duration_s);
-    waveform.setAttribute("aria-valuemax", duration_s.toFixed(1));
+    this.#slider.setAttribute("aria-valuemax", duration_s.toFixed(1));
     this.#drawn_s = growing ? Math.max(duration_s, SHORTEST_S) : Math.max(duration_s, 0.1);
     const bars = Float32Array.from({ length: Math.max(2, Math.round((peaks.length * this.#drawn_s) / Math.max(duration_s, 0.02))) }, (_, i) => peaks[i] ?? 0);
     const loudest = bars.reduce((most, bar) => Math.max(most, bar), 0.1);
@@ -150,21 +157,25 @@ class WaveformPlayer {
 
   /** A marker for each tag whose time is known. */
   mark(tags) {
-    this.#tags = tags;
-    this.#regions.clearRegions();
+    const timed = new Set(tags.filter(({ at_s }) => at_s !== null));
+    for (const [tag, region] of this.#markers) {
+      if (timed.has(tag)) continue;
+      region.remove();
+      this.#markers.delete(tag);
+    }
     const style = getComputedStyle(this.#parts.root);
-    const px = this.#surfer.getWrapper().clientWidth / Math.max(this.#drawn_s, 0.1);
-    const free = Array(LABEL_ROWS).fill(-Infinity); // where the last label of a row ends
-    for (const tag of [...tags].filter(({ at_s }) => at_s !== null).sort((a, b) => a.at_s - b.at_s)) {
-      const x = tag.at_s * px;
-      const row = Math.max(0, free.findIndex((end) => end <= x));
-      free[row] = x + 7.5 * tag.tag.length + 22;
+    for (const tag of timed) {
+      if (this.#markers.has(tag)) continue;
       const label = element("span", { textContent: tag.tag, title: `${tag.tag} at ${clock(tag.at_s)}` });
-      label.setAttribute("part", `label row-${row}${isUnsure(tag) ? " unsure" : ""}`);
-      const colour = style.getPropertyValue(`--${tag.group}`) || style.getPropertyValue("--other");
+      const color = style.getPropertyValue(`--${tag.group}`) || style.getPropertyValue("--other");
       label.style.backgroundColor = style.getPropertyValue(`--${tag.group}-soft`) || style.getPropertyValue("--other-soft");
-      label.style.color = label.style.borderColor = colour;
-      this.#regions.addRegion({ start: tag.at_s, content: label, color: colour, drag: false, resize: false });
+      label.style.color = label.style.borderColor = color;
+      this.#markers.set(tag, this.#regions.addRegion({ start: tag.at_s, content: label, color, drag: false, resize: false }));
+    }
+    const width = this.#surfer.getWrapper().clientWidth;
+    for (const [tag, { content }] of this.#markers) {
+      const end = (tag.at_s / this.#drawn_s) * width + 8 * tag.tag.length + 20; // of a label to the right of its line
+      content.setAttribute("part", `label ${end > width ? "left" : "right"} ${isUnsure(tag) ? "unsure" : ""}`);
     }
   }
 
@@ -178,7 +189,7 @@ class WaveformPlayer {
     this.#surfer.pause();
     audio.removeAttribute("src");
     audio.load();
-    this.#regions.clearRegions();
+    this.mark([]);
     play.disabled = true;
     root.hidden = true;
   }

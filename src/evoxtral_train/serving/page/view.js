@@ -99,6 +99,7 @@ export class TranscriptView {
       wanted.push(node);
     }
     arrange(body, wanted);
+    item.hidden = !wanted.length; // a sound that was neither words nor a tag
   }
 }
 

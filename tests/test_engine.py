@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,9 +67,7 @@ async def heard(stream: LiveStream, samples: np.ndarray, chunk_samples: int = 16
 
 
 def as_json(transcript) -> dict:
-    """Without what differs between a file and a stream: times of words need the silences, which are known less exactly."""
-    content = transcript.as_json()
-    return {name: content[name] for name in ("duration_s", "text", "tags", "tags_filtered", "merge", "merged")}
+    return transcript.as_json() | {"timings": None}
 
 
 def test_streams_beside_each_other_give_what_their_files_give(engine, clips, transcripts):
@@ -241,9 +237,18 @@ def test_a_blank_rut_is_ended_and_counted(engine, monkeypatch):
     samples = (0.05 * np.random.default_rng(0).standard_normal(128_000)).astype(np.float32)
     samples[np.arange(128_000) % 8000 < 3000] = 0.0
     before = engine.stats().blank_ruts_total
-    ends = [event for event in asyncio.run(heard_alone(engine, samples)) if isinstance(event, UtteranceEnded)]
-    assert [end.reason for end in ends][:-1] == ["rut"] * (len(ends) - 1)
-    assert engine.stats().blank_ruts_total - before == len(ends) - 1 == 2
+
+    async def speak() -> list[str]:
+        stream = engine.open_stream()
+        for start in range(0, len(samples), 1280):  # as fast as it is decoded: the end is not known yet
+            await stream.feed(samples[start : start + 1280])
+            while stream.channel.waiting_samples > 3000:
+                await asyncio.sleep(0.001)
+        stream.end()
+        return [event.reason async for event in stream.events() if isinstance(event, UtteranceEnded)]
+
+    assert asyncio.run(speak()) == ["rut", "rut", "end"]
+    assert engine.stats().blank_ruts_total - before == 2
 
 
 def test_output_that_is_not_finite_ends_that_stream_alone(engine, clips, transcripts):
@@ -264,10 +269,10 @@ def test_an_adapter_that_needs_the_whole_utterance(tagging, spoken, paths, clips
     try:
 
         async def speak() -> tuple:
-            transcript = await engine.transcribe(paths[0])
-            events = await heard(engine.open_stream(), clips[0])
+            transcript = await engine.transcribe(paths[2])
+            events = await heard(engine.open_stream(), clips[2])
             stream = engine.open_stream()
-            await stream.feed(clips[0])
+            await stream.feed(clips[2])
             draining = asyncio.create_task(engine.drain())
             last = [event async for event in stream.events()][-1]
             await draining
@@ -293,25 +298,3 @@ def test_slots_are_what_fits_into_memory(monkeypatch):
     too_many = Engine(ServeConfig(model={"base": str(TINY_BASE)}, live={"streams": 1000}))
     with pytest.raises(UsageError, match="1000 live streams need .* GB"):
         too_many.start()
-
-
-def test_waiting_for_frames_of_other_streams_costs_at_most_gather_ms(engine, clips):
-    """Two streams in real time, half a frame apart."""
-
-    async def speak(delay_s: float) -> None:
-        stream = engine.open_stream()
-        reader = asyncio.create_task(_drained(stream))
-        await asyncio.sleep(delay_s)
-        for start in range(0, 16_000, 1280):
-            await stream.feed(clips[0][start : start + 1280])
-            await asyncio.sleep(0.08)
-        stream.end()
-        await reader
-
-    async def both() -> None:
-        await asyncio.gather(speak(0.0), speak(0.04))
-
-    begun = time.monotonic()
-    asyncio.run(both())
-    assert time.monotonic() - begun < 30
-    assert replace(engine.stats()).slots == 9

@@ -4,6 +4,7 @@
     app.state.is_draining                            set by whoever shuts the server down
 """
 
+from importlib import metadata
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -17,7 +18,6 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .. import __version__
 from ..errors import EvoxtralError
 from ..text.taxonomy import Taxonomy
 from . import api_page, files, sockets
@@ -27,6 +27,7 @@ from .metrics import Metrics
 from .refusals import Refusal, refusal_of
 from .uploads import Uploads
 
+_VERSION = metadata.version("evoxtral")
 PAGE = Path(__file__).parent / "page"
 _DESCRIPTION = "Words and expressive tags: of recordings over HTTP, and while people speak over WebSockets."
 _HEADERS = {
@@ -45,7 +46,7 @@ _open, _guarded = APIRouter(tags=["server"]), APIRouter(tags=["server"])
 def create_app(engine: Engine) -> FastAPI:
     """Every request may come before the engine is ready: it is then refused with 503."""
     config = engine.config
-    app = FastAPI(title="evoxtral", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(title="evoxtral", version=_VERSION, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.engine, app.state.config = engine, config
     app.state.groups = Taxonomy.load(config.tags_table).groups
     app.state.uploads, app.state.metrics = Uploads(config.limits), Metrics(engine)
@@ -79,7 +80,7 @@ async def health(request: Request) -> Response:
     facts = {
         "status": status, "model": config.public_name, "base": engine.transcriber.model.base,
         "adapters": [str(path) for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
-        "version": __version__, "tags": state.groups,
+        "version": _VERSION, "tags": state.groups,
     }  # fmt: skip
     if is_ready:
         stats = engine.stats()
@@ -95,7 +96,7 @@ async def ready(request: Request) -> Response:
 
 
 @_guarded.get("/metrics", summary="Measurements for Prometheus")
-async def metrics(request: Request) -> Response:
+async def measurements(request: Request) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

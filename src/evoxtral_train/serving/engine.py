@@ -342,19 +342,27 @@ class Engine:
 
     def _run(self) -> None:
         while not self._is_stopping:
-            self._obey()
-            ready = [stream for stream in self._live if self._prepare(stream)]
-            if ready and self._is_time(ready):
-                self._step(ready)
-            elif self._file_decoder.is_busy:
-                self._step_files()
-            else:
-                self._wait(ready)
-            now = time.monotonic()
-            for stream in [*self._live]:
-                stream.channel.tick(now)
-                if stream.channel.is_over:
-                    del self._live[stream]
+            try:
+                self._take_turn()
+            except Exception as error:  # noqa: BLE001  the thread must live: other clients will come
+                _LOG.exception("the engine has failed; what it was decoding is lost")
+                self._fail([*self._live])
+                self._fail_jobs(error)
+
+    def _take_turn(self) -> None:
+        self._obey()
+        ready = [stream for stream in self._live if self._prepare(stream)]
+        if ready and self._is_time(ready):
+            self._step(ready)
+        elif self._file_decoder.is_busy:
+            self._step_files()
+        else:
+            self._wait(ready)
+        now = time.monotonic()
+        for stream in [*self._live]:
+            stream.channel.tick(now)
+            if stream.channel.is_over:
+                del self._live[stream]
 
     def _obey(self) -> None:
         while self._inbox:
@@ -464,11 +472,8 @@ class Engine:
             completions = self._file_decoder.step()
             tokens = self._file_decoder.newest() if any(job.on_text for job in self._jobs.values()) else []
         except Exception as error:  # noqa: BLE001
-            _LOG.exception("a segment has failed")
-            for name in [*self._jobs]:
-                job = self._jobs[name]
-                self._drop_job(name)
-                job.done(error)
+            _LOG.exception("segments have failed")
+            self._fail_jobs(error)
             return
         for token in tokens:
             job = self._jobs.get(token.utterance_id)
@@ -484,6 +489,11 @@ class Engine:
                 self._audio.remove(int(completion.utterance_id.removeprefix("segment-")))
                 self._audio_samples += len(job.sound.samples)
                 job.done(job.completions)
+
+    def _fail_jobs(self, error: Exception) -> None:
+        for name, job in [*self._jobs.items()]:
+            self._drop_job(name)
+            job.done(error)
 
     def count(self, events: list[LiveEvent]) -> None:
         """Called by streams, in the thread."""

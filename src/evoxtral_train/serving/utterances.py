@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config.serving import Live
 from ..data.endpoints import Ended, Endpointer, Sounded, Started
-from ..data.segments import SoundSegment
+from ..data.segments import SoundSegment, segments_of
 from ..decoding.decoder import Completion
 from ..decoding.live import LiveDecoder, LiveRow, LiveRowKind, LiveUtterance
 from ..transcription.transcriber import RowKind, Transcriber
@@ -100,13 +100,11 @@ class Utterance:
 
     @property
     def sound(self) -> SoundSegment:
-        """Once it has ended."""
+        """Once it has ended. Its silences are those that a file of the same samples has."""
         samples = np.concatenate(self.samples)[: self.end_samples - self.start_samples]
-        edges = [-1, *self.sounding, len(samples) // TOKEN_SAMPLES + 1]
-        gaps = ((first + 1, last) for first, last in zip(edges, edges[1:], strict=False) if last - first > 2)
-        token_s = samples_to_seconds(TOKEN_SAMPLES)
-        quiet = tuple((self._start_s + first * token_s, self._start_s + last * token_s) for first, last in gaps)
-        return SoundSegment(self.start_samples, samples, quiet)
+        segments = segments_of([samples], self._transcriber.config.segmentation)
+        quiet = [(self._start_s + begin_s, self._start_s + end_s) for segment in segments for begin_s, end_s in segment.quiet]
+        return SoundSegment(self.start_samples, samples, tuple(quiet))
 
     def is_in_rut(self, settings: Live) -> bool:
         """Whether the base has written fillers alone for `blank_rut_s`, unsure of them, although there was sound half of the

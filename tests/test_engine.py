@@ -242,7 +242,7 @@ def test_a_blank_rut_is_ended_and_counted(engine, monkeypatch):
         stream = engine.open_stream()
         for start in range(0, len(samples), 1280):  # as fast as it is decoded: the end is not known yet
             await stream.feed(samples[start : start + 1280])
-            while stream.channel.waiting_samples > 3000:
+            while stream.channel.received_s < (start + 1280) / 16_000 or stream.channel.waiting_samples > 3000:
                 await asyncio.sleep(0.001)
         stream.end()
         return [event.reason async for event in stream.events() if isinstance(event, UtteranceEnded)]

@@ -126,6 +126,7 @@ def test_bfloat16_is_kept_bit_by_bit(split):
     torch.testing.assert_close(row.float(), live.float(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_an_adapter_in_the_audio_tower_is_not_cached(call, packed, tmp_path):
     both = r".*self_attn\.(q|k|v|o)_proj"
     assert trains_audio_path(adapted(Lora(target_modules=both)).model)
@@ -178,6 +179,7 @@ def test_decoding_further_than_the_cache_reaches_runs_the_tower(call, packed, tm
     assert not (tmp_path / "dataset/audio-cache").exists()
 
 
+@pytest.mark.parametrize("split", [pytest.param("packed", marks=pytest.mark.slow), "deferred"], indirect=True)
 def test_out_of_memory_while_encoding_halves_the_batch(split, monkeypatch, capsys, network):
     whole = np.array(open_cache(network, CPU, "whole", split)._rows)
     real = LiveAudio.embeddings

@@ -184,6 +184,7 @@ def test_a_long_pause_needs_its_tag(tmp_path):
     assert kinds("yes, [pause] i know.") == []
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_finds_the_same(findings, speak, tmp_path, monkeypatch):
     found = findings(*dirty(findings.sounds, speak, tmp_path).values())
     monkeypatch.setattr(check, "_CHUNK_ROWS", 3)

@@ -186,6 +186,10 @@ def test_the_weight_of_the_pads(aligned, clock, network):
     torch.testing.assert_close(plain.loss, losses.sum() / (labels != -100).sum(), rtol=1e-5, atol=0)
 
 
+TARGETS = ["tags", "text", pytest.param("tagged_text", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("aligned", TARGETS, indirect=True)
 def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     """RAFT trains on the candidate's own tokens, pads and all."""
     if aligned.target == "text":

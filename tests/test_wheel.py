@@ -51,6 +51,7 @@ def environment(tmp_path) -> Path:
     return folder / "bin"
 
 
+@pytest.mark.slow
 def test_init_synth_pack_sft_and_eval_in_an_empty_folder(environment, tmp_path):
     project = tmp_path / "project"
     project.mkdir()

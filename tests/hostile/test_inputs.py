@@ -301,6 +301,7 @@ def powerless():
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_read(powerless, tmp_path):
     """`data pack` said "free some space" of it, and `data import` passed over it without a word."""
     locked = tmp_path / "clips" / "locked"

@@ -155,6 +155,7 @@ def test_what_python_raises_in_plain_words(error, code, message):
     assert message in text
 
 
+@pytest.mark.slow
 def test_workers_of_a_pool_show_no_traceback(clip_row, tmp_path):
     base, row = tmp_path / "base", clip_row("a")
     shutil.copytree(TINY_BASE, base)

@@ -92,6 +92,7 @@ def evaluate(packed, call, tmp_path):
     return evaluate
 
 
+@pytest.mark.slow
 def test_2000_odd_tags_lose_no_evaluation(evaluate, tmp_path):
     tags = [tag for tag in MANY if "\ud800" not in tag]
     result = evaluate(tags)

@@ -425,7 +425,8 @@ class Engine:
                 _LOG.error("%s: the model's output is not finite (NaN or infinite)", stream.id)
                 self._fail([stream])
                 continue
-            self._lag_s.append(channel.stepped())
+            if (lag_s := channel.stepped()) is not None:
+                self._lag_s.append(lag_s)
             if utterance.live.is_finished:
                 self._audio_samples += channel.finish_head(self._decoder)
             elif utterance.end_samples is None and utterance.is_in_rut(self.config.live):

@@ -266,11 +266,14 @@ class Channel:
     def received_s(self) -> float:
         return samples_to_seconds(self._received_samples)
 
-    def stepped(self) -> float:
-        """After a step of the head. Returns how long the frame has waited, in seconds."""
+    def stepped(self) -> float | None:
+        """After a step of the head. Returns how long the frame has waited, in seconds; None for the silence after the end, which
+        waits for nothing."""
         utterance = self.head
         self._say([*utterance.news()])
         reached = utterance.start_samples + utterance.live.decoded_samples
+        if utterance.end_samples is not None and reached >= utterance.end_samples:
+            return None
         while len(self._arrivals) > 1 and self._arrivals[0][0] < reached:
             self._arrivals.popleft()
         return time.monotonic() - self._arrivals[0][1] if self._arrivals else 0.0

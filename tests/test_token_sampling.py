@@ -7,7 +7,6 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 
-
 SLOW = [pytest.param(*filters, marks=pytest.mark.slow) for filters in ((1.0, 1.0, 0), (0.5, 1.0, 3), (2.0, 0.99, 0))]
 
 

@@ -8,7 +8,7 @@
 
 Checked: memory and the median step grow by at most 10% from the first third to the last, after a warm-up; every clip is heard by
 an utterance, in order, and nothing that was heard is lost; the texts of a stream are those of its events; the server ends with 0
-on SIGTERM. Exit code 1 if something fails. Other work on the machine only adds to a step: of each third, the fastest minute counts.
+on SIGTERM. Exit code 1 if something fails. Of each third, the fastest minute's step counts: other work can only add to it.
 
     OMP_NUM_THREADS=1 python benchmarks/soak.py [--minutes 30] [--json docs/serving-soak.json] [--document docs/benchmarks.md]
 """

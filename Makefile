@@ -5,6 +5,7 @@
 # make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
 # make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
+# make soak        30 minutes of live clients against a server: memory, step time, every utterance (docs/benchmarks.md)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
 # make study       the studies of layouts, rewards, thresholds (three seeds) and transcription (about 1¾ hours on 2 cores)
 # make page        fetch wavesurfer.js for the server's web page, if the installation could not (needs npm)
@@ -19,7 +20,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos configs demo serve test hostile test-wheel bench scaling study install tiny-base tiny-tagger clean-demo
+.PHONY: chaos configs demo serve soak test hostile test-wheel bench scaling study install tiny-base tiny-tagger clean-demo
 
 install: .venv/installed
 
@@ -89,6 +90,9 @@ page: .venv/installed
 
 chaos: .venv/installed
 	$(BIN)/python benchmarks/chaos.py --document docs/reliability.md
+
+soak: $(DEMO)/data/complete.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --json docs/serving-soak.json --document docs/benchmarks.md
 
 # Measures the figures in docs/scaling.md.
 scaling: .venv/installed

@@ -12,23 +12,25 @@ from pathlib import Path
 import torch
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock time of `work`, including outstanding work on the device."""
+def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of `work` by the clock, by default that on the wall, including outstanding work on the device."""
     _finish()
-    started = time.perf_counter()
+    started = clock()
     work()
     _finish()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    ways: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """name -> seconds per round, after one unmeasured warm-up of each."""
     for work in ways.values():
         work()
     seconds = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
-            seconds[name].append(seconds_of(work))
+            seconds[name].append(seconds_of(work, clock))
     return seconds
 
 

@@ -55,6 +55,8 @@ def test_rows_together_write_what_two_models_write(bench, spoken, tagging, capsy
 def test_without_a_gpu_it_says_that_nothing_was_measured(bench):
     with pytest.raises(SystemExit, match="needs a CUDA GPU; nothing was measured"):
         bench("full_size.py")
+    with pytest.raises(SystemExit, match="needs a CUDA GPU; nothing was measured"):
+        bench("serving.py", "--full-size")
 
 
 @pytest.mark.slow

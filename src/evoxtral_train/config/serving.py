@@ -27,7 +27,7 @@ class Listen(Section):
         for origin in origins:
             site = urlsplit(origin)
             if origin != "*" and origin != f"{site.scheme}://{site.netloc}".lower():
-                raise ValueError("an origin is scheme://host or scheme://host:port, in lower case, without a path or a / at its end")
+                raise ValueError("an origin is scheme://host or scheme://host:port, in lower case, without a path or a final /")
         return origins
 
 
@@ -57,8 +57,8 @@ class Live(Section):
         "and the next begins. null: never. [ours: above the longest natural run, 13 s]",
     )  # fmt: skip
     blank_rut_margin: PositiveFloat = Field(
-        7.5, description="A blank rut counts only if the pad token leads the second choice by less than this on average, in logits. "
-        "[ours: between ruts, 3.5 to 6.6, and true silence, 8.5 and more]"
+        7.5, description="A blank rut counts only if the pad token leads the second choice by less than this on average, in "
+        "logits. [ours: between ruts, 3.5 to 6.6, and true silence, 8.5 and more]"
     )  # fmt: skip
 
 

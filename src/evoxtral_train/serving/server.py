@@ -48,7 +48,7 @@ async def _serve(engine: Engine, config: ServeConfig, listening: socket.socket) 
         await serving
         if starting.done() and starting.exception() is None:
             engine.stop()
-    if not starting.done():  # the weights are still loading: an interpreter that ends around that thread is aborted (exit code 134)
+    if not starting.done():  # an interpreter that ends around the thread that loads is aborted (exit code 134)
         print("stopped while the model was loading", flush=True)
         os._exit(0)
 

@@ -13,6 +13,7 @@ from evoxtral_train.config.describe import commented, config_of, keys_with_a_lin
 from evoxtral_train.config.evaluation import EvalConfig
 from evoxtral_train.config.fields import description_of, source_of
 from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.serving import ServeConfig
 from evoxtral_train.config.training import RaftConfig, SftConfig
 from evoxtral_train.errors import ConfigError
 
@@ -277,3 +278,17 @@ def test_every_field_is_read_somewhere():
         for each in (data.Clips, training.RewardWeights, evaluation.Gates) for name in each.model_fields
     }  # fmt: skip
     assert unread <= together  # read by model_dump
+
+
+@pytest.mark.parametrize("origin", ["https://example.org/", "https://Example.org", "example.org", "https://a.org/b", "null"])
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    """It would match no page, and nobody would know why."""
+    with pytest.raises(ConfigError, match="an origin is scheme://host"):
+        load_config(None, ServeConfig, [f"listen.allowed_origins=[{origin!r}]"])
+    assert ServeConfig(listen={"allowed_origins": ["https://example.org:8443", "*"]}).listen.allowed_origins
+
+
+def test_keys_that_do_not_go_together_are_named_in_one_sentence():
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, ServeConfig, ["live.rows=adapter"])
+    assert str(refused.value) == "the call: config: live.rows is adapter, but no adapter is named"

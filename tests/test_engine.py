@@ -298,3 +298,68 @@ def test_slots_are_what_fits_into_memory(monkeypatch):
     too_many = Engine(ServeConfig(model={"base": str(TINY_BASE)}, live={"streams": 1000}))
     with pytest.raises(UsageError, match="1000 live streams need .* GB"):
         too_many.start()
+
+
+def test_late_rows_hold_back_a_client_that_sends_too_fast_and_no_utterance_is_too_long_for_the_queue(tagging, paths, clips):
+    engine = started([tagging], live={"streams": 1}, limits={"queue_s": 1.0})
+
+    async def rush() -> tuple[float, list]:
+        stream, most_s = engine.open_stream("adapter"), 0.0
+        reader = asyncio.create_task(_all_of(stream))
+        samples = np.concatenate([np.concatenate([clip, np.zeros(40_000, np.float32)]) for clip in clips[:4]])
+        for start in range(0, len(samples), 1600):
+            await stream.feed(samples[start : start + 1600])
+            most_s = max(most_s, stream.channel.queued_samples / 16_000)
+        stream.end()
+        return most_s, await reader
+
+    try:
+        most_s, events = asyncio.run(asyncio.wait_for(rush(), 120))
+    finally:
+        engine.stop()
+    ended = [event.segment for event in events if isinstance(event, UtteranceEnded)]
+    assert len(ended) == 4
+    assert most_s <= max(segment.end_s - segment.start_s for segment in ended) + 0.1
+
+
+async def _all_of(stream: LiveStream) -> list:
+    return [event async for event in stream.events()]
+
+
+def test_a_client_that_posts_without_end_waits_and_the_others_do_not(engine, clips, transcripts):
+    async def beside() -> tuple[int, list]:
+        flood, most = engine.open_stream(), 0
+        reader = asyncio.create_task(_drained(flood))
+
+        async def post() -> None:
+            nonlocal most
+            while True:
+                flood.commit()
+                await flood.feed(np.zeros(1, np.float32))
+                most = max(most, len(engine._inbox))
+                await asyncio.sleep(0)
+
+        flooding = asyncio.create_task(post())
+        events = await asyncio.wait_for(heard(engine.open_stream(), clips[0]), 60)
+        flooding.cancel()
+        flood.cancel()
+        await reader
+        return most, events
+
+    most, events = asyncio.run(beside())
+    assert most < 500
+    assert as_json(events[-1].transcript) == as_json(transcripts[0])
+
+
+def test_arrivals_are_forgotten_in_silence(engine):
+    async def listen() -> int:
+        stream = engine.open_stream()
+        reader = asyncio.create_task(_drained(stream))
+        for _ in range(2000):
+            await stream.feed(np.zeros(160, np.float32))
+        kept = len(stream.channel._arrivals)
+        stream.cancel()
+        await reader
+        return kept
+
+    assert asyncio.run(listen()) < 1000

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -433,6 +434,24 @@ def test_sigterm_finishes_what_was_heard(clip, expected, tmp_path):
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1012, "shutting_down")
     done = next(event for event in events if event["type"] == "transcription.done")
     assert (done["text"], done["code"]) == (expected.text, "shutting_down")
+
+
+def test_a_signal_while_the_model_loads_ends_the_command_in_order():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "evoxtral_train.cli", "serve", "--base", "data/tiny-base", "--port", str(port)]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while True:
+                with suppress(httpx.TransportError):
+                    assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=30).json()["status"] == "starting"
+                    break
+                time.sleep(0.02)
+            process.terminate()
+            assert process.wait(timeout=60) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_a_port_in_use_ends_the_command_in_one_line(server, call):

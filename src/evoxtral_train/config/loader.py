@@ -214,4 +214,6 @@ def _plain(error: dict, schema: type[BaseModel]) -> str:
     meaning = f" ({description_of(field).rstrip('.')})" if field and not model_of(field.annotation) else ""
     if error["type"] == "missing":
         return f"is required and missing{meaning}"
+    if not error["loc"]:  # of keys that do not go together: the message names them
+        return error["msg"].removeprefix("Value error, ")
     return f"{error['msg']}, got {shown(error['input'])}{meaning}"

@@ -1,8 +1,9 @@
 """The config of `serve`."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .sections import Section
 from .transcription import Transcription
@@ -19,6 +20,15 @@ class Listen(Section):
     allowed_origins: list[str] = Field(
         [], description="Other sites whose pages may use the server, such as https://example.org; *: all."
     )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            site = urlsplit(origin)
+            if origin != "*" and origin != f"{site.scheme}://{site.netloc}".lower():
+                raise ValueError("an origin is scheme://host or scheme://host:port, in lower case, without a path or a final /")
+        return origins
 
 
 class Live(Section):
@@ -37,16 +47,18 @@ class Live(Section):
         20.0, ge=0, le=80, description="How long a stream's frame waits for those of other streams, in milliseconds."
     )
     patience_s: PositiveFloat = Field(
-        2.0, description="Silence that ends an utterance, in seconds. [ours: above the demo's longest pause, 1.48 s]"
-    )
+        2.0,
+        description="Silence that ends a stream's utterance, in seconds; files have segmentation.patience_s. "
+        "[ours: above the demo's longest pause, 1.48 s]",
+    )  # fmt: skip
     blank_rut_s: PositiveFloat | None = Field(
         15.0,
-        description="An utterance restarts when the base wrote nothing for this long although there was sound. null: never. "
-        "[ours: above the longest natural run, 13 s]",
+        description="A blank rut: the base writes nothing for this long although there is sound. The utterance is then ended, "
+        "and the next begins. null: never. [ours: above the longest natural run, 13 s]",
     )  # fmt: skip
     blank_rut_margin: PositiveFloat = Field(
-        7.5, description="It counts only if the pad token leads the next one by less than this, in logits, on average. "
-        "[ours: between ruts, 3.5 to 6.6, and true silence, 8.5 and more]"
+        7.5, description="A blank rut counts only if the pad token leads the second choice by less than this on average, in "
+        "logits. [ours: between ruts, 3.5 to 6.6, and true silence, 8.5 and more]"
     )  # fmt: skip
 
 

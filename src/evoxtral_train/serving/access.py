@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ..config.serving import Listen, ServeConfig
 from ..errors import EvoxtralError
 
-_SUBPROTOCOL = "openai-insecure-api-key."
+KEY_PROTOCOL = "openai-insecure-api-key."
 
 
 class AccessDenied(EvoxtralError):
@@ -71,5 +71,5 @@ def _sent_keys(headers: Mapping[str, str], query: Mapping[str, str]) -> list[byt
     keys = [bearer.strip().encode("latin-1", "replace")] if scheme.lower() == "bearer" else []
     keys += [query["api_key"].encode("utf-8", "replace")] if "api_key" in query else []
     protocols = headers.get("sec-websocket-protocol", "").split(",")
-    sent = [name.strip().removeprefix(_SUBPROTOCOL) for name in protocols if name.strip().startswith(_SUBPROTOCOL)]
+    sent = [name.strip().removeprefix(KEY_PROTOCOL) for name in protocols if name.strip().startswith(KEY_PROTOCOL)]
     return keys + [key.encode("latin-1", "replace") for key in sent]

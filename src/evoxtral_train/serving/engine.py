@@ -42,6 +42,7 @@ _SPARE_S = 3.0  # an utterance may be that much longer than `segmentation.max_s`
 _SEGMENTS_OF_A_FILE = 4  # decoded at a time
 _NEWEST = 1000  # measurements that are kept
 _EVENTS = 10_000  # that a client has not read, before its stream is closed
+_COMMANDS = 100  # of a stream that the thread has not obeyed yet, before its client has to wait
 
 Rows = Literal["base", "adapter", "both"]
 
@@ -59,33 +60,41 @@ class LiveStream:
         self._events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         self._room = asyncio.Event()
         self._fed = self._taken = 0  # samples
+        self._posted = self._obeyed = 0  # commands
+        self.obeyed = 0  # counted by the engine's thread
         self._closed = False  # by the client
         live = [kind for kind in kinds if kind.layout.has_times]
         late = [kind for kind in kinds if not kind.layout.has_times]
         self.channel = Channel(engine.transcriber, engine.config.live.patience_s, live, late, self._emit, engine.decode_late)
 
     async def feed(self, samples: np.ndarray) -> None:
-        """float32 [samples], mono at 16 kHz. Returns when less than `limits.queue_s` of audio wait to be decoded. Samples after
-        the end, or beyond `limits.session_s`, are dropped; the stream then ends with the code "session_too_long"."""
+        """float32 [samples], mono at 16 kHz. Returns when less than `limits.queue_s` of audio and few commands wait for the
+        thread. Samples after the end, or beyond `limits.session_s`, are dropped; the stream then ends with the code
+        "session_too_long"."""
         room = seconds_to_samples(self._engine.config.limits.session_s) - self._fed
         samples, is_too_long = samples[:room], len(samples) > room
         self._fed += len(samples)
         arrived = time.monotonic()
-        self._engine.post(lambda: self.channel.receive(samples, arrived), self)
+        if len(samples):
+            self._post(lambda: self.channel.receive(samples, arrived))
         if is_too_long:
-            self._engine.post(lambda: self.channel.end("session_too_long"), self)
+            self.end("session_too_long")
         limit = seconds_to_samples(self._engine.config.limits.queue_s)
-        while self._fed - self._taken > limit and not self._closed:
+        while (self._fed - self._taken > limit or self._posted - self._obeyed > _COMMANDS) and not self._closed:
             self._room.clear()
             await self._room.wait()
 
     def commit(self) -> None:
         """End the utterance here, if one has begun: what was heard is finished, and the next sound begins another."""
-        self._engine.post(lambda: self.channel.commit(), self)
+        self._post(lambda: self.channel.commit())
 
     def end(self, code: str | None = None) -> None:
         """No more audio will come. The last utterance is finished, and `events` ends with StreamEnded."""
-        self._engine.post(lambda: self.channel.end(code), self)
+        self._post(lambda: self.channel.end(code))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._posted += 1
+        self._engine.post(command, self)
 
     def cancel(self) -> None:
         """The client is gone: free its slot at once. May be called at any time, and twice."""
@@ -103,22 +112,24 @@ class LiveStream:
                 return
 
     def took(self) -> None:
-        """Called by the engine's thread: some audio has been decoded."""
-        taken = seconds_to_samples(self.channel.received_s) - self.channel.waiting_samples  # what was posted is not received yet
-        self._call(lambda: self._take(taken))
+        """Called by the engine's thread: it has obeyed commands or decoded audio."""
+        obeyed = self.obeyed
+        taken = seconds_to_samples(self.channel.received_s) - self.channel.queued_samples  # what was posted is not received yet
+        self._call(lambda: self._take(taken, obeyed))
 
     def fail(self) -> None:
         """Called by the engine's thread: something went wrong with this stream."""
         self._emit([self.channel.failed()])
 
-    def _take(self, taken: int) -> None:
-        self._taken = taken
+    def _take(self, taken: int, obeyed: int) -> None:
+        self._taken, self._obeyed = taken, obeyed
         self._room.set()
 
     def _emit(self, events: list[LiveEvent]) -> None:
         """Called by the engine's thread."""
         self._engine.count(events)
         self._call(lambda: self._put(events))
+        self.took()
 
     def _put(self, events: list[LiveEvent]) -> None:
         for event in events:
@@ -365,15 +376,20 @@ class Engine:
                 del self._live[stream]
 
     def _obey(self) -> None:
-        while self._inbox:
+        """What has been posted so far: a client that posts without end must not keep the others waiting."""
+        streams: dict[LiveStream, None] = {}
+        for _ in range(len(self._inbox)):
             command, stream = self._inbox.popleft()
+            if stream is not None:
+                stream.obeyed += 1
+                streams[stream] = None
             try:
                 command()
-                if stream is not None and stream in self._live:
-                    stream.took()
             except Exception:  # noqa: BLE001  no fault of one stream may end the others
                 _LOG.exception("a stream has failed")
                 self._fail([stream] if stream is not None else [])
+        for stream in streams:
+            stream.took()
 
     def _wait(self, ready: list[LiveStream]) -> None:
         """Until something is to be done."""

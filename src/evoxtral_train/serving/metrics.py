@@ -48,7 +48,7 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily("evoxtral_blank_ruts", "Utterances that were ended in a blank rut.", stats.blank_ruts_total)
         yield CounterMetricFamily("evoxtral_audio_seconds", "Audio decoded, of streams and files.", stats.audio_s_total)
         yield CounterMetricFamily("evoxtral_refused", "Streams and files that found the server full.", stats.refused_total)
-        tags = CounterMetricFamily("evoxtral_tags", "Tags that passed the filters.", labels=["tag"])
+        tags = CounterMetricFamily("evoxtral_tags", "Kept tags of streams since the start.", labels=["tag"])
         for tag, count in sorted(stats.tags_total.items()):
             tags.add_metric([tag], count)
         yield tags

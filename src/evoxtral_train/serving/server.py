@@ -7,6 +7,7 @@ sent; the connections close. A second SIGINT ends it at once.
 import asyncio
 import errno
 import math
+import os
 import signal
 import socket
 import sys
@@ -47,6 +48,9 @@ async def _serve(engine: Engine, config: ServeConfig, listening: socket.socket) 
         await serving
         if starting.done() and starting.exception() is None:
             engine.stop()
+    if not starting.done():  # an interpreter that ends around the thread that loads is aborted (exit code 134)
+        print("stopped while the model was loading", flush=True)
+        os._exit(0)
 
 
 def _start(engine: Engine) -> asyncio.Future[None]:

@@ -29,7 +29,6 @@ from .events import Heard, StreamEnded
 from .pcm import RATES_HZ, PcmReader
 
 _LOG = logging.getLogger(__name__)
-_KEY_PROTOCOL = "openai-insecure-api-key."
 _CLOSE_S = 1.0
 _CLOSE_CODES: dict[ErrorCode | None, int] = {
     None: 1000, "internal_error": 1011, "shutting_down": 1012, "server_full": 1013,
@@ -75,6 +74,7 @@ class _Connection:
         self._pcm: PcmReader | None = None
         self._has_ended = False  # the client has ended the stream, which is not finished yet
         self._last_heard: Heard | None = None
+        self._quiet_decoded_s: float | None = None  # how far the stream was when the client had been quiet for `limits.idle_s`
         self._sending = asyncio.Lock()
 
     async def serve(self) -> None:
@@ -111,7 +111,7 @@ class _Connection:
     def _subprotocol(self) -> str | None:
         """A browser that offers some needs one of them in the answer."""
         offered = self._websocket.scope["subprotocols"]
-        return next((name for name in offered if not name.startswith(_KEY_PROTOCOL)), offered[0] if offered else None)
+        return next((name for name in offered if not name.startswith(access.KEY_PROTOCOL)), offered[0] if offered else None)
 
     def _check_access_and_options(self) -> None:
         try:
@@ -162,8 +162,10 @@ class _Connection:
             return message.get("text")
 
     def _is_idle(self) -> bool:
-        """Whether it is the client's turn."""
-        return not self._has_ended and (self._last_heard is None or self._last_heard.lag_s < 1)
+        """Whether it is the client's turn: the engine has caught up, or waits for the end of an utterance."""
+        decoded_s = self._last_heard and self._last_heard.decoded_s
+        waits, self._quiet_decoded_s = decoded_s == self._quiet_decoded_s, decoded_s
+        return not self._has_ended and (self._last_heard is None or self._last_heard.lag_s < 1 or waits)
 
     async def _perform(self, action: Feed | Commit | End | Reply) -> None:
         if isinstance(action, Reply):

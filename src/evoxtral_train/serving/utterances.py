@@ -194,6 +194,8 @@ class Channel:
             return
         for start in range(0, len(samples), TOKEN_SAMPLES):
             self._receive(samples[start : start + TOKEN_SAMPLES])
+        while not self._utterances and self._arrivals and self._arrivals[0][0] <= self._recent_start:
+            self._arrivals.popleft()  # no utterance will begin there
         self._arrivals.append((self._received_samples, arrived))
 
     def _receive(self, samples: np.ndarray) -> None:
@@ -241,6 +243,14 @@ class Channel:
     def waiting_samples(self) -> int:
         """Heard, and not decoded yet."""
         return sum(utterance.waiting_samples for utterance in self._utterances)
+
+    @property
+    def queued_samples(self) -> int:
+        """Heard, and waiting for the model: for a live row, or for the late rows of an utterance that has ended. Before its end
+        an utterance without live rows waits for the client alone."""
+        late = [closing.utterance for closing in self._closing if closing.missing]
+        late_samples = sum(utterance.end_samples - utterance.start_samples for utterance in late)
+        return late_samples + (self.waiting_samples if self._kinds else 0)
 
     @property
     def head(self) -> Utterance | None:

@@ -31,35 +31,37 @@ export class Live {
   #unfinished = new Map(); // utterance -> start_s, on the recording's clock
   #failures = 0;
   #retry = null;
+  #rest = null; // timer: what the browser's queue has no room for yet
   #watch = null;
   #code = null;
 
   /**
-   * recording: heard from its present end on. openSocket: () -> WebSocket. on: {
+   * recording: heard from `start` (a sample) on. openSocket: () -> WebSocket. on: {
    *   event(event, connection)  one of the server's evoxtral.* events, its times on the recording's clock
    *   lost(connection)          what that connection has not finished will be heard again
    *   state(name, detail)       connecting | live | finishing | waiting (detail: {seconds, code}) | done
    * }
    */
-  constructor(recording, openSocket, on) {
+  constructor(recording, start, openSocket, on) {
     this.#recording = recording;
     this.#open = openSocket;
     this.#on = on;
-    this.#finishedS = this.#decodedS = recording.seconds;
+    this.#finishedS = this.#decodedS = start / RATE;
     addEventListener("online", this.#now);
     this.#connect();
   }
 
   /** The recording has grown. */
   pump = () => {
-    if (!this.#ready || this.#committed) return;
+    if (!this.#ready || this.#committed || this.#closed) return;
+    clearTimeout(this.#rest);
     while (this.#sent < this.#recording.length && this.#socket.bufferedAmount < UNSENT_BYTES) {
       const samples = this.#recording.slice(this.#sent, this.#sent + CHUNK_SAMPLES);
       this.#say({ type: "input_audio_buffer.append", audio: base64(samples) });
       this.#sent += samples.length;
     }
     if (this.#sent < this.#recording.length) {
-      setTimeout(this.pump, 50);
+      this.#rest = setTimeout(this.pump, 50);
     } else if (this.#finishing) {
       this.#committed = true;
       this.#say({ type: "input_audio_buffer.commit", final: true });

@@ -39,6 +39,7 @@ async function record() {
   if (source === "file" && !startOver()) return;
   notice(null);
   setRecord("starting");
+  const start = recording.length;
   try {
     microphone = await Microphone.open(hear, () => stop("The microphone was unplugged. What it heard is kept."));
   } catch (error) {
@@ -50,7 +51,7 @@ async function record() {
   source = "microphone";
   saved = false;
   player.unload();
-  live = new Live(recording, openSocket, { event: heard, lost: forget, state: connection });
+  live = new Live(recording, start, openSocket, { event: heard, lost: forget, state: connection });
   setRecord("recording");
   showParts();
   redraw();
@@ -58,7 +59,7 @@ async function record() {
 
 function hear(samples) {
   recording.append(samples);
-  live.pump();
+  live?.pump(); // the first samples may come before `live`
 }
 
 async function stop(reason = null) {
@@ -155,7 +156,7 @@ async function open(file) {
 
 /** Shows and plays the file, as far as the browser can. */
 async function drawFile(file) {
-  player.load(URL.createObjectURL(file));
+  load(file);
   redraw();
   if (file.size > LONGEST_DRAWN_BYTES) return;
   try {
@@ -223,8 +224,18 @@ $("key").addEventListener("submit", (event) => {
 
 // --- What is shown
 
+let soundUrl = null;
+
+/** Gives the player a Blob, and the browser back the memory of the one before. */
+function load(sound) {
+  const before = soundUrl;
+  soundUrl = URL.createObjectURL(sound);
+  player.load(soundUrl);
+  if (before) URL.revokeObjectURL(before);
+}
+
 function showRecording() {
-  if (source === "microphone" && recording.length) player.load(URL.createObjectURL(recording.wav()));
+  if (source === "microphone" && recording.length) load(recording.wav());
   redraw();
 }
 

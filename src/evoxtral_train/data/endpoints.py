@@ -1,8 +1,9 @@
 """Finds the utterances of a stream while it is heard.
 
 The causal sibling of `segments`: `sound_levels` says what sound is, but the noise floor looks back only, and no frame waits for
-the next. It listens for silence, not for the absence of speech. Noise may be louder than the silence before it, as when a
-microphone is switched on: a second of it that is faint and steady turns out to have been silence.
+the next. It listens for silence, not for the absence of speech. A microphone that is switched
+on brings noise louder than the silence before it. If the noise stays faint and steady for a second, it counts as silence after
+all.
 
 An utterance ends at a silence of `patience_s`. One that grows too long is cut: from two thirds of `max_s` on in the first silence
 that no tag could stand for, at `max_s` where the last second was quietest.
@@ -59,8 +60,8 @@ class Ended:
 class Endpointer:
     """The utterances of one stream, mono at 16 kHz. Positions are samples from its start.
 
-    `patience_s` replaces that of the settings. Utterances do not overlap, and together they hold every sound that is
-    known as one when it is heard: a steady noise 12 dB below what came before it may be the room. One that was cut is followed by
+    `patience_s` replaces that of the settings. Utterances do not overlap. Together they hold every frame that counts as sound
+    when it arrives. Steady noise 12 dB below what came before may be the room, and is left out. One that was cut is followed by
     another that begins at the cut, as soon as it has sound.
     """
 
@@ -73,7 +74,8 @@ class Endpointer:
         self._begin(0)
 
     def hear(self, samples: np.ndarray) -> list[Started | Sounded | Ended]:
-        """What the next float32 [samples] tell, in order. Their lengths do not matter, but only the last Sounded is told."""
+        """What the next float32 [samples] tell, in order. The result does not depend on how the samples are split, except that a
+        call reports only its last Sounded."""
         events, sound_end = [], self._sound_end
         self._rest = np.concatenate([self._rest, samples])
         whole = len(self._rest) // FRAME_SAMPLES * FRAME_SAMPLES

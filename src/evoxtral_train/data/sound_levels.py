@@ -2,8 +2,8 @@
 
 Sound is energy above the noise around it, not speech: a speech detector does not hear sighs, gasps and whispers. In two bands,
 below and above 1 kHz, the level of a 20 ms frame is compared with the noise floor, the lowest level of any 0.2 s within reach. A
-frame that rises out of the floor in neither band is quiet. Steady noise that nothing rises out of is sound, unless it is faint:
-nobody can know that it is not meant to be heard.
+frame that rises out of the floor in neither band is quiet. Steady noise with nothing above it counts as sound,
+because it may be meant. If it is faint, it counts as silence.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ of other rows. Only rounding differs; in bfloat16 it occasionally changes a toke
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -194,6 +194,12 @@ class Decoder:
             self._waiting.append(request)
             self.smallest_tokens = max(self.smallest_tokens, self._settings.candidates * self._settings.reach(request))
         self.table_tokens = max(self.table_tokens, self.smallest_tokens)
+
+    def add_first(self, requests: Sequence[Request]) -> None:
+        """They are decoded before those that wait."""
+        waiting, self._waiting = self._waiting, deque()
+        self.add(requests)
+        self._waiting += waiting
 
     @torch.inference_mode()
     def drop(self, utterance_id: str) -> None:

@@ -50,7 +50,7 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.engine, app.state.config = engine, config
     app.state.groups = Taxonomy.load(config.tags_table).groups
     app.state.uploads, app.state.metrics = Uploads(config.limits), Metrics(engine)
-    app.state.was_ready = app.state.is_draining = False
+    app.state.is_draining = False
     app.include_router(_open)
     for router in (_guarded, files.router):
         app.include_router(router, dependencies=[Depends(_check)])
@@ -75,11 +75,10 @@ async def health(request: Request) -> Response:
     """`status`: starting, ok, or, with 503, stopped: then only a restart helps. `tags`: tag -> group."""
     engine, config, state = request.app.state.engine, request.app.state.config, request.app.state
     is_ready = engine.is_ready
-    state.was_ready = is_ready or state.was_ready
-    status = "ok" if is_ready else "stopped" if state.was_ready else "starting"
+    status = "ok" if is_ready else "stopped" if engine.was_started else "starting"
     facts = {
         "status": status, "model": config.public_name, "base": engine.transcriber.model.base,
-        "adapters": [str(path) for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
+        "adapters": [path.name for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
         "version": _VERSION, "tags": state.groups,
     }  # fmt: skip
     if is_ready:

@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_STREAMS = {"cuda": 64, "cpu": 8}
 _SPARE_S = 3.0  # an utterance may be that much longer than `segmentation.max_s`, before its end is noticed
 _SEGMENTS_OF_A_FILE = 4  # decoded at a time
+_MOST_FAILURES = 5  # in a row, before the engine gives up
 _NEWEST = 1000  # measurements that are kept
 _EVENTS = 10_000  # that a client has not read, before its stream is closed
 _COMMANDS = 100  # of a stream that the thread has not obeyed yet, before its client has to wait
@@ -157,6 +158,7 @@ class EngineStats:
     audio_s_total: float  # decoded, live and files
     tags_total: dict[str, int]  # kept tags by name
     refused_total: int  # ServerFull
+    failures_total: int  # streams, and segments of files, that were lost to a fault
     step_s: list[float]  # of the last 1,000 live steps
     lag_s: list[float]  # of the frames of the last 1,000 live steps: from their arrival to their tokens
 
@@ -173,6 +175,7 @@ class _SegmentJob:
     completions: dict[int, Completion] = field(default_factory=dict)
     token_ids: list[int] = field(default_factory=list)
     text: GrowingText | None = None
+    is_urgent: bool = False
 
 
 class Engine:
@@ -192,7 +195,9 @@ class Engine:
         self._is_draining = self._is_stopping = False
         self._counts: Counter[str] = Counter()
         self._tags: Counter[str] = Counter()
-        self._audio_samples = 0
+        self._failures_in_a_row = 0
+        self._live_samples = 0  # counted by the thread
+        self.file_samples = 0  # counted by the event loop
         self._step_s: deque[float] = deque(maxlen=_NEWEST)
         self._lag_s: deque[float] = deque(maxlen=_NEWEST)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -258,6 +263,10 @@ class Engine:
         self._decoder.leave(utterance)
 
     @property
+    def was_started(self) -> bool:
+        return self._thread.ident is not None
+
+    @property
     def is_ready(self) -> bool:
         """Between `start` and `stop`, while the thread lives."""
         return self._thread.is_alive() and not self._is_stopping
@@ -307,8 +316,9 @@ class Engine:
         return EngineStats(
             slots=self.slots, streams=len(self._streams), files=self._files, streams_total=self._counts["streams"],
             utterances_total=self._counts["utterances"], blank_ruts_total=self._counts["blank_ruts"],
-            audio_s_total=samples_to_seconds(self._audio_samples), tags_total=dict(self._tags.copy()),
-            refused_total=self._counts["refused"], step_s=[*self._step_s], lag_s=[*self._lag_s],
+            audio_s_total=samples_to_seconds(self._live_samples + self.file_samples), tags_total=dict(self._tags.copy()),
+            refused_total=self._counts["refused"], failures_total=self._counts["failures"],
+            step_s=[*self._step_s], lag_s=[*self._lag_s],
         )  # fmt: skip
 
     async def drain(self) -> None:
@@ -357,8 +367,12 @@ class Engine:
                 self._take_turn()
             except Exception as error:  # noqa: BLE001  the thread must live: other clients will come
                 _LOG.exception("the engine has failed; what it was decoding is lost")
+                self._failures_in_a_row += 1
                 self._fail([*self._live])
                 self._fail_jobs(error)
+            if self._failures_in_a_row == _MOST_FAILURES:  # such as a GPU that is gone
+                _LOG.critical("the engine stops after %d failures in a row: restart the server", _MOST_FAILURES)
+                return
 
     def _take_turn(self) -> None:
         self._obey()
@@ -429,29 +443,40 @@ class Engine:
         begun = time.monotonic()
         try:
             self._decoder.step([stream.channel.head.live for stream in ready])
-        except Exception:  # noqa: BLE001  no fault of one stream may end the others
+        except Exception:  # noqa: BLE001  it ends the streams of this step; the others go on
             _LOG.exception("a live step has failed")
+            self._failures_in_a_row += 1
             self._fail(ready)
             return
+        self._failures_in_a_row = 0
         self._step_s.append(time.monotonic() - begun)
         for stream in ready:
-            channel, utterance = stream.channel, stream.channel.head
-            utterance.ready_since = None
-            if utterance.live.has_failed:
-                _LOG.error("%s: the model's output is not finite (NaN or infinite)", stream.id)
+            try:
+                self._advance(stream)
+            except Exception:  # noqa: BLE001  no fault of one stream may end the others
+                _LOG.exception("%s has failed", stream.id)
                 self._fail([stream])
-                continue
-            if (lag_s := channel.stepped()) is not None:
-                self._lag_s.append(lag_s)
-            if utterance.live.is_finished:
-                self._audio_samples += channel.finish_head(self._decoder)
-            elif utterance.end_samples is None and utterance.is_in_rut(self.config.live):
-                self._counts["blank_ruts"] += 1
-                channel.commit("rut")
-            stream.took()
+
+    def _advance(self, stream: LiveStream) -> None:
+        """After a step of the stream's utterance."""
+        channel, utterance = stream.channel, stream.channel.head
+        utterance.ready_since = None
+        if utterance.live.has_failed:
+            _LOG.error("%s: the model's output is not finite (NaN or infinite)", stream.id)
+            self._fail([stream])
+            return
+        if (lag_s := channel.stepped()) is not None:
+            self._lag_s.append(lag_s)
+        if utterance.live.is_finished:
+            self._live_samples += channel.finish_head(self._decoder)
+        elif utterance.end_samples is None and utterance.is_in_rut(self.config.live):
+            self._counts["blank_ruts"] += 1
+            channel.commit("rut")
+        stream.took()
 
     def _fail(self, streams: list[LiveStream]) -> None:
         for stream in streams:
+            self._counts["failures"] += 1
             self._forget(stream)
             stream.fail()
 
@@ -461,23 +486,32 @@ class Engine:
             utterance = stream.channel.head
             if utterance is not None and utterance.live is not None:
                 self._decoder.leave(utterance.live)
+            for name in stream.channel.late_jobs:
+                self._drop_job(name)
 
-    def decode_late(self, sound: SoundSegment, kinds: list[RowKind], done: Callable[[dict[int, Completion]], None]) -> None:
-        """Rows that need a whole utterance. In the thread."""
+    def decode_late(self, sound: SoundSegment, kinds: list[RowKind], done: Callable[[dict[int, Completion]], None]) -> str:
+        """Rows that need a whole utterance, before those of files. Returns the job's name. In the thread."""
 
         def finish(result: dict[int, Completion] | Exception) -> None:
             if isinstance(result, Exception):  # an utterance without its tags
                 result = {kind.number: Completion("", 0, [], "length", 0.0, [], kind.number) for kind in kinds}
             done(result)
 
-        self._start_job(f"segment-{next(self._numbers)}", _SegmentJob(sound, kinds, finish))
+        name = f"segment-{next(self._numbers)}"
+        self._start_job(name, _SegmentJob(sound, kinds, finish, is_urgent=True))
+        return name
 
     def _start_job(self, name: str, job: _SegmentJob) -> None:
         self._jobs[name] = job
         index = int(name.removeprefix("segment-"))
-        requests = [kind.request(name, len(job.sound.samples), index) for kind in job.kinds]
-        self._audio.add(index, job.sound.samples, max(request.row_tokens for request in requests), len(requests))
-        self._file_decoder.add(requests)
+        try:
+            requests = [kind.request(name, len(job.sound.samples), index) for kind in job.kinds]
+            self._audio.add(index, job.sound.samples, max(request.row_tokens for request in requests), len(requests))
+            (self._file_decoder.add_first if job.is_urgent else self._file_decoder.add)(requests)
+        except Exception as error:  # noqa: BLE001  whoever waits for it is told
+            _LOG.exception("a segment has failed")
+            self._drop_job(name)
+            job.done(error)
 
     def _drop_job(self, name: str) -> None:
         if self._jobs.pop(name, None) is not None:
@@ -490,8 +524,10 @@ class Engine:
             tokens = self._file_decoder.newest() if any(job.on_text for job in self._jobs.values()) else []
         except Exception as error:  # noqa: BLE001
             _LOG.exception("segments have failed")
+            self._failures_in_a_row += 1
             self._fail_jobs(error)
             return
+        self._failures_in_a_row = 0
         for token in tokens:
             job = self._jobs.get(token.utterance_id)
             if job is not None and job.on_text is not None and token.adapter == job.kinds[0].number:
@@ -504,11 +540,11 @@ class Engine:
             if len(job.completions) == len(job.kinds):
                 del self._jobs[completion.utterance_id]
                 self._audio.remove(int(completion.utterance_id.removeprefix("segment-")))
-                self._audio_samples += len(job.sound.samples)
                 job.done(job.completions)
 
     def _fail_jobs(self, error: Exception) -> None:
         for name, job in [*self._jobs.items()]:
+            self._counts["failures"] += 1
             self._drop_job(name)
             job.done(error)
 
@@ -570,6 +606,7 @@ class _File:
         self._texts[self._finished] = segment.text
         self._send()
         self._pending.popleft()
+        self._engine.file_samples += len(sound.samples)
         self._finished += 1
         self._has_text |= bool(segment.text)
         self._sent = 0

@@ -48,6 +48,7 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily("evoxtral_blank_ruts", "Utterances that were ended in a blank rut.", stats.blank_ruts_total)
         yield CounterMetricFamily("evoxtral_audio_seconds", "Audio decoded, of streams and files.", stats.audio_s_total)
         yield CounterMetricFamily("evoxtral_refused", "Streams and files that found the server full.", stats.refused_total)
+        yield CounterMetricFamily("evoxtral_failures", "Streams and segments of files lost to a fault.", stats.failures_total)
         tags = CounterMetricFamily("evoxtral_tags", "Kept tags of streams since the start.", labels=["tag"])
         for tag, count in sorted(stats.tags_total.items()):
             tags.add_metric([tag], count)

@@ -4,8 +4,8 @@
     client ◄─ writer: LiveStream.events, Dialect.write …         whichever ends first ends the other, and the stream is freed
 
 The reader stops reading while the engine has enough audio of this stream, and so the client has to wait. A client that does not
-take what it is sent is closed. uvicorn must let messages of twice `limits.message_bytes` pass: the sender is told that one is too
-large, and goes on; a larger one ends the connection.
+take what it is sent is closed. A message above `limits.message_bytes` is answered with an error, and the session goes on.
+Above twice that size, uvicorn closes the connection.
 """
 
 import asyncio

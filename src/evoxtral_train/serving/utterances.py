@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ..units import TOKEN_SAMPLES, samples_to_seconds, samples_to_tokens, second
 from .events import EndReason, Heard, LiveEvent, StreamEnded, TagHeard, TextDelta, UtteranceEnded, UtteranceStarted, WordHeard
 
 _HEARD_EVERY_S = 0.25
-_LOOKBACK_S = 3.0  # an utterance begins at most that much, and the patience, before its first sound is noticed
+_LOOKBACK_S = 3.0  # an utterance begins at most this plus the patience before its first sound is noticed
 
 
 def live_kind(kind: RowKind) -> LiveRowKind:
@@ -98,7 +99,7 @@ class Utterance:
     def waiting_samples(self) -> int:
         return sum(map(len, self._waiting)) if self.live is None else self.live.waiting_samples
 
-    @property
+    @cached_property
     def sound(self) -> SoundSegment:
         """Once it has ended. Its silences are those that a file of the same samples has."""
         samples = np.concatenate(self.samples)[: self.end_samples - self.start_samples]
@@ -153,12 +154,13 @@ class Utterance:
 
 @dataclass
 class _Closing:
-    """An utterance whose live rows have finished; rows that need its whole sound may not have. `later`: events of the next
-    utterance, which wait until this one has ended."""
+    """An utterance whose live rows have finished; rows that need its whole sound may not have: `job` decodes those. `later`:
+    events of the next utterance, which wait until this one has ended."""
 
     utterance: Utterance
     completions: dict[int, Completion]
     missing: set[int]
+    job: str | None = None
     later: list[LiveEvent] = field(default_factory=list)
 
 
@@ -300,9 +302,13 @@ class Channel:
         closing = _Closing(utterance, completions, {kind.number for kind in self._late_kinds})
         self._closing.append(closing)
         if closing.missing:
-            self._decode_late(utterance.sound, self._late_kinds, lambda late: self._add_late(closing, late))
+            closing.job = self._decode_late(utterance.sound, self._late_kinds, lambda late: self._add_late(closing, late))
         self._close_finished()
         return utterance.end_samples - utterance.start_samples
+
+    @property
+    def late_jobs(self) -> list[str]:
+        return [closing.job for closing in self._closing if closing.job]
 
     def _add_late(self, closing: _Closing, late: dict[int, Completion]) -> None:
         closing.completions |= late

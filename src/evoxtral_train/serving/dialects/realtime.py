@@ -1,4 +1,4 @@
-"""`/v1/realtime`, which vLLM's and OpenAI's clients share, until the first message tells which of them has come."""
+"""`/v1/realtime`, which vLLM's and OpenAI's clients share, until the first message shows which client it is."""
 
 from ..events import LiveEvent
 from . import Action, Dialect, ErrorCode

@@ -203,7 +203,9 @@ class Engine:
         self._audio = SegmentAudio(network, family)
         spare_tokens = int((free_bytes - self.slots * stream_bytes) / 2 / (row_bytes / longest_tokens))
         budget_tokens = max(min(settings.batch_tokens, spare_tokens), longest_tokens)
-        self._file_decoder = Decoder(network, self._audio, settings, budget_tokens, adapters)
+        # Streams wait for a step of the files: it reads one new segment at most.
+        step_tokens = longest_tokens * len(self.transcriber.rows)
+        self._file_decoder = Decoder(network, self._audio, settings, budget_tokens, adapters, step_tokens)
         self._warm_up()
         self._thread.start()
 
@@ -365,7 +367,8 @@ class Engine:
                 del self._live[stream]
 
     def _obey(self) -> None:
-        while self._inbox:
+        """What was posted so far. A client that posts without a pause must not keep the others from their steps."""
+        for _ in range(len(self._inbox)):
             command, stream = self._inbox.popleft()
             try:
                 command()

@@ -195,6 +195,8 @@ class Channel:
         for start in range(0, len(samples), TOKEN_SAMPLES):
             self._receive(samples[start : start + TOKEN_SAMPLES])
         self._arrivals.append((self._received_samples, arrived))
+        while self.head is None and self._arrivals[0][0] < self._recent_start:  # silence, which nothing will decode
+            self._arrivals.popleft()
 
     def _receive(self, samples: np.ndarray) -> None:
         self._recent.append(samples)

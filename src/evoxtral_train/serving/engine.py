@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 _MOST_STREAMS = {"cuda": 64, "cpu": 8}
 _SPARE_S = 3.0  # an utterance may be that much longer than `segmentation.max_s`, before its end is noticed
 _SEGMENTS_OF_A_FILE = 4  # decoded at a time
+_TURN_SAMPLES = 16_000  # of a stream that are received in a turn, about: one that is sent a lot must not hold up the others
+_TURN_COMMANDS = 100
 _NEWEST = 1000  # measurements that are kept
 _EVENTS = 10_000  # that a client has not read, before its stream is closed
 
@@ -60,6 +62,7 @@ class LiveStream:
         self._room = asyncio.Event()
         self._fed = self._taken = 0  # samples
         self._closed = False  # by the client
+        self.inbox: deque[Callable[[], None]] = deque()  # what the engine's thread is to do with `channel`
         live = [kind for kind in kinds if kind.layout.has_times]
         late = [kind for kind in kinds if not kind.layout.has_times]
         self.channel = Channel(engine.transcriber, engine.config.live.patience_s, live, late, self._emit, engine.decode_late)
@@ -71,7 +74,9 @@ class LiveStream:
         samples, is_too_long = samples[:room], len(samples) > room
         self._fed += len(samples)
         arrived = time.monotonic()
-        self._engine.post(lambda: self.channel.receive(samples, arrived), self)
+        for start in range(0, len(samples), _TURN_SAMPLES):
+            piece = samples[start : start + _TURN_SAMPLES]
+            self._engine.post(lambda piece=piece: self.channel.receive(piece, arrived), self)
         if is_too_long:
             self._engine.post(lambda: self.channel.end("session_too_long"), self)
         limit = seconds_to_samples(self._engine.config.limits.queue_s)
@@ -104,7 +109,7 @@ class LiveStream:
 
     def took(self) -> None:
         """Called by the engine's thread: some audio has been decoded."""
-        taken = seconds_to_samples(self.channel.received_s) - self.channel.waiting_samples  # what was posted is not received yet
+        taken = self.channel.received_samples - self.channel.waiting_samples  # what was posted is not received yet
         self._call(lambda: self._take(taken))
 
     def fail(self) -> None:
@@ -172,7 +177,7 @@ class Engine:
         self.config, self.transcriber = config, Transcriber(config)
         self.slots = 0
         self._wake = threading.Condition()
-        self._inbox: deque[tuple[Callable[[], None], LiveStream | None]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
         self._streams: dict[LiveStream, None] = {}  # in the order of their opening; owned by the event loop
         self._live: dict[LiveStream, None] = {}  # the same, owned by the thread
         self._jobs: dict[str, _SegmentJob] = {}
@@ -325,9 +330,9 @@ class Engine:
             self.post(lambda: self._forget(stream), None)
 
     def post(self, command: Callable[[], None], stream: LiveStream | None) -> None:
-        """Have the thread do this. A fault ends `stream` only."""
+        """Have the thread do this. What concerns a stream is done in order, while the stream is open; a fault ends it alone."""
         with self._wake:
-            self._inbox.append((command, stream))
+            (self._inbox if stream is None else stream.inbox).append(command)
             self._wake.notify()
 
     def submit(self, job: _SegmentJob) -> str:
@@ -367,21 +372,33 @@ class Engine:
                 del self._live[stream]
 
     def _obey(self) -> None:
-        """What was posted so far. A client that posts without a pause must not keep the others from their steps."""
-        for _ in range(len(self._inbox)):
-            command, stream = self._inbox.popleft()
+        while self._inbox:
             try:
-                command()
-                if stream is not None and stream in self._live:
-                    stream.took()
-            except Exception:  # noqa: BLE001  no fault of one stream may end the others
-                _LOG.exception("a stream has failed")
-                self._fail([stream] if stream is not None else [])
+                self._inbox.popleft()()
+            except Exception:  # noqa: BLE001  the thread must live
+                _LOG.exception("a command has failed")
+        for stream in [*self._live]:
+            if stream.inbox:
+                self._obey_stream(stream)
+
+    def _obey_stream(self, stream: LiveStream) -> None:
+        """A turn's share of what was posted."""
+        channel, commands = stream.channel, 0
+        until = channel.received_samples + _TURN_SAMPLES
+        try:
+            while stream.inbox and channel.received_samples < until and commands < _TURN_COMMANDS:
+                stream.inbox.popleft()()
+                commands += 1
+            stream.took()
+        except Exception:  # noqa: BLE001  no fault of one stream may end the others
+            _LOG.exception("a stream has failed")
+            self._fail([stream])
 
     def _wait(self, ready: list[LiveStream]) -> None:
         """Until something is to be done."""
         with self._wake:
-            if not self._inbox and not self._is_stopping:
+            is_idle = not self._inbox and not any(stream.inbox for stream in self._live)
+            if is_idle and not self._is_stopping:
                 self._wake.wait(self._gather_left(ready) if ready else 0.25)
 
     def _prepare(self, stream: LiveStream) -> bool:

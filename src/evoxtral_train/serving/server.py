@@ -13,6 +13,8 @@ import sys
 import threading
 
 import uvicorn
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from ..config.serving import Listen, ServeConfig
 from ..errors import UsageError
@@ -67,6 +69,16 @@ def _start(engine: Engine) -> asyncio.Future[None]:
     return started
 
 
+class _Connection(AutoWebSocketsProtocol):
+    """Tells who sends that the client is gone. uvicorn says so only after all that the client sent has been read, and a client
+    that is held back is not read."""
+
+    async def send(self, message) -> None:
+        if self.transport.is_closing():
+            raise ClientDisconnected
+        await super().send(message)
+
+
 class Server(uvicorn.Server):
     """Drains the engine before it closes connections. Forgets the signal in the end: uvicorn would raise it again, and the
     process would not exit with 0."""
@@ -76,7 +88,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app, lifespan="off", log_level="warning", access_log=False, server_header=False,
-                ws_max_size=2 * config.limits.message_bytes,  # see sockets.py
+                ws=_Connection, ws_max_size=2 * config.limits.message_bytes,  # see sockets.py
                 # PCM hardly shrinks, and unpacking is work for the event loop.
                 ws_per_message_deflate=False,
                 # Pings keep proxies from closing the connection. A missing answer proves nothing: it waits behind the audio of a

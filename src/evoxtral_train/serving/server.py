@@ -23,6 +23,7 @@ from .app import create_app
 from .engine import Engine
 
 _PING_S = 20.0
+_READ_BYTES = 2**14  # of a WebSocket
 
 
 def run(engine: Engine, config: ServeConfig) -> None:
@@ -70,8 +71,12 @@ def _start(engine: Engine) -> asyncio.Future[None]:
 
 
 class _Connection(AutoWebSocketsProtocol):
-    """Tells who sends that the client is gone. uvicorn says so only after all that the client sent has been read, and a client
-    that is held back is not read."""
+    """Reads little at a time, since all of it is parsed at once: tiny frames would hold up the others. Tells who sends that the
+    client is gone: uvicorn says so only after all that the client sent has been read, and a client that is held back is not."""
+
+    def connection_made(self, transport) -> None:
+        transport.max_size = _READ_BYTES  # asyncio's own transports
+        super().connection_made(transport)
 
     async def send(self, message) -> None:
         if self.transport.is_closing():

@@ -24,6 +24,7 @@ import websockets
 
 from conftest import REPO
 from evoxtral_train.serving import server as server_module
+from evoxtral_train.serving.engine import Engine
 from evoxtral_train.transcription.transcript import Transcript
 from serving import Configured, Running, config_of, serving, serving_anew
 
@@ -75,14 +76,19 @@ def clip(clips) -> Clip:
 def _all_is_well_afterwards(running, caplog):
     """All slots and files are free, the engine lives, and nothing was logged as an error."""
     yield
-    engine, until = running.engine, time.monotonic() + 10
-    while (held := [*engine._streams, *engine._live, *engine._jobs]) or engine.stats().files:
-        assert time.monotonic() < until, held
-        time.sleep(0.02)
+    engine = running.engine
+    _wait_until_idle(engine)
     decoder = engine._decoder
     assert (len(decoder._free_slots), len(set(decoder._free_rows))) == (SLOTS, 2 * SLOTS)
     assert engine.is_ready
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def _wait_until_idle(engine: Engine) -> None:
+    until = time.monotonic() + 10
+    while (held := [*engine._streams, *engine._live, *engine._jobs]) or engine.stats().files:
+        assert time.monotonic() < until, held
+        time.sleep(0.02)
 
 
 # Clients
@@ -390,17 +396,19 @@ async def compare(running: Running, clip: Clip, sounds: Sounds, faults: tuple[Fa
     return alone_s, beside_s
 
 
-def check_lag(running: Running, clip: Clip, sounds: Sounds, *faults: Fault) -> None:
-    """At most half a second more than twice that of the witness alone, at least once in three times."""
+def check_lag(running: Running, clip: Clip, sounds: Sounds, *faults: Fault, spare_s: float = 0.5) -> None:
+    """At most twice that of the witness alone and `spare_s`, at least once in three times."""
     found = []
-    while len(found) < 3 and not (found and found[-1][1] <= 2 * found[-1][0] + 0.5):
+    while len(found) < 3 and not (found and found[-1][1] <= 2 * found[-1][0] + spare_s):
+        _wait_until_idle(running.engine)
         found.append(asyncio.run(compare(running, clip, sounds, faults)))
     print(f"\n{', '.join(fault.__name__ for fault in faults)}: {found}")
-    assert found[-1][1] <= 2 * found[-1][0] + 0.5, found
+    assert found[-1][1] <= 2 * found[-1][0] + spare_s, found
 
 
 def test_all_of_them_at_once(running, clip, sounds):
-    check_lag(running, clip, sounds, *FAULTS)
+    """Several of them have audio to be decoded as fast as the server can: each frame waits for a frame of theirs."""
+    check_lag(running, clip, sounds, *FAULTS, spare_s=3)
 
 
 @pytest.mark.slow

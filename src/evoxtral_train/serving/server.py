@@ -13,7 +13,6 @@ import sys
 import threading
 
 import uvicorn
-from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from ..config.serving import Listen, ServeConfig
@@ -71,17 +70,11 @@ def _start(engine: Engine) -> asyncio.Future[None]:
 
 
 class _Connection(AutoWebSocketsProtocol):
-    """Reads little at a time, since all of it is parsed at once: tiny frames would hold up the others. Tells who sends that the
-    client is gone: uvicorn says so only after all that the client sent has been read, and a client that is held back is not."""
+    """Reads little at a time, since all of it is parsed at once: tiny frames would hold up the others."""
 
     def connection_made(self, transport) -> None:
         transport.max_size = _READ_BYTES  # asyncio's own transports
         super().connection_made(transport)
-
-    async def send(self, message) -> None:
-        if self.transport.is_closing():
-            raise ClientDisconnected
-        await super().send(message)
 
 
 class Server(uvicorn.Server):

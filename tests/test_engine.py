@@ -206,6 +206,23 @@ def test_a_long_file_in_pieces_as_it_is_written(engine, tmp_path, clips, transcr
     assert len(transcript.segments) == len(clips)
 
 
+def test_a_step_of_the_files_reads_one_long_segment(engine, tmp_path, clips, monkeypatch):
+    """Streams wait for it."""
+    path, samples = tmp_path / "long.wav", np.tile(np.concatenate(clips), 4)[: 80 * 16_000]
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    encode, step, read = engine._audio._encode, engine._file_decoder.step, []
+    monkeypatch.setattr(engine._file_decoder, "step", lambda: (read.append(0), step())[1])
+
+    def counted(missing: list[int]) -> None:
+        read[-1] += len(missing)
+        encode(missing)
+
+    monkeypatch.setattr(engine._audio, "_encode", counted)
+    transcript = asyncio.run(engine.transcribe(path))
+    assert (max(read), sum(read)) == (1, len(transcript.segments))
+    assert len(transcript.segments) > 2
+
+
 def test_a_cancelled_file_frees_its_rows(engine, paths, transcripts):
     async def cancel() -> None:
         task = asyncio.create_task(engine.transcribe(paths[0]))

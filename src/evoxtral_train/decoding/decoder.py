@@ -175,10 +175,13 @@ class Decoder:
     """
 
     def __init__(
-        self, network: Network, audio: AudioSource, settings: Decoding, budget_tokens: int, adapters: RowAdapters | None = None
-    ):
+        self, network: Network, audio: AudioSource, settings: Decoding, budget_tokens: int, adapters: RowAdapters | None = None,
+        step_tokens: int | None = None,
+    ):  # fmt: skip
+        """`step_tokens`: most tokens of new rows, with their audio, that one step reads; None: as many as have room."""
         self._network, self._audio, self._settings, self._budget_tokens = network, audio, settings, budget_tokens
-        self._adapters = adapters
+        self._adapters, self._step_tokens = adapters, step_tokens
+        self._is_seating = False  # more clips have room than the last step was allowed to read
         self._device = network.device
         self._forward = compiled(step) if settings.compiled else step
         self._waiting: deque[Request] = deque()
@@ -217,7 +220,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Every row writes one token. Returns the candidates of the clips that finished with it, by candidate id."""
-        if self._is_time_to_reseat():
+        if self._is_seating or self._is_time_to_reseat():
             self._reseat()
         completions = self._write()
         if self._seated:
@@ -258,10 +261,12 @@ class Decoder:
             rows = max(candidates, rows, min(useful, self._budget_tokens // width))
         if self._table is None or not self._waiting or width > self._table.width or 4 * rows > 5 * self._table.rows:
             self._resize(rows, width)
-        while self._waiting and (room := (self._table.rows - len(self._seated)) // candidates):
+        self._is_seating = False
+        while self._waiting and not self._is_seating and (room := (self._table.rows - len(self._seated)) // candidates):
             lengths = [self._settings.reach(request) for request in islice(self._waiting, room)]
-            count = leading_batch(lengths, min(_PREFILL_TOKENS, self._budget_tokens))
+            count = leading_batch(lengths, min(self._step_tokens or _PREFILL_TOKENS, self._budget_tokens))
             self._seat([self._waiting.popleft() for _ in range(count)])
+            self._is_seating = self._step_tokens is not None and bool(self._waiting)
 
     def _resize(self, rows: int, width: int) -> None:
         self.table_tokens = max(self.table_tokens, rows * width)

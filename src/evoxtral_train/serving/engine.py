@@ -41,9 +41,11 @@ _MOST_STREAMS = {"cuda": 64, "cpu": 8}
 _SPARE_S = 3.0  # an utterance may be that much longer than `segmentation.max_s`, before its end is noticed
 _SEGMENTS_OF_A_FILE = 4  # decoded at a time
 _MOST_FAILURES = 5  # in a row, before the engine gives up
+_TURN_SAMPLES = 16_000  # of a stream that are received in a turn, about: one that is sent a lot must not hold up the others
+_TURN_COMMANDS = 100
 _NEWEST = 1000  # measurements that are kept
 _EVENTS = 10_000  # that a client has not read, before its stream is closed
-_COMMANDS = 100  # of a stream that the thread has not obeyed yet, before its client has to wait
+_WAITING_COMMANDS = 100  # of a stream, before its client has to wait
 
 Rows = Literal["base", "adapter", "both"]
 
@@ -61,9 +63,8 @@ class LiveStream:
         self._events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
         self._room = asyncio.Event()
         self._fed = self._taken = 0  # samples
-        self._posted = self._obeyed = 0  # commands
-        self.obeyed = 0  # counted by the engine's thread
         self._closed = False  # by the client
+        self.inbox: deque[Callable[[], None]] = deque()  # what the engine's thread is to do with `channel`
         live = [kind for kind in kinds if kind.layout.has_times]
         late = [kind for kind in kinds if not kind.layout.has_times]
         self.channel = Channel(engine.transcriber, engine.config.live.patience_s, live, late, self._emit, engine.decode_late)
@@ -76,26 +77,23 @@ class LiveStream:
         samples, is_too_long = samples[:room], len(samples) > room
         self._fed += len(samples)
         arrived = time.monotonic()
-        if len(samples):
-            self._post(lambda: self.channel.receive(samples, arrived))
+        for start in range(0, len(samples), _TURN_SAMPLES):
+            piece = samples[start : start + _TURN_SAMPLES]
+            self._engine.post(lambda piece=piece: self.channel.receive(piece, arrived), self)
         if is_too_long:
             self.end("session_too_long")
         limit = seconds_to_samples(self._engine.config.limits.queue_s)
-        while (self._fed - self._taken > limit or self._posted - self._obeyed > _COMMANDS) and not self._closed:
+        while (self._fed - self._taken > limit or len(self.inbox) > _WAITING_COMMANDS) and not self._closed:
             self._room.clear()
             await self._room.wait()
 
     def commit(self) -> None:
         """End the utterance here, if one has begun: what was heard is finished, and the next sound begins another."""
-        self._post(lambda: self.channel.commit())
+        self._engine.post(lambda: self.channel.commit(), self)
 
     def end(self, code: str | None = None) -> None:
         """No more audio will come. The last utterance is finished, and `events` ends with StreamEnded."""
-        self._post(lambda: self.channel.end(code))
-
-    def _post(self, command: Callable[[], None]) -> None:
-        self._posted += 1
-        self._engine.post(command, self)
+        self._engine.post(lambda: self.channel.end(code), self)
 
     def cancel(self) -> None:
         """The client is gone: free its slot at once. May be called at any time, and twice."""
@@ -114,16 +112,15 @@ class LiveStream:
 
     def took(self) -> None:
         """Called by the engine's thread: it has obeyed commands or decoded audio."""
-        obeyed = self.obeyed
-        taken = seconds_to_samples(self.channel.received_s) - self.channel.queued_samples  # what was posted is not received yet
-        self._call(lambda: self._take(taken, obeyed))
+        taken = self.channel.received_samples - self.channel.queued_samples  # what was posted is not received yet
+        self._call(lambda: self._take(taken))
 
     def fail(self) -> None:
         """Called by the engine's thread: something went wrong with this stream."""
         self._emit([self.channel.failed()])
 
-    def _take(self, taken: int, obeyed: int) -> None:
-        self._taken, self._obeyed = taken, obeyed
+    def _take(self, taken: int) -> None:
+        self._taken = taken
         self._room.set()
 
     def _emit(self, events: list[LiveEvent]) -> None:
@@ -186,7 +183,7 @@ class Engine:
         self.config, self.transcriber = config, Transcriber(config)
         self.slots = 0
         self._wake = threading.Condition()
-        self._inbox: deque[tuple[Callable[[], None], LiveStream | None]] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
         self._streams: dict[LiveStream, None] = {}  # in the order of their opening; owned by the event loop
         self._live: dict[LiveStream, None] = {}  # the same, owned by the thread
         self._jobs: dict[str, _SegmentJob] = {}
@@ -219,7 +216,9 @@ class Engine:
         self._audio = SegmentAudio(network, family)
         spare_tokens = int((free_bytes - self.slots * stream_bytes) / 2 / (row_bytes / longest_tokens))
         budget_tokens = max(min(settings.batch_tokens, spare_tokens), longest_tokens)
-        self._file_decoder = Decoder(network, self._audio, settings, budget_tokens, adapters)
+        # Streams wait for a step of the files: it reads one new segment at most.
+        step_tokens = longest_tokens * len(self.transcriber.rows)
+        self._file_decoder = Decoder(network, self._audio, settings, budget_tokens, adapters, step_tokens)
         self._warm_up()
         self._thread.start()
 
@@ -344,9 +343,9 @@ class Engine:
             self.post(lambda: self._forget(stream), None)
 
     def post(self, command: Callable[[], None], stream: LiveStream | None) -> None:
-        """Have the thread do this. A fault ends `stream` only."""
+        """Have the thread do this. What concerns a stream is done in order, while the stream is open; a fault ends it alone."""
         with self._wake:
-            self._inbox.append((command, stream))
+            (self._inbox if stream is None else stream.inbox).append(command)
             self._wake.notify()
 
     def submit(self, job: _SegmentJob) -> str:
@@ -390,25 +389,33 @@ class Engine:
                 del self._live[stream]
 
     def _obey(self) -> None:
-        """What has been posted so far: a client that posts without end must not keep the others waiting."""
-        streams: dict[LiveStream, None] = {}
-        for _ in range(len(self._inbox)):
-            command, stream = self._inbox.popleft()
-            if stream is not None:
-                stream.obeyed += 1
-                streams[stream] = None
+        while self._inbox:
             try:
-                command()
-            except Exception:  # noqa: BLE001  no fault of one stream may end the others
-                _LOG.exception("a stream has failed")
-                self._fail([stream] if stream is not None else [])
-        for stream in streams:
+                self._inbox.popleft()()
+            except Exception:  # noqa: BLE001  the thread must live
+                _LOG.exception("a command has failed")
+        for stream in [*self._live]:
+            if stream.inbox:
+                self._obey_stream(stream)
+
+    def _obey_stream(self, stream: LiveStream) -> None:
+        """A turn's share of what was posted."""
+        channel, commands = stream.channel, 0
+        until = channel.received_samples + _TURN_SAMPLES
+        try:
+            while stream.inbox and channel.received_samples < until and commands < _TURN_COMMANDS:
+                stream.inbox.popleft()()
+                commands += 1
             stream.took()
+        except Exception:  # noqa: BLE001  no fault of one stream may end the others
+            _LOG.exception("a stream has failed")
+            self._fail([stream])
 
     def _wait(self, ready: list[LiveStream]) -> None:
         """Until something is to be done."""
         with self._wake:
-            if not self._inbox and not self._is_stopping:
+            is_idle = not self._inbox and not any(stream.inbox for stream in self._live)
+            if is_idle and not self._is_stopping:
                 self._wake.wait(self._gather_left(ready) if ready else 0.25)
 
     def _prepare(self, stream: LiveStream) -> bool:

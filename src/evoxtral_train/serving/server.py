@@ -14,6 +14,7 @@ import sys
 import threading
 
 import uvicorn
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from ..config.serving import Listen, ServeConfig
 from ..errors import UsageError
@@ -22,6 +23,7 @@ from .app import create_app
 from .engine import Engine
 
 _PING_S = 20.0
+_READ_BYTES = 2**14  # of a WebSocket
 
 
 def run(engine: Engine, config: ServeConfig) -> None:
@@ -71,6 +73,14 @@ def _start(engine: Engine) -> asyncio.Future[None]:
     return started
 
 
+class _Connection(AutoWebSocketsProtocol):
+    """Reads little at a time, since all of it is parsed at once: tiny frames would hold up the others."""
+
+    def connection_made(self, transport) -> None:
+        transport.max_size = _READ_BYTES  # asyncio's own transports
+        super().connection_made(transport)
+
+
 class Server(uvicorn.Server):
     """Drains the engine before it closes connections. Forgets the signal in the end: uvicorn would raise it again, and the
     process would not exit with 0."""
@@ -80,7 +90,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app, lifespan="off", log_level="warning", access_log=False, server_header=False,
-                ws_max_size=2 * config.limits.message_bytes,  # see sockets.py
+                ws=_Connection, ws_max_size=2 * config.limits.message_bytes,  # see sockets.py
                 # PCM hardly shrinks, and unpacking is work for the event loop.
                 ws_per_message_deflate=False,
                 # Pings keep proxies from closing the connection. A missing answer proves nothing: it waits behind the audio of a

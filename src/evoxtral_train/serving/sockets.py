@@ -146,6 +146,7 @@ class _Connection:
                     await self._perform(action)
             except InvalidMessage as error:
                 await self._send(self._dialect.error(error.code, error.what, error.event_id))
+            await asyncio.sleep(0)  # thousands of small messages may have come at once, and others have sent some, too
 
     async def _receive(self) -> str | None:
         """The next text frame; None for a binary frame."""

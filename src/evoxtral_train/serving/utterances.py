@@ -182,7 +182,7 @@ class Channel:
         self._closing: deque[_Closing] = deque()
         self._recent: deque[np.ndarray] = deque()  # the next utterance may begin in them
         self._recent_start = 0
-        self._received_samples = 0
+        self.received_samples = 0
         self._count = self._tokens = 0
         self._segments: list[Segment] = []
         self._begun, self._heard_at = time.monotonic(), 0.0
@@ -196,17 +196,17 @@ class Channel:
             return
         for start in range(0, len(samples), TOKEN_SAMPLES):
             self._receive(samples[start : start + TOKEN_SAMPLES])
-        while not self._utterances and self._arrivals and self._arrivals[0][0] <= self._recent_start:
-            self._arrivals.popleft()  # no utterance will begin there
-        self._arrivals.append((self._received_samples, arrived))
+        self._arrivals.append((self.received_samples, arrived))
+        while self.head is None and self._arrivals[0][0] < self._recent_start:  # silence, which nothing will decode
+            self._arrivals.popleft()
 
     def _receive(self, samples: np.ndarray) -> None:
         self._recent.append(samples)
-        self._received_samples += len(samples)
+        self.received_samples += len(samples)
         if self._open is not None:
             self._open.hear(samples)
         self._apply(self._endpointer.hear(samples))
-        while self._recent_start + len(self._recent[0]) <= self._received_samples - self._lookback_samples:
+        while self._recent_start + len(self._recent[0]) <= self.received_samples - self._lookback_samples:
             self._recent_start += len(self._recent.popleft())
 
     @property
@@ -233,7 +233,7 @@ class Channel:
         for event in self._endpointer.commit():
             self._apply([Ended(event.at_samples, reason) if isinstance(event, Ended) else event])
         self._recent.clear()
-        self._recent_start = self._received_samples
+        self._recent_start = self.received_samples
 
     def end(self, code: str | None = None) -> None:
         """No more audio will come."""
@@ -276,7 +276,7 @@ class Channel:
 
     @property
     def received_s(self) -> float:
-        return samples_to_seconds(self._received_samples)
+        return samples_to_seconds(self.received_samples)
 
     def stepped(self) -> float | None:
         """After a step of the head. Returns how long the frame has waited, in seconds; None for the silence after the end, which
@@ -327,7 +327,7 @@ class Channel:
 
     def tick(self, now: float) -> None:
         """Say how far the stream is, from time to time, and that it is over once it is."""
-        if now - self._heard_at >= _HEARD_EVERY_S and self._received_samples:
+        if now - self._heard_at >= _HEARD_EVERY_S and self.received_samples:
             self._heard_at = now
             decoded_s = self.received_s - samples_to_seconds(self.waiting_samples)
             self._emit([Heard(self.received_s, decoded_s)])

@@ -552,7 +552,7 @@ def test_twenty_minutes_of_speech(running, clips, clip, watched):
         most = running.config.decode.max_new_tokens  # after the audio, in each of two rows
         assert tokens <= 2 * (1200 / 0.08 + most * len(segments))
     assert watched.position < longest_tokens
-    assert watched.waiting_s < QUEUE_S + 1
+    assert watched.waiting_s < QUEUE_S + 3  # an utterance begins a little before its first sound
     assert (watched.recent_s < 6, watched.arrivals < 300, watched.events < 1000) == (True, True, True), watched
     quarter = len(watched.step_cpu_s) // 4
     first, last = (np.median(times) for times in (watched.step_cpu_s[:quarter], watched.step_cpu_s[-quarter:]))

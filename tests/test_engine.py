@@ -10,8 +10,9 @@ import soundfile
 from conftest import REPO, TINY_BASE
 from evoxtral_train.config.serving import ServeConfig
 from evoxtral_train.errors import RowError, UsageError
-from evoxtral_train.serving.engine import Engine, LiveStream, ServerFull
+from evoxtral_train.serving.engine import Engine, ServerFull
 from evoxtral_train.serving.events import Heard, StreamEnded, TagHeard, TextDelta, UtteranceEnded, UtteranceStarted, WordHeard
+from evoxtral_train.serving.streams import LiveStream
 
 TAGGER = REPO / "data" / "tiny-tagger"
 
@@ -210,14 +211,14 @@ def test_a_step_of_the_files_reads_one_long_segment(engine, tmp_path, clips, mon
     """Streams wait for it."""
     path, samples = tmp_path / "long.wav", np.tile(np.concatenate(clips), 4)[: 80 * 16_000]
     soundfile.write(path, samples, 16_000, subtype="FLOAT")
-    encode, step, read = engine._audio._encode, engine._file_decoder.step, []
-    monkeypatch.setattr(engine._file_decoder, "step", lambda: (read.append(0), step())[1])
+    encode, step, read = engine._segments._audio._encode, engine._segments._decoder.step, []
+    monkeypatch.setattr(engine._segments._decoder, "step", lambda: (read.append(0), step())[1])
 
     def counted(missing: list[int]) -> None:
         read[-1] += len(missing)
         encode(missing)
 
-    monkeypatch.setattr(engine._audio, "_encode", counted)
+    monkeypatch.setattr(engine._segments._audio, "_encode", counted)
     transcript = asyncio.run(engine.transcribe(path))
     assert (max(read), sum(read)) == (1, len(transcript.segments))
     assert len(transcript.segments) > 2
@@ -233,7 +234,7 @@ def test_a_cancelled_file_frees_its_rows(engine, paths, transcripts):
         assert as_json(await engine.transcribe(paths[1])) == as_json(transcripts[1])
 
     asyncio.run(cancel())
-    assert (engine.stats().files, engine._jobs, engine._file_decoder.is_busy) == (0, {}, False)
+    assert (engine.stats().files, len(engine._segments), engine._segments.are_waiting) == (0, 0, False)
 
 
 def test_files_that_cannot_be_transcribed(engine, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def _all_is_well_afterwards(running, caplog):
 
 def _wait_until_idle(engine: Engine) -> None:
     until = time.monotonic() + 10
-    while (held := [*engine._streams, *engine._live, *engine._jobs]) or engine.stats().files:
+    while (held := [*engine._streams, *engine._live, *engine._segments._jobs]) or engine.stats().files:
         assert time.monotonic() < until, held
         time.sleep(0.02)
 
@@ -570,7 +570,7 @@ def test_a_file_of_twenty_minutes_beside_a_stream(running, clips, clip, tmp_path
     """Its steps come between those of the stream. Each reads one segment at most."""
     path, samples, took_s = tmp_path / "long.wav", _joined(clips, 1200), []
     soundfile.write(path, samples, 16_000, subtype="PCM_16")
-    step = running.engine._file_decoder.step
+    step = running.engine._segments._decoder.step
 
     def timed() -> list:
         begun = time.thread_time()
@@ -578,7 +578,7 @@ def test_a_file_of_twenty_minutes_beside_a_stream(running, clips, clip, tmp_path
         took_s.append(time.thread_time() - begun)
         return completions
 
-    monkeypatch.setattr(running.engine._file_decoder, "step", timed)
+    monkeypatch.setattr(running.engine._segments._decoder, "step", timed)
 
     async def upload() -> dict:
         async with httpx.AsyncClient(timeout=1100) as client:

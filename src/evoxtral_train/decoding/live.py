@@ -129,7 +129,7 @@ class LiveUtterance:
 
     @property
     def read_samples(self) -> int:
-        """The same on the model's clock: whole tokens, and silence after the end counts too."""
+        """How much the model has read, in whole tokens; silence after the end counts too."""
         return (self.position - self._start_tokens) * TOKEN_SAMPLES
 
     def next_window(self) -> np.ndarray:

@@ -10,9 +10,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -22,124 +21,35 @@ import psutil
 import torch
 
 from ..config.serving import ServeConfig
-from ..data.recordings import open_recording
-from ..data.segments import SoundSegment, segments_of
+from ..data.segments import SoundSegment
 from ..decoding.decoder import Completion, Decoder, Decoding
 from ..decoding.live import LiveDecoder, LiveRowKind
-from ..errors import RowError, UsageError
+from ..errors import UsageError
 from ..families.base import Network
 from ..modeling.bases import describe_model, pick_device
 from ..transcription.segment_audio import SegmentAudio
 from ..transcription.transcriber import RowKind, Transcriber
-from ..transcription.transcript import Segment, Transcript
+from ..transcription.transcript import Transcript
 from ..units import samples_to_seconds, seconds_to_samples
-from .events import LiveEvent, StreamEnded, UtteranceEnded
-from .utterances import Channel, GrowingText, live_kind
+from .events import LiveEvent, UtteranceEnded
+from .file_transcription import FileTranscription
+from .segment_jobs import SegmentJob, SegmentJobs
+from .streams import TURN_SAMPLES, LiveStream
+from .utterances import live_kind
 
 _LOG = logging.getLogger(__name__)
 _MOST_STREAMS = {"cuda": 64, "cpu": 8}
 _SPARE_S = 3.0  # an utterance may be that much longer than `segmentation.max_s`, before its end is noticed
-_SEGMENTS_OF_A_FILE = 4  # decoded at a time
 _MOST_FAILURES = 5  # in a row, before the engine gives up
-_TURN_SAMPLES = 16_000  # of a stream that are received in a turn, about: one that is sent a lot must not hold up the others
-_TURN_COMMANDS = 100
+_TURN_COMMANDS = 100  # of a stream, obeyed in a turn
 _NEWEST = 1000  # measurements that are kept
-_EVENTS = 10_000  # that a client has not read, before its stream is closed
-_WAITING_COMMANDS = 100  # of a stream, before its client has to wait
 
 Rows = Literal["base", "adapter", "both"]
+"""What is decoded: the base's words, the adapters' tags, or both."""
 
 
 class ServerFull(Exception):
     """All slots are taken, or too many files wait, or the server is shutting down."""
-
-
-class LiveStream:
-    """One client's stream. Its methods are called from the event loop."""
-
-    def __init__(self, engine: "Engine", number: int, kinds: list[RowKind]):
-        self.id = f"stream-{number}"
-        self._engine, self._loop = engine, asyncio.get_running_loop()
-        self._events: asyncio.Queue[LiveEvent | None] = asyncio.Queue()
-        self._room = asyncio.Event()
-        self._fed = self._taken = 0  # samples
-        self._closed = False  # by the client
-        self.inbox: deque[Callable[[], None]] = deque()  # what the engine's thread is to do with `channel`
-        live = [kind for kind in kinds if kind.layout.has_times]
-        late = [kind for kind in kinds if not kind.layout.has_times]
-        self.channel = Channel(engine.transcriber, engine.config.live.patience_s, live, late, self._emit, engine.decode_late)
-
-    async def feed(self, samples: np.ndarray) -> None:
-        """float32 [samples], mono at 16 kHz. Returns when less than `limits.queue_s` of audio and few commands wait for the
-        thread. Samples after the end, or beyond `limits.session_s`, are dropped; the stream then ends with the code
-        "session_too_long"."""
-        room = seconds_to_samples(self._engine.config.limits.session_s) - self._fed
-        samples, is_too_long = samples[:room], len(samples) > room
-        self._fed += len(samples)
-        arrived = time.monotonic()
-        for start in range(0, len(samples), _TURN_SAMPLES):
-            piece = samples[start : start + _TURN_SAMPLES]
-            self._engine.post(lambda piece=piece: self.channel.receive(piece, arrived), self)
-        if is_too_long:
-            self.end("session_too_long")
-        limit = seconds_to_samples(self._engine.config.limits.queue_s)
-        while (self._fed - self._taken > limit or len(self.inbox) > _WAITING_COMMANDS) and not self._closed:
-            self._room.clear()
-            await self._room.wait()
-
-    def commit(self) -> None:
-        """End the utterance here, if one has begun: what was heard is finished, and the next sound begins another."""
-        self._engine.post(lambda: self.channel.commit(), self)
-
-    def end(self, code: str | None = None) -> None:
-        """No more audio will come. The last utterance is finished, and `events` ends with StreamEnded."""
-        self._engine.post(lambda: self.channel.end(code), self)
-
-    def cancel(self) -> None:
-        """The client is gone: free its slot at once. May be called at any time, and twice."""
-        if not self._closed:
-            self._closed = True
-            self._room.set()
-            self._events.put_nowait(None)
-            self._engine.close(self)
-
-    async def events(self) -> AsyncIterator[LiveEvent]:
-        """What was heard, as it comes; ends after StreamEnded, or after `cancel`."""
-        while (event := await self._events.get()) is not None:
-            yield event
-            if isinstance(event, StreamEnded):
-                return
-
-    def took(self) -> None:
-        """Called by the engine's thread: it has obeyed commands or decoded audio."""
-        taken = self.channel.received_samples - self.channel.queued_samples  # what was posted is not received yet
-        self._call(lambda: self._take(taken))
-
-    def fail(self) -> None:
-        """Called by the engine's thread: something went wrong with this stream."""
-        self._emit([self.channel.failed()])
-
-    def _take(self, taken: int) -> None:
-        self._taken = taken
-        self._room.set()
-
-    def _emit(self, events: list[LiveEvent]) -> None:
-        """Called by the engine's thread."""
-        self._engine.count(events)
-        self._call(lambda: self._put(events))
-        self.took()
-
-    def _put(self, events: list[LiveEvent]) -> None:
-        for event in events:
-            self._events.put_nowait(event)
-            if isinstance(event, StreamEnded):
-                self._engine.close(self)
-        if self._events.qsize() > _EVENTS:
-            self.cancel()
-
-    def _call(self, function: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(function)
 
 
 @dataclass(frozen=True)
@@ -160,21 +70,6 @@ class EngineStats:
     lag_s: list[float]  # of the frames of the last 1,000 live steps: from their arrival to their tokens
 
 
-@dataclass
-class _SegmentJob:
-    """A segment that is decoded as a whole. `done(completions or error)` and `on_text(delta)` are called in the engine's
-    thread."""
-
-    sound: SoundSegment
-    kinds: list[RowKind]
-    done: Callable[[dict[int, Completion] | Exception], None]
-    on_text: Callable[[str], None] | None = None
-    completions: dict[int, Completion] = field(default_factory=dict)
-    token_ids: list[int] = field(default_factory=list)
-    text: GrowingText | None = None
-    is_urgent: bool = False
-
-
 class Engine:
     """`start` before anything else. `transcriber` holds base, adapters, row kinds and merge."""
 
@@ -186,7 +81,6 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._streams: dict[LiveStream, None] = {}  # in the order of their opening; owned by the event loop
         self._live: dict[LiveStream, None] = {}  # the same, owned by the thread
-        self._jobs: dict[str, _SegmentJob] = {}
         self._numbers = count()
         self._files = 0
         self._is_draining = self._is_stopping = False
@@ -213,12 +107,12 @@ class Engine:
         encoder = network.streams(family, self.slots, longest_tokens)
         rows = self.slots * len(kinds)
         self._decoder = LiveDecoder(network, encoder, settings, kinds, self.slots, rows, longest_tokens, adapters)
-        self._audio = SegmentAudio(network, family)
         spare_tokens = int((free_bytes - self.slots * stream_bytes) / 2 / (row_bytes / longest_tokens))
         budget_tokens = max(min(settings.batch_tokens, spare_tokens), longest_tokens)
         # Streams wait for a step of the files: it reads one new segment at most.
         step_tokens = longest_tokens * len(self.transcriber.rows)
-        self._file_decoder = Decoder(network, self._audio, settings, budget_tokens, adapters, step_tokens)
+        audio = SegmentAudio(network, family)
+        self._segments = SegmentJobs(Decoder(network, audio, settings, budget_tokens, adapters, step_tokens), audio)
         self._warm_up()
         self._thread.start()
 
@@ -304,7 +198,7 @@ class Engine:
         if self._is_draining or self._files >= self.config.limits.uploads:
             self._refuse(f"{self._files} files are being transcribed")
         self._files += 1
-        file = _File(self, kinds, on_delta)
+        file = FileTranscription(self, kinds, on_delta)
         try:
             return await file.transcribe(path)
         finally:
@@ -316,7 +210,7 @@ class Engine:
             slots=self.slots, streams=len(self._streams), files=self._files, streams_total=self._counts["streams"],
             utterances_total=self._counts["utterances"], blank_ruts_total=self._counts["blank_ruts"],
             audio_s_total=samples_to_seconds(self._live_samples + self.file_samples), tags_total=dict(self._tags.copy()),
-            refused_total=self._counts["refused"], failures_total=self._counts["failures"],
+            refused_total=self._counts["refused"], failures_total=self._counts["failures"] + self._segments.failures,
             step_s=[*self._step_s], lag_s=[*self._lag_s],
         )  # fmt: skip
 
@@ -348,15 +242,13 @@ class Engine:
             (self._inbox if stream is None else stream.inbox).append(command)
             self._wake.notify()
 
-    def submit(self, job: _SegmentJob) -> str:
-        """Decode a segment; returns its name. From any thread."""
-        name = f"segment-{next(self._numbers)}"
-        self.post(lambda: self._start_job(name, job), None)
-        return name
+    def submit(self, job: SegmentJob) -> None:
+        """Decode a segment. From any thread."""
+        self.post(lambda: self._segments.start(job), None)
 
-    def drop(self, name: str) -> None:
+    def drop(self, job: SegmentJob) -> None:
         """Nobody needs this segment any more."""
-        self.post(lambda: self._drop_job(name), None)
+        self.post(lambda: self._segments.drop(job), None)
 
     # The thread's side
 
@@ -368,7 +260,7 @@ class Engine:
                 _LOG.exception("the engine has failed; what it was decoding is lost")
                 self._failures_in_a_row += 1
                 self._fail([*self._live])
-                self._fail_jobs(error)
+                self._segments.fail(error)
             if self._failures_in_a_row == _MOST_FAILURES:  # such as a GPU that is gone
                 _LOG.critical("the engine stops after %d failures in a row: restart the server", _MOST_FAILURES)
                 return
@@ -378,8 +270,8 @@ class Engine:
         ready = [stream for stream in self._live if self._prepare(stream)]
         if ready and self._is_time(ready):
             self._step(ready)
-        elif self._file_decoder.is_busy:
-            self._step_files()
+        elif self._segments.are_waiting:
+            self._step_segments()
         else:
             self._wait(ready)
         now = time.monotonic()
@@ -401,7 +293,7 @@ class Engine:
     def _obey_stream(self, stream: LiveStream) -> None:
         """A turn's share of what was posted."""
         channel, commands = stream.channel, 0
-        until = channel.received_samples + _TURN_SAMPLES
+        until = channel.received_samples + TURN_SAMPLES
         try:
             while stream.inbox and channel.received_samples < until and commands < _TURN_COMMANDS:
                 stream.inbox.popleft()()
@@ -493,67 +385,31 @@ class Engine:
             utterance = stream.channel.head
             if utterance is not None and utterance.live is not None:
                 self._decoder.leave(utterance.live)
-            for name in stream.channel.late_jobs:
-                self._drop_job(name)
+            for job in stream.channel.late_jobs:
+                self._segments.drop(job)
 
-    def decode_late(self, sound: SoundSegment, kinds: list[RowKind], done: Callable[[dict[int, Completion]], None]) -> str:
-        """Rows that need a whole utterance, before those of files. Returns the job's name. In the thread."""
+    def decode_late(
+        self, sound: SoundSegment, kinds: list[RowKind], done: Callable[[dict[int, Completion]], None]
+    ) -> SegmentJob:  # fmt: skip
+        """Rows that need a whole utterance, before those of files. In the thread."""
 
         def finish(result: dict[int, Completion] | Exception) -> None:
             if isinstance(result, Exception):  # an utterance without its tags
                 result = {kind.number: Completion("", 0, [], "length", 0.0, [], kind.number) for kind in kinds}
             done(result)
 
-        name = f"segment-{next(self._numbers)}"
-        self._start_job(name, _SegmentJob(sound, kinds, finish, is_urgent=True))
-        return name
+        job = SegmentJob(sound, kinds, finish, is_urgent=True)
+        self._segments.start(job)
+        return job
 
-    def _start_job(self, name: str, job: _SegmentJob) -> None:
-        self._jobs[name] = job
-        index = int(name.removeprefix("segment-"))
+    def _step_segments(self) -> None:
         try:
-            requests = [kind.request(name, len(job.sound.samples), index) for kind in job.kinds]
-            self._audio.add(index, job.sound.samples, max(request.row_tokens for request in requests), len(requests))
-            (self._file_decoder.add_first if job.is_urgent else self._file_decoder.add)(requests)
-        except Exception as error:  # noqa: BLE001  whoever waits for it is told
-            _LOG.exception("a segment has failed")
-            self._drop_job(name)
-            job.done(error)
-
-    def _drop_job(self, name: str) -> None:
-        if self._jobs.pop(name, None) is not None:
-            self._file_decoder.drop(name)
-            self._audio.remove(int(name.removeprefix("segment-")))
-
-    def _step_files(self) -> None:
-        try:
-            completions = self._file_decoder.step()
-            tokens = self._file_decoder.newest() if any(job.on_text for job in self._jobs.values()) else []
-        except Exception as error:  # noqa: BLE001
+            self._segments.step()
+            self._failures_in_a_row = 0
+        except Exception as error:  # noqa: BLE001  the streams go on
             _LOG.exception("segments have failed")
             self._failures_in_a_row += 1
-            self._fail_jobs(error)
-            return
-        self._failures_in_a_row = 0
-        for token in tokens:
-            job = self._jobs.get(token.utterance_id)
-            if job is not None and job.on_text is not None and token.adapter == job.kinds[0].number:
-                job.token_ids.append(token.token_id)
-                if delta := job.text.delta(job.token_ids):
-                    job.on_text(delta)
-        for completion in completions:
-            job = self._jobs[completion.utterance_id]
-            job.completions[completion.adapter] = completion
-            if len(job.completions) == len(job.kinds):
-                del self._jobs[completion.utterance_id]
-                self._audio.remove(int(completion.utterance_id.removeprefix("segment-")))
-                job.done(job.completions)
-
-    def _fail_jobs(self, error: Exception) -> None:
-        for name, job in [*self._jobs.items()]:
-            self._counts["failures"] += 1
-            self._drop_job(name)
-            job.done(error)
+            self._segments.fail(error)
 
     def count(self, events: list[LiveEvent]) -> None:
         """Called by streams, in the thread."""
@@ -561,91 +417,6 @@ class Engine:
             if isinstance(event, UtteranceEnded):
                 self._counts["utterances"] += 1
                 self._tags.update(tag.tag for tag in event.segment.tags_filtered)
-
-
-class _File:
-    """One file of `Engine.transcribe`. Its methods run in the event loop."""
-
-    def __init__(self, engine: Engine, kinds: list[RowKind], on_delta: Callable[[str], None] | None):
-        self._engine, self._kinds, self._on_delta = engine, kinds, on_delta
-        self._loop = asyncio.get_running_loop()
-        self._pending: deque[tuple[SoundSegment, str, asyncio.Future]] = deque()
-        self._texts: dict[int, str] = {}  # of segments, as far as they are written
-        self._finished = self._sent = self._samples = 0  # segments; characters of the oldest pending one; of the whole file
-        self._has_text = False
-        self._begun = time.monotonic()
-
-    async def transcribe(self, path: Path) -> Transcript:
-        segments: list[Segment] = []
-        try:
-            sounds = segments_of(self._counted(path), self._engine.config.segmentation)
-            while (sound := await asyncio.to_thread(next, sounds, None)) is not None:
-                self._submit(sound)
-                if len(self._pending) == _SEGMENTS_OF_A_FILE:
-                    segments.append(await self._next())
-        except RowError as error:
-            raise RowError(error.what, fix=error.fix) from None
-        while self._pending:
-            segments.append(await self._next())
-        timings = {"seconds": time.monotonic() - self._begun}
-        return Transcript(None, samples_to_seconds(self._samples), segments, self._engine.transcriber.merge, timings)
-
-    def _counted(self, path: Path) -> Iterator[np.ndarray]:
-        longest_s = self._engine.config.limits.upload_s
-        for block in open_recording(path).blocks():
-            self._samples += len(block)
-            if samples_to_seconds(self._samples) > longest_s:
-                raise RowError(f"the recording is longer than {longest_s:g} s", fix="cut it, or raise limits.upload_s")
-            yield block
-
-    def _submit(self, sound: SoundSegment) -> None:
-        future, key = self._loop.create_future(), len(self._pending) + self._finished
-        text = self._on_delta and GrowingText(self._engine.transcriber.base.family.tokenizer)
-        on_text = text and (lambda delta: self._call(self._write, key, delta))
-        job = _SegmentJob(sound, self._kinds, lambda result: self._call(_settle, future, result), on_text, text=text)
-        self._texts[key] = ""
-        self._pending.append((sound, self._engine.submit(job), future))
-
-    async def _next(self) -> Segment:
-        """The oldest pending segment, once it is decoded."""
-        sound, _, future = self._pending[0]
-        segment = self._engine.transcriber.segment_of(sound, await future)
-        self._texts[self._finished] = segment.text
-        self._send()
-        self._pending.popleft()
-        self._engine.file_samples += len(sound.samples)
-        self._finished += 1
-        self._has_text |= bool(segment.text)
-        self._sent = 0
-        self._send()
-        return segment
-
-    def _write(self, key: int, delta: str) -> None:
-        self._texts[key] += delta
-        self._send()
-
-    def _send(self) -> None:
-        """What the oldest pending segment has written and was not sent yet."""
-        text = self._texts.get(self._finished, "")
-        if self._on_delta is not None and len(text) > self._sent:
-            self._on_delta((" " if self._has_text and not self._sent else "") + text[self._sent :])
-            self._sent = len(text)
-
-    def cancel(self) -> None:
-        """Free the rows of what is not finished."""
-        for _, name, future in self._pending:
-            future.cancel()
-            self._engine.drop(name)
-        self._pending.clear()
-
-    def _call(self, function: Callable, *arguments) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-
-def _settle(future: asyncio.Future, result: dict[int, Completion] | Exception) -> None:
-    if not future.done():
-        (future.set_exception if isinstance(result, Exception) else future.set_result)(result)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -24,9 +24,10 @@ from .dialects import Commit, Dialect, End, ErrorCode, Feed, InvalidMessage, Rep
 from .dialects.mistral import Mistral
 from .dialects.own import as_message
 from .dialects.realtime import Realtime
-from .engine import Engine, LiveStream, ServerFull
+from .engine import Engine, ServerFull
 from .events import Heard, StreamEnded
 from .pcm import RATES_HZ, PcmReader
+from .streams import LiveStream
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_S = 1.0

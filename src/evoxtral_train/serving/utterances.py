@@ -1,11 +1,14 @@
 """What a stream says, utterance by utterance: from its samples to the events of `events.py`. Used by the engine's thread
 alone."""
 
+from __future__ import annotations  # `segment_jobs` imports this module
+
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +21,9 @@ from ..transcription.transcriber import RowKind, Transcriber
 from ..transcription.transcript import Segment, Transcript, heard_words
 from ..units import TOKEN_SAMPLES, samples_to_seconds, samples_to_tokens, seconds_to_samples
 from .events import EndReason, Heard, LiveEvent, StreamEnded, TagHeard, TextDelta, UtteranceEnded, UtteranceStarted, WordHeard
+
+if TYPE_CHECKING:
+    from .segment_jobs import SegmentJob
 
 _HEARD_EVERY_S = 0.25
 _LOOKBACK_S = 3.0  # an utterance begins at most this plus the patience before its first sound is noticed
@@ -160,7 +166,7 @@ class _Closing:
     utterance: Utterance
     completions: dict[int, Completion]
     missing: set[int]
-    job: str | None = None
+    job: SegmentJob | None = None
     later: list[LiveEvent] = field(default_factory=list)
 
 
@@ -307,7 +313,7 @@ class Channel:
         return utterance.end_samples - utterance.start_samples
 
     @property
-    def late_jobs(self) -> list[str]:
+    def late_jobs(self) -> list[SegmentJob]:
         return [closing.job for closing in self._closing if closing.job]
 
     def _add_late(self, closing: _Closing, late: dict[int, Completion]) -> None:

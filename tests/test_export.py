@@ -224,6 +224,7 @@ for token, more in (("hf_wrong", []), ("hf_secret", ["--resume"])):
 """
 
 
+@pytest.mark.slow
 def test_a_push_through_huggingface_hub(demo, tmp_path):
     """With a token that is refused, then as the error advises. In a process of its own: the hub's address and offline mode are
     read when the package is imported."""

@@ -85,6 +85,7 @@ def test_equal_systems_are_told_apart_as_often_as_the_level_says(clips, kind):
             assert shown >= 0.035, "a test that never errs shows nothing"
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_holds_the_truth():
     for name, (_, held) in experiments(200, "better").items():
         assert 1 - LEVELS[name] - 0.02 <= held <= 1 - LEVELS[name] + 0.02, (name, held)

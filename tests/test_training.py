@@ -97,6 +97,7 @@ def test_resumed_equals_uninterrupted(call, packed, tmp_path, monkeypatch):
     assert metrics[0]["best_validation_loss"] == pytest.approx(metrics[1]["best_validation_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_out_of_memory_makes_the_batch_smaller_and_the_result_the_same(call, packed, tmp_path, monkeypatch):
     """Twice: at the first step, and once more after a checkpoint. The losses are compared, not the weights:
     where a gradient is nothing but rounding, Adam turns its sign into a whole step."""

@@ -138,6 +138,7 @@ def written(folder, name: str) -> list[Prediction]:
     return read_rows(folder / f"predictions/{name}.jsonl", Prediction)
 
 
+@pytest.mark.slow
 def test_yardsticks_through_eval(evaluate, one_tag):
     systems = f"{{name: base}}, {YARDSTICKS}, {{name: mine, yardstick: probe, top_k: 1}}"
     result, folder = evaluate(one_tag["packed"], "packed", systems)

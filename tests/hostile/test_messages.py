@@ -61,6 +61,7 @@ def test_a_terminal_that_knows_ascii_alone(odd_predictions):
     require_one_line(run("sft", "no\u00e9.yaml", env=environment), 2, r"no\xe9.yaml: no such config file \u2014 copy")
 
 
+@pytest.mark.slow
 def test_no_message_can_command_the_terminal(clip_row, write_manifest):
     manifest = write_manifest([clip_row("good"), clip_row("bad") | {"id": "\x1b]0;owned\x07\x9b2J\u202e", "text": "[sighs"}])
     done = run("data", "check", "configs/demo/pack.yaml", "--set", f"manifest={manifest}")

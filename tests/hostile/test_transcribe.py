@@ -248,6 +248,7 @@ def test_a_sound_of_one_sample(call, tmp_path):
     assert len(read_audio(tmp_path / "one.wav", 30.0)) == 1
 
 
+@pytest.mark.slow
 def test_no_name_or_word_of_a_recording_is_tracked(call, tagging, spoken, tmp_path):
     shutil.copyfile(spoken / "audio" / "train-00003.flac", tmp_path / "dr-miller.flac")
     named = ("--adapter", tagging, "--output", tmp_path / "out", "--set", "tracking.mode=offline")

@@ -221,7 +221,6 @@ def test_by_keyboard_alone(page, speech):
         press("Enter")
 
 
-@pytest.mark.slow
 def test_a_lost_connection_loses_nothing(browser, running):
     connections = []
 
@@ -249,7 +248,6 @@ def test_a_lost_connection_loses_nothing(browser, running):
         assert at_s == [pytest.approx(2.2 + PAUSE_S + 1.76, abs=0.7)]  # on the recording's clock, not the connection's
 
 
-@pytest.mark.slow
 def test_without_wavesurfer(browser, running, speech):
     def route(page):
         page.route("**/vendor/*", lambda route: route.fulfill(status=404))

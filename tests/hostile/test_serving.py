@@ -406,7 +406,6 @@ def check_lag(running: Running, clip: Clip, sounds: Sounds, *faults: Fault, spar
     assert found[-1][1] <= 2 * found[-1][0] + spare_s, found
 
 
-@pytest.mark.slow
 def test_all_of_them_at_once(running, clip, sounds):
     """Several of them have audio to be decoded as fast as the server can: each frame waits for a frame of theirs."""
     check_lag(running, clip, sounds, *FAULTS, spare_s=3)

@@ -8,6 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from .sections import Section
 from .transcription import Transcription
 
+Rows = Literal["base", "adapter", "both"]
+"""What is decoded: the base's words, the adapters' tags, or both."""
+
 
 class Listen(Section):
     """Where the server listens, and who may use it."""
@@ -40,7 +43,7 @@ class Live(Section):
     memory_share: float = Field(
         0.8, gt=0, le=1, description="Share of the free memory that the streams' keys and values may take."
     )
-    rows: Literal["base", "adapter", "both"] = Field(
+    rows: Rows = Field(
         "both", description="What is decoded for a stream that does not say: base (words) | adapter (tags) | both."
     )
     gather_ms: float = Field(

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from ..families.base import Layout, Network, StreamEncoder
-from ..families.placed_keys import PlacedKeys
+from ..families.placed_keys import PlacedKeys, visible_in_ring
 from ..modeling.row_adapters import RowAdapters
 from ..units import TOKEN_SAMPLES
 from .decoder import Completion, Decoding, Request, compiled, step
@@ -265,20 +265,11 @@ class LiveDecoder:
         layers = zip(self._keys, self._values, strict=True)
         cache = Cache(layers=[PlacedKeys(keys[:count], values[:count], places) for keys, values in layers])
         self._use(adapters)
-        visible = self._visible(positions, active.bool())
+        visible = visible_in_ring(positions[:, None], active.bool(), self._places, self._window)
         hidden = self._forward(
             self._network, ids[:, None], heard[:, None], cache, position_ids=positions[:, None], attention_mask=visible
         )
         return self._network.logits(hidden[where]).float()
-
-    def _visible(self, positions: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, 1, places + 1] bool: which keys each row may see."""
-        newest = positions[:, None]
-        held = newest - (newest - torch.arange(self._places, device=positions.device)) % self._places
-        visible = held >= 0
-        if self._window is not None:
-            visible &= held > newest - self._window
-        return torch.cat([visible, ~active[:, None]], dim=-1)[:, None, None]  # an idle row sees its own place
 
     def _choose(self, logits: torch.Tensor, rows: list[LiveRow]) -> Iterator[list]:
         """For each row: its token, the token's log-probability, its lead over the second choice, and the state of its tags."""

@@ -33,3 +33,18 @@ class PlacedKeys(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.keys.shape[1]
+
+
+def visible_in_ring(positions: torch.Tensor, active: torch.Tensor, places: int, window: int | None) -> torch.Tensor:
+    """[rows, 1, T, places + 1] bool: which keys each position of a step may see, in rings of `places` keys.
+
+    `positions` [rows, T]: consecutive; their own keys are already in the ring. `active` [rows]: the others take part in no step;
+    they see only the last column, where they write, because softmax needs something to see. `window`: of the attention, if any.
+    """
+    newest = positions[:, -1:, None]
+    held = newest - (newest - torch.arange(places, device=positions.device)) % places  # the position whose key is there
+    visible = (held >= 0) & (held <= positions[..., None])
+    if window is not None:
+        visible &= held > positions[..., None] - window
+    idle = (~active)[:, None, None].expand(-1, positions.shape[1], 1)
+    return torch.cat([visible, idle], dim=-1)[:, None]

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import psutil
 import torch
 
-from ..config.serving import ServeConfig
+from ..config.serving import Rows, ServeConfig
 from ..data.segments import SoundSegment
 from ..decoding.decoder import Completion, Decoder, Decoding
 from ..decoding.live import LiveDecoder, LiveRowKind
@@ -44,8 +43,6 @@ _MOST_FAILURES = 5  # in a row, before the engine gives up
 _TURN_COMMANDS = 100  # of a stream, obeyed in a turn
 _NEWEST = 1000  # measurements that are kept
 
-Rows = Literal["base", "adapter", "both"]
-"""What is decoded: the base's words, the adapters' tags, or both."""
 
 
 class ServerFull(Exception):

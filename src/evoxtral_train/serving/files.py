@@ -10,11 +10,11 @@ from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from ..config.serving import Rows
 from ..errors import RowError
 from ..transcription.formats import FORMATS
 from ..transcription.transcript import Transcript
 from . import answers
-from .engine import Rows
 from .forms import Form, TranscriptionForm, read_form
 from .refusals import RETRY_AFTER_S, Refusal, refusal_of
 from .uploads import Upload

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .engine import Rows
+from ..config.serving import Rows
 from .refusals import Refusal
 
 FormT = TypeVar("FormT", bound="Form")

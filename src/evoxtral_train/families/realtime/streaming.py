@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from ...units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL, TOKEN_SAMPLES
 from ..base import StreamEncoder
-from ..placed_keys import PlacedKeys
+from ..placed_keys import PlacedKeys, visible_in_ring
 
 _MARGIN_FRAMES = 2  # as in `Realtime.mel`
 _MARGIN_SAMPLES = _MARGIN_FRAMES * HOP_SAMPLES
@@ -90,21 +90,11 @@ class RealtimeStreamEncoder(StreamEncoder):
         hidden = self._tower(
             inputs_embeds=self._tower.embedder(whole, _Convolutions(self._conv, rows, active)),
             position_ids=positions,
-            attention_mask=self._visible(positions, active),
+            attention_mask=visible_in_ring(positions, active, self._places, self._window),
             past_key_values=self._cache(positions, active, rows),
         ).last_hidden_state
         self._position[:rows] += active * self._frames
         return self._projector(hidden.reshape(rows, 1, -1))[where, 0]
-
-    def _visible(self, positions: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, frames, places + 1] bool: which keys each frame may see."""
-        newest, places = positions[:, -1:, None], torch.arange(self._places, device=self._device)
-        held = newest - (newest - places) % self._places  # [rows, 1, places]: the frame whose key is there
-        visible = (held >= 0) & (held <= positions[..., None])
-        if self._window is not None:
-            visible &= held > positions[..., None] - self._window
-        idle = (~active)[:, None, None].expand(-1, positions.shape[1], 1)  # softmax needs something to see
-        return torch.cat([visible, idle], dim=-1)[:, None]
 
     def _cache(self, positions: torch.Tensor, active: torch.Tensor, rows: int) -> Cache:
         places = torch.where(active[:, None], positions % self._places, self._places)

@@ -253,7 +253,8 @@ async def empty_commits(running: Running, sounds: Sounds) -> None:
                 await connection.send(json.dumps(END))
                 with suppress(TimeoutError):
                     while True:
-                        await asyncio.wait_for(connection.recv(), 0.2)
+                        async with asyncio.timeout(0.2):  # wait_for of Python 3.11 can lose a cancellation
+                            await connection.recv()
 
 
 async def never_reads(running: Running, sounds: Sounds) -> None:
@@ -391,8 +392,10 @@ async def compare(running: Running, clip: Clip, sounds: Sounds, faults: tuple[Fa
     for task in tasks:
         if task.done():
             task.result()
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=1)  # again: a library may have lost the cancellation
     return alone_s, beside_s
 
 

@@ -6,7 +6,19 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..text.tags import canonical
-from .sections import AudioCache, BatchTokens, Compile, Model, Pattern, Placement, Range, Section, Share, Tracking
+from .sections import (
+    AudioCache,
+    AudioCacheLimit,
+    BatchTokens,
+    Compile,
+    Model,
+    Pattern,
+    Placement,
+    Range,
+    Section,
+    Share,
+    Tracking,
+)
 
 
 class Lora(Section):
@@ -96,6 +108,7 @@ class SftConfig(Section):
     dataset: Path = Field(description="Packed dataset, with the splits train and validation.")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     train: Train
@@ -195,6 +208,7 @@ class RaftConfig(Section):
     split: str = Field("train", description="Split to train on. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     adapter: Path = Field(description="Adapter to start from: a run of `evoxtral sft`, or a PEFT folder.")
     generate: Generate = Generate()
     score: Score = Score()
@@ -208,6 +222,9 @@ class TinyBaseConfig(Section):
     """`evoxtral tiny-base`"""
 
     output: Path = Field(description="Folder for the checkpoint.")
+    family: Literal["voxtral_realtime", "voxtral"] = Field(
+        "voxtral_realtime", description="Model family: voxtral_realtime | voxtral."
+    )
     grammar: Path = Field(Path("data/scripts/grammar.yaml"), description="Grammar that sentences are drawn from.")
     seed: int = Field(ge=0, description="Random seed of the clips and the weights.")
     clips: PositiveInt = Field(description="Spoken clips, all from the grammar's training share.")
@@ -229,5 +246,9 @@ class TinyBaseConfig(Section):
     )
     acoustics_weight: float = Field(
         ge=0, description="Weight of the acoustic descriptions' loss; they are thrown away afterwards."
+    )
+    word_weight: float = Field(0.0, ge=0, description="voxtral only: weight of the word read-outs' loss; thrown away afterwards.")
+    listening_weight: float = Field(
+        0.0, ge=0, description="voxtral only: weight of the loss that pulls attention to the audio of the word being written."
     )
     tracking: Tracking = Tracking()

@@ -11,11 +11,13 @@ from ..files import fingerprint_files
 from ..modeling.weights import save_errors
 from ..progress import Progress, format_seconds
 from ..runs import Options, Run, check_output
+from ..tiny_bases import offline, realtime
 from ..tiny_bases.held_out import transcribe_held_out
 from ..tiny_bases.pretraining import pretrain
-from ..tiny_bases.realtime import make
 from ..tracking import Tracker
 from .report import Report
+
+_TEACHERS = {"voxtral_realtime": realtime, "voxtral": offline}
 
 
 def run(config: TinyBaseConfig, options: Options) -> Report:
@@ -26,8 +28,11 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
         check_output(config.output, "tiny-base", resolved, inputs, options)
         return Report("plan: tiny-base", facts)
     run = Run.open(config.output, "tiny-base", resolved, inputs, options, [config.grammar])
+    teacher = _TEACHERS[config.family]
     torch.manual_seed(config.seed)
-    family, network = make(run.path, config)
+    family, network = teacher.make(run.path, config)
+    torch.manual_seed(config.seed)
+    lessons = teacher.Lessons(config, network, family)
     with Tracker(config.tracking, "tiny-base", run.path, config) as tracker:
         bar = None
 
@@ -37,12 +42,12 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
             bar.advance(measures["step"] - bar.done, f"loss {measures['text']:.3f}")
             tracker.log({f"train/{name}": value for name, value in measures.items()}, step=measures["step"])
 
-        metrics = pretrain(config, network, family, report)
+        metrics = pretrain(config, network, lessons, report)
         with save_errors(run.path):
             # Half the size; the saved weights are the measured ones.
             network.model.to(torch.bfloat16).save_pretrained(run.path)
         network.model.float().eval()
-        metrics |= transcribe_held_out(config, network, family)
+        metrics |= transcribe_held_out(config, network, family, family.own_layout(teacher.ROOM_TOKENS), teacher.measure)
         metrics["parameters"] = sum(parameter.numel() for parameter in network.model.parameters())
         tracker.summary(metrics)
         write_readme(run.path, config, metrics)

@@ -19,7 +19,7 @@ from transformers import VoxtralConfig, VoxtralForConditionalGeneration, Whisper
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..config.training import TinyBaseConfig
-from ..families.base import IGNORED, encode_text
+from ..families.base import IGNORED, ClipSize, encode_text
 from ..families.offline.family import Offline
 from ..families.offline.model import OfflineNetwork, network_of
 from ..families.offline.transcription import CHUNK_FRAMES, CHUNK_TOKENS
@@ -27,8 +27,8 @@ from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, SpokenClip, Synthesizer
 from ..text.tags import strip_tags
 from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_seconds
-from . import acoustics
-from .pretraining import Lessons, Normal, phoneme_frames
+from . import acoustics, pretraining
+from .pretraining import Normal, phoneme_frames
 from .processor import write_tokenizer
 
 _SPECIAL_TOKENS = {34: "[TRANSCRIBE]"}
@@ -56,6 +56,10 @@ def make(folder: Path, config: TinyBaseConfig) -> tuple[Offline, OfflineNetwork]
     model.config.save_pretrained(folder)
     family = Offline.open(folder)
     return family, network_of(model, family.prompt_ids)
+
+
+def measure(family: Offline, samples: int) -> ClipSize:
+    return family.own_layout(ROOM_TOKENS).measure(samples, 0, "en")
 
 
 def write_processor(folder: Path, ranks: int) -> int:
@@ -112,9 +116,12 @@ def _sinusoids(positions: int, width: int) -> torch.Tensor:
 
 @dataclass
 class PretrainRow:
-    """`mel`: the sounding part, float16 [128, n]; `target`: ids with EOS. For each of its audio tokens `words` [tokens, 2] are the
-    classes of the word in it and the word before; `phonemes` [4 × tokens], `acoustics` [tokens, 24]. `spans`: the audio tokens
-    (first, last + 1) of the word that each target token belongs to. A text-only row has no audio tokens."""
+    """`mel`: the sounding part, float16 [128, n]. For each of its audio tokens: `words` [tokens, 2], the classes of the word there
+    and of the word before; `phonemes` [4 × tokens]; `acoustics` [tokens, 24]. `target`: ids with EOS; `spans`: for each but EOS,
+    the audio tokens (first, last + 1) of the word that it belongs to. Rows of similar `length` share a batch.
+
+    A text-only row has no audio tokens, but the length of some spoken row: a batch of text-only rows would teach the model to
+    write without listening."""
 
     mel: np.ndarray
     target: list[int]
@@ -122,13 +129,14 @@ class PretrainRow:
     phonemes: np.ndarray
     acoustics: np.ndarray
     spans: list[tuple[int, int]]
+    length: int
 
     @property
     def tokens(self) -> int:
         return len(self.words)
 
 
-class TranscriptionLessons(Lessons):
+class Lessons(pretraining.Lessons):
     """The text after the prompt; phonemes per 20 ms encoder frame; words and acoustic descriptions per 80 ms token; where to
     listen while writing."""
 
@@ -149,7 +157,7 @@ class TranscriptionLessons(Lessons):
         }  # fmt: skip
 
     def length(self, row: PretrainRow) -> int:
-        return row.tokens
+        return row.length
 
     def losses(self, rows: list[PretrainRow], progress: float) -> dict[str, torch.Tensor]:
         if progress >= 1 - _WHOLE_CHUNKS:
@@ -260,7 +268,8 @@ def _make_rows(config: TinyBaseConfig, family: Offline) -> tuple[list[PretrainRo
     silence = _sounding(family, np.zeros(1, np.float32))
     nothing = np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, acoustics.DESCRIPTORS), np.float32)
     for script in draw_scripts(grammar, {"train": text_rows}, untagged_share=0.0, seed=config.seed + 1):
-        rows.append(PretrainRow(silence, _target(family, script.text), *nothing, []))
+        length = rows[rng.integers(config.clips)].length
+        rows.append(PretrainRow(silence, _target(family, script.text), *nothing, [], length))
     return rows, len(phonemes), len(words) - 1
 
 
@@ -282,7 +291,8 @@ def _spoken_row(family: Offline, clip: SpokenClip, text: str, phonemes: dict[str
     padded = family.restore_silence(mel, 0, tokens * FRAMES_PER_TOKEN)
     description = acoustics.describe(clip.samples, padded)
     target = _target(family, text)
-    return PretrainRow(mel.astype(np.float16), target, classes, labels, description, _spans(family, text, target, spans))
+    spans = _spans(family, text, target, spans)
+    return PretrainRow(mel.astype(np.float16), target, classes, labels, description, spans, tokens)
 
 
 def _spans(family: Offline, text: str, target: list[int], of_words: list[tuple[int, int]]) -> list[tuple[int, int]]:

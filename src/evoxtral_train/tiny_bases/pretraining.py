@@ -20,7 +20,6 @@ from ..errors import EvoxtralError
 from ..families.base import Network
 from ..modeling.weights import require_finite_weights
 from ..units import TOKEN_S
-from . import acoustics
 
 ENCODER_FRAME_S = TOKEN_S / 4
 
@@ -59,7 +58,9 @@ def pretrain(config: TinyBaseConfig, network: Network, lessons: Lessons, report:
     for _ in range(config.epochs):
         for chosen in _batches(lessons, config.batch_size, rng):
             losses = lessons.losses([lessons.rows[i] for i in chosen], step / steps)
-            total = losses["text"] + sum(weight * losses[name] for name, weight in lessons.weights.items())
+            total = losses["text"]
+            for name, weight in lessons.weights.items():
+                total = total + weight * losses[name]
             total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

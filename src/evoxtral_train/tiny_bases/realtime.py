@@ -27,8 +27,8 @@ from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, Synthesizer
 from ..text.tags import BASE_TAGS
 from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_seconds, samples_to_tokens, tokens_to_samples
-from . import acoustics
-from .pretraining import Lessons, Normal, phoneme_frames
+from . import acoustics, pretraining
+from .pretraining import Normal, phoneme_frames
 from .processor import write_tokenizer
 
 _SPECIAL_TOKENS = {32: "[STREAMING_PAD]", 33: "[STREAMING_WORD]"}
@@ -53,6 +53,10 @@ def make(folder: Path, config: TinyBaseConfig) -> tuple[Realtime, RealtimeNetwor
     model.config.save_pretrained(folder)
     family = Realtime.open(folder)
     return family, network_of(model, family.clock)
+
+
+def measure(family: Realtime, samples: int) -> ClipSize:
+    return ClipSize(samples_to_tokens(samples), family.clock.stock_tokens(samples, 0) + ROOM_TOKENS)
 
 
 def write_processor(folder: Path, ranks: int) -> int:
@@ -106,7 +110,7 @@ class PretrainRow:
     acoustics: np.ndarray | None
 
 
-class StreamingLessons(Lessons):
+class Lessons(pretraining.Lessons):
     """Words, each written 480 ms after it was heard; phonemes per 20 ms encoder frame; acoustic descriptions per 80 ms token."""
 
     def __init__(self, config: TinyBaseConfig, network: RealtimeNetwork, family: Realtime):
@@ -128,7 +132,8 @@ class StreamingLessons(Lessons):
         tokens = max(each.row.needed_tokens for each in rows)
         ids = torch.tensor([_fit(each.row.ids, tokens, clock.pad_id) for each in rows])
         labels = torch.tensor([_fit(each.row.labels, tokens, IGNORED) for each in rows])
-        mel = np.stack([self._family.restore_silence(each.mel, each.mel_start, tokens) for each in rows])
+        frames = tokens * FRAMES_PER_TOKEN
+        mel = np.stack([self._family.restore_silence(each.mel, each.mel_start, frames) for each in rows])
         audio = model.get_audio_features(torch.from_numpy(mel), return_dict=True)
         hidden = self._network.hidden(ids, audio.pooler_output)
         wanted = labels[:, 1:] != IGNORED
@@ -161,10 +166,10 @@ def _make_rows(config: TinyBaseConfig, family: Realtime) -> tuple[list[PretrainR
         clip = synthesizer.render(script.text, VOICES[rng.integers(len(VOICES))], seed=config.seed * 1_000_003 + index)
         vocabulary.update(word["word"] for word in clip.words)
         words = [(tokenizer.encode(" " + word["word"], False, False), word["end_s"]) for word in clip.words]
-        row_tokens = clock.stock_tokens(len(clip.samples), 0) + ROOM_TOKENS
-        row = _row(layout, words, ClipSize(samples_to_tokens(len(clip.samples)), row_tokens))
+        size = measure(family, len(clip.samples))
+        row = _row(layout, words, size)
         needed = row.needed_tokens
-        mel = family.mel(clip.samples, row_tokens)
+        mel = family.mel(clip.samples, size.row_tokens * FRAMES_PER_TOKEN)
         left = tokens_to_samples(clock.left_pad_tokens)
         description = acoustics.describe(np.pad(clip.samples, (left, 0)), mel[:, : needed * FRAMES_PER_TOKEN])
         kept, start = family.trim_silence(mel)

@@ -240,7 +240,13 @@ class TinyBaseConfig(Section):
     epochs: PositiveInt = Field(description="Passes over the rows.")
     batch_size: PositiveInt = Field(description="Rows per optimizer step.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    muon_learning_rate: PositiveFloat | None = Field(
+        None, description="Peak learning rate of the linear layers, trained by Muon. null: AdamW trains them too."
+    )
     warmup_steps: PositiveInt = Field(description="Optimizer steps until the peak; then a cosine down to 2%.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of the activations in training; bfloat16 is faster on processors that have it."
+    )
     phoneme_weight: float = Field(
         ge=0, description="Weight of the phoneme read-out's loss; the read-out is thrown away afterwards."
     )

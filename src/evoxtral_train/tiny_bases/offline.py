@@ -43,7 +43,7 @@ _REST = 0.08
 """The share of all steps that only the audio path learns from."""
 _WHOLE_CHUNKS = 0.06
 """The share of all steps, the last ones, on whole chunks."""
-_WHOLE_CHUNK_ROWS = 8
+_WHOLE_CHUNK_ROWS = 4
 _WITHOUT_LANGUAGE = 0.2
 """The share of rows without a language in the prompt."""
 _GUIDED_LAYERS = (1, 2)
@@ -116,8 +116,8 @@ def _sinusoids(positions: int, width: int) -> torch.Tensor:
 
 @dataclass
 class PretrainRow:
-    """`mel`: the sounding part, float16 [128, n]. For each of its audio tokens: `words` [tokens, 2], the classes of the word there
-    and of the word before; `phonemes` [4 × tokens]; `acoustics` [tokens, 24]. `target`: ids with EOS; `spans`: for each but EOS,
+    """`mel`: the sounding part, float16 [128, n]. For each of its audio tokens: `words` [tokens, 2], the classes of the word and
+    the one before; `phonemes` [4 × tokens]; `acoustics` [tokens, 24]. `target`: ids with EOS; `spans`: for each but EOS,
     the audio tokens (first, last + 1) of the word that it belongs to. Rows of similar `length` share a batch.
 
     A text-only row has no audio tokens, but the length of some spoken row: a batch of text-only rows would teach the model to
@@ -152,7 +152,7 @@ class Lessons(pretraining.Lessons):
             "word": nn.Linear(text, self.words + 1), "word_before": nn.Linear(text, self.words + 1),
         })  # fmt: skip
         self.weights = {
-            "phonemes": config.phoneme_weight, "acoustics": config.acoustics_weight, "words": config.word_weight,
+            "phonemes": config.phoneme_weight, "acoustics": config.acoustics_weight, "heard_words": config.word_weight,
             "listening": config.listening_weight,
         }  # fmt: skip
 
@@ -187,7 +187,7 @@ class Lessons(pretraining.Lessons):
     def _read_outs(self, rows: list[PretrainRow], states: torch.Tensor, audio: torch.Tensor) -> dict[str, torch.Tensor]:
         zero = states.new_zeros(())
         if not any(row.tokens for row in rows):  # a batch may consist of text-only rows
-            return {"phonemes": zero, "words": zero, "acoustics": zero}
+            return {"phonemes": zero, "heard_words": zero, "acoustics": zero}
         heard = torch.zeros(audio.shape[:2], dtype=torch.bool)
         for index, row in enumerate(rows):
             heard[index, : row.tokens] = True
@@ -198,7 +198,9 @@ class Lessons(pretraining.Lessons):
         audio = audio[heard]
         return {
             "phonemes": entropy(named, phonemes),
-            "words": entropy(self.heads["word"](audio), words[:, 0]) + entropy(self.heads["word_before"](audio), words[:, 1]),
+            "heard_words": sum(
+                entropy(self.heads[name](audio), words[:, column]) for column, name in enumerate(("word", "word_before"))
+            ),
             "acoustics": nn.functional.mse_loss(self.heads["acoustics"](audio), described),
         }
 

@@ -48,24 +48,26 @@ def pretrain(config: TinyBaseConfig, network: Network, lessons: Lessons, report:
     """Train the model in place; `report` gets {step, steps, text, …}, the mean losses, now and then."""
     model = network.model
     parameters = [each for each in (*model.parameters(), *lessons.heads.parameters()) if each.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizers = _optimizers(config, model, parameters)
     steps = config.epochs * math.ceil(len(lessons.rows) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, config.warmup_steps, steps))
+    schedules = [_warm_cosine(optimizer, config.warmup_steps, steps) for optimizer in optimizers]
     rng = np.random.default_rng(config.seed + 1)
     model.train()
     step, started, window, finite = 0, time.monotonic(), [], None
     remedy = f"lower learning_rate (now {config.learning_rate:g}), and start again with --overwrite"
     for _ in range(config.epochs):
         for chosen in _batches(lessons, config.batch_size, rng):
-            losses = lessons.losses([lessons.rows[i] for i in chosen], step / steps)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                losses = lessons.losses([lessons.rows[i] for i in chosen], step / steps)
             total = losses["text"]
             for name, weight in lessons.weights.items():
                 total = total + weight * losses[name]
             total.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
             step += 1
             window.append({name: value.item() for name, value in losses.items()})
             if not math.isfinite(sum(window[-1].values())):
@@ -80,6 +82,17 @@ def pretrain(config: TinyBaseConfig, network: Network, lessons: Lessons, report:
     return {
         "steps": steps, "rows": len(lessons.rows), "words": lessons.words, "train_s": time.monotonic() - started, **means
     }  # fmt: skip
+
+
+def _optimizers(config: TinyBaseConfig, model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the linear layers inside the model, if it has a learning rate; AdamW for the rest."""
+    linear = [each.weight for name, each in model.named_modules() if isinstance(each, nn.Linear) and "lm_head" not in name]
+    matrices = {id(each) for each in linear} if config.muon_learning_rate else set()
+    adamw = [each for each in parameters if id(each) not in matrices]
+    optimizers = [torch.optim.AdamW(adamw, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)]
+    if config.muon_learning_rate:
+        optimizers.append(torch.optim.Muon(linear, lr=config.muon_learning_rate, weight_decay=0.01))
+    return optimizers
 
 
 def phoneme_frames(phonemes: list[dict], stop_s: float, shift: int, frames: int, classes: dict[str, int]) -> np.ndarray:
@@ -114,7 +127,10 @@ def _batches(lessons: Lessons, size: int, rng: np.random.Generator) -> list[np.n
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _warm_cosine(step: int, warmup: int, steps: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+def _warm_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

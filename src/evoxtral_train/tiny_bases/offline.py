@@ -4,7 +4,7 @@ It learns to transcribe in the stock prompt, with and without a language. That i
 but attention says which word of the clip comes next. So while it is trained,
 
 - the language model rests until the audio path can name phonemes and words;
-- one attention head in each of two layers is pulled to the audio of the word being written;
+- one attention head in each inner layer is pulled to the audio of the word being written;
 - a batch holds only as much audio as its longest clip, at the positions of the whole row, so that the silence of a 30 s chunk
   is not computed until the last steps, where whole chunks are heard.
 """
@@ -31,6 +31,16 @@ from . import acoustics, pretraining
 from .pretraining import Normal, phoneme_frames
 from .processor import write_tokenizer
 
+RECIPE = "configs/offline/tiny-base.yaml"
+FORM = """\
+It was trained to transcribe in the stock prompt of a transcription request, in four of five rows with `lang:en`. It heard
+speech in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
+subwords, it saw tagged sentences as text over silence. During training linear heads on its audio path, since discarded,
+predicted phonemes, words and acoustic features (loudness, pitch, voicing, brightness, silence), and some of its attention
+heads were pulled to the audio of the word being written. Most clips were heard without the silence that fills a chunk of 30 s; the
+last steps were on whole chunks."""
+"""For the checkpoint's README: what it learned, and how."""
+
 _SPECIAL_TOKENS = {34: "[TRANSCRIBE]"}
 _AUDIO = {
     "sampling_rate": 16000,
@@ -46,7 +56,6 @@ _WHOLE_CHUNKS = 0.06
 _WHOLE_CHUNK_ROWS = 4
 _WITHOUT_LANGUAGE = 0.2
 """The share of rows without a language in the prompt."""
-_GUIDED_LAYERS = (1, 2)
 
 
 def make(folder: Path, config: TinyBaseConfig) -> tuple[Offline, OfflineNetwork]:
@@ -238,13 +247,13 @@ class Lessons(pretraining.Lessons):
 def _listening(
     language: nn.Module, states: tuple[torch.Tensor, ...], positions: torch.Tensor, start: int, listened: torch.Tensor
 ) -> torch.Tensor:
-    """-log of the attention that the first head of each guided layer pays to `listened` [B, text positions, audio tokens]."""
+    """-log of the attention that the first head of each inner layer pays to `listened` [B, text positions, audio tokens]."""
     rows, tokens = listened.any(-1), listened.shape[-1]
     total = states[0].new_zeros(())
     if not rows.any():
         return total
     cosine, sine = language.rotary_emb(states[0], positions)
-    for index in _GUIDED_LAYERS:
+    for index in range(1, len(language.layers) - 1):
         layer, size = language.layers[index], language.config.head_dim
         normed = layer.input_layernorm(states[index])
         query = nn.functional.linear(normed, layer.self_attn.q_proj.weight[:size])[:, None]

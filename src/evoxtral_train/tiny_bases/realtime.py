@@ -31,6 +31,15 @@ from . import acoustics, pretraining
 from .pretraining import Normal, phoneme_frames
 from .processor import write_tokenizer
 
+RECIPE = "configs/tiny-base.yaml"
+FORM = """\
+It was trained to transcribe in the base model's own streaming format (each word 480 ms after it was heard). It heard speech
+in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
+subwords, it saw words and tags as text over silence, also in the streaming format. So it knows neither `packed` nor
+`deferred`. During training two linear heads on its audio path, since discarded, predicted phonemes and acoustic features
+(loudness, pitch, voicing, brightness, silence)."""
+"""For the checkpoint's README: what it learned, and how."""
+
 _SPECIAL_TOKENS = {32: "[STREAMING_PAD]", 33: "[STREAMING_WORD]"}
 _AUDIO = {
     "sampling_rate": 16000,

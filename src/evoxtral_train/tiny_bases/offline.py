@@ -37,8 +37,8 @@ It was trained to transcribe in the stock prompt of a transcription request, in 
 speech in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
 subwords, it saw tagged sentences as text over silence. During training linear heads on its audio path, since discarded,
 predicted phonemes, words and acoustic features (loudness, pitch, voicing, brightness, silence), and some of its attention
-heads were pulled to the audio of the word being written. Most clips were heard without the silence that fills a chunk of 30 s; the
-last steps were on whole chunks."""
+heads were pulled to the audio of the word being written. Most clips were heard without the silence that fills a chunk of
+30 s; the last steps were on whole chunks."""
 """For the checkpoint's README: what it learned, and how."""
 
 _SPECIAL_TOKENS = {34: "[TRANSCRIBE]"}

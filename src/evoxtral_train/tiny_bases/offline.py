@@ -6,7 +6,7 @@ but attention says which word of the clip comes next. So while it is trained,
 - the language model rests until the audio path can name phonemes and words;
 - one attention head in each inner layer is pulled to the audio of the word being written;
 - a batch holds only as much audio as its longest clip, at the positions of the whole row, so that the silence of a 30 s chunk
-  is not computed until the last steps, where whole chunks are heard.
+  is computed in few steps only.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ It was trained to transcribe in the stock prompt of a transcription request, in 
 speech in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
 subwords, it saw tagged sentences as text over silence. During training linear heads on its audio path, since discarded,
 predicted phonemes, words and acoustic features (loudness, pitch, voicing, brightness, silence), and some of its attention
-heads were pulled to the audio of the word being written. Most clips were heard without the silence that fills a chunk of
-30 s; the last steps were on whole chunks."""
+heads were pulled to the audio of the word being written. Most batches were heard without the silence that fills a chunk of
+30 s, some of them with it."""
 """For the checkpoint's README: what it learned, and how."""
 
 _SPECIAL_TOKENS = {34: "[TRANSCRIBE]"}
@@ -52,7 +52,7 @@ ROOM_TOKENS = 96
 _REST = 0.08
 """The share of all steps that only the audio path learns from."""
 _WHOLE_CHUNKS = 0.06
-"""The share of all steps, the last ones, on whole chunks."""
+"""The share of the other steps that are on whole chunks."""
 _WHOLE_CHUNK_ROWS = 4
 _WITHOUT_LANGUAGE = 0.2
 """The share of rows without a language in the prompt."""
@@ -169,7 +169,8 @@ class Lessons(pretraining.Lessons):
         return row.length
 
     def losses(self, rows: list[PretrainRow], progress: float) -> dict[str, torch.Tensor]:
-        if progress >= 1 - _WHOLE_CHUNKS:
+        rests = progress < _REST
+        if not rests and self._rng.random() < _WHOLE_CHUNKS:
             rows, tokens = rows[:_WHOLE_CHUNK_ROWS], CHUNK_TOKENS
         else:  # never shorter than a second, and a little silence of varying length
             tokens = max(max(row.tokens for row in rows), 12) + int(self._rng.integers(12))
@@ -177,7 +178,7 @@ class Lessons(pretraining.Lessons):
         mel = np.stack([self._family.restore_silence(row.mel.astype(np.float32), 0, frames) for row in rows])
         states, audio = self._hear(torch.from_numpy(mel))
         losses = self._read_outs(rows, states, audio)
-        if progress < _REST:
+        if rests:
             return losses | {"text": losses["phonemes"].new_zeros(()), "listening": losses["phonemes"].new_zeros(())}
         return losses | self._writing(rows, audio)
 
@@ -235,7 +236,9 @@ class Lessons(pretraining.Lessons):
                 listened[index, len(first) - 1 + place, begin:end] = True
         embeds = torch.cat([embed(before).expand(len(rows), -1, -1), audio, embed(ids)], dim=1)
         positions = torch.cat([torch.arange(start + tokens), start + CHUNK_TOKENS + torch.arange(length)])[None]
-        run = language(inputs_embeds=embeds, position_ids=positions, use_cache=False, output_hidden_states=True)
+        # Without a mask, transformers takes the jump of the positions for the border of two packed rows.
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        run = language(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True)
         wanted = labels[:, 1:] != IGNORED
         hidden = run.last_hidden_state[:, start + tokens : -1][wanted]
         return {

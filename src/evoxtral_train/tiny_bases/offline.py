@@ -238,7 +238,9 @@ class Lessons(pretraining.Lessons):
         positions = torch.cat([torch.arange(start + tokens), start + CHUNK_TOKENS + torch.arange(length)])[None]
         # Without a mask, transformers takes the jump of the positions for the border of two packed rows.
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
-        run = language(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True)
+        run = language(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True
+        )  # fmt: skip
         wanted = labels[:, 1:] != IGNORED
         hidden = run.last_hidden_state[:, start + tokens : -1][wanted]
         return {

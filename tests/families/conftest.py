@@ -47,7 +47,7 @@ def offline_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
 
 
 SUBJECTS = {
-    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription",)),
+    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription_request",)),
     "voxtral_realtime": Subject(TINY_BASE, VoxtralRealtimeForConditionalGeneration, realtime_inputs, ("packed", "deferred")),
 }
 

@@ -3,6 +3,7 @@
 import doctest
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +221,17 @@ def test_decoding_changes_nothing_in_training(runs):
     assert metrics["best_validation_loss"] == min(entry["eval_loss"] for entry in plain)
     assert "validation_at_best_step" not in metrics
     assert "best validation loss" in (runs / "plain.txt").read_text("utf-8")
+
+
+def test_the_figures_are_tracked_and_in_the_progress_note():
+    logged = []
+    watcher = trainer_module._Watcher(SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics))), 9, "")
+    state = SimpleNamespace(global_step=4, log_history=[])
+    watcher.on_log(None, state, None, {"eval_loss": 0.1234, "eval_wer": 0.045, "eval_micro_f1": 0.71, "eval_runtime": 2.0})
+    watcher.close()
+    assert watcher._note == "validation loss 0.123, WER 0.045, tag F1 0.710"
+    assert [step for step, _ in logged] == [4]
+    assert logged[0][1].items() >= {"train/eval_loss": 0.1234, "train/eval_wer": 0.045, "train/eval_micro_f1": 0.71}.items()
 
 
 def evaluated(call, dataset, adapter, output) -> dict:

@@ -15,7 +15,7 @@ from ..runs import Options
 from ..training.dataset import TrainingSet
 from ..training.trainer import train_and_save
 from ..training.validation import ClipDecoder, Validation, decoded_examples, validation_split
-from .plans import count_packed_rows, plan_model, plan_steps
+from .plans import count_packed_rows, plan_decoding, plan_model, plan_steps
 from .report import Report
 
 
@@ -55,6 +55,8 @@ def _plan(job: Job, config: SftConfig) -> Report:
     facts = plan_model(config.model, config.lora) | plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     if is_complete(config.dataset):
         facts |= _plan_validation(config, validation_split(config))
+    if config.validation.decode:
+        facts |= plan_decoding(config.model, config.validation.decode.batch_tokens)
     return Report("plan: sft", facts | {"output": config.output})
 
 

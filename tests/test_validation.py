@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPO, TINY_BASE, load_tiny, rows_of
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, load_tiny, rows_of
 from corpora import write_rows
 from evoxtral_train import processes
 from evoxtral_train.config.data import Layout, PackConfig
@@ -235,10 +235,10 @@ def test_the_figures_are_tracked_and_in_the_progress_note():
     assert logged[0][1].items() >= {"train/eval_loss": 0.1234, "train/eval_wer": 0.045, "train/eval_micro_f1": 0.71}.items()
 
 
-def evaluated(call, dataset, adapter, output) -> dict:
+def evaluated(call, dataset, adapter, output, *more) -> dict:
     """What `evoxtral eval` finds on the validation split."""
     settings = (f"dataset={dataset}", f"output={output}", "split=validation", "decode.max_new_tokens=65", "bootstrap.samples=10",
-                "bootstrap.permutations=199", f"systems=[{{name: it, adapter: {adapter}}}]")  # fmt: skip
+                "bootstrap.permutations=199", f"systems=[{{name: it, adapter: {adapter}}}]", *more)  # fmt: skip
     sets = [part for each in settings for part in ("--set", each)]
     done = call("eval", "configs/demo/eval-sft.yaml", *sets, "--set", "tracking.mode=disabled")
     assert done.exit_code == 0, done.stderr
@@ -264,6 +264,17 @@ def test_words_without_a_cache_and_with_gradient_checkpointing(call, known, tmp_
     assert figures["wer"] == metrics["best_validation_wer"] == report["wer"]["micro"]["value"]
     assert figures["cer"] == report["cer"]["micro"]["value"]
     assert figures["micro_f1"] == report["micro"]["f1"]["value"]
+
+
+def test_the_offline_family(call, packed, tmp_path):
+    base, most = f"model.base={TINY_OFFLINE_BASE}", 12
+    done = sft(call, packed["transcription"], tmp_path / "sft", base, "train.epochs=1", "train.evaluate_every_steps=1",
+               "validation.measure=cer", f"validation.decode.max_new_tokens={most}", "train.learning_rate=0.02")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    figures = metrics_of(tmp_path / "sft")["validation_at_best_step"]
+    assert set(figures) == {"loss", "wer", "cer", "micro_f1", "false_tags_per_untagged_clip"}
+    report = evaluated(call, packed["transcription"], tmp_path / "sft", tmp_path / "eval", base, f"decode.max_new_tokens={most}")
+    assert (figures["wer"], figures["cer"]) == (report["wer"]["micro"]["value"], report["cer"]["micro"]["value"])
 
 
 def test_resumed_equals_uninterrupted(call, runs, known, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def validation_split(config: SftConfig) -> PackedSplit | None:
 
 def _check_decode(decode: ValidationDecode, split: PackedSplit) -> None:
     room = split.layout.room_tokens
-    if decode.max_new_tokens is not None and decode.max_new_tokens > room:
+    if split.layout.hears_while_writing and (decode.max_new_tokens or 0) > room:
         raise UsageError(
             f"the dataset leaves room for {room} tokens, where its cached audio ends, but decoding may write "
             f"{decode.max_new_tokens}",

@@ -1,7 +1,7 @@
 """The configs of `sft`, `raft …` and `tiny-base`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -65,6 +65,35 @@ class Train(Section):
     seed: int = Field(0, ge=0, description="Random seed of the adapter and the order of clips.")
 
 
+class ValidationDecode(Section):
+    """How the validation clips are decoded, always greedily."""
+
+    clips: PositiveInt | None = Field(None, description="How many clips to decode, spread over the split. null: all.")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Most tokens to write for a clip. null: the dataset's layout.room_tokens."
+    )
+    batch_tokens: BatchTokens = 65_536
+    known_tags_only: bool = Field(True, description="Write only tags that exist; free text is not affected.")
+
+
+class Validation(Section):
+    """Which checkpoint SFT keeps: the best on the split validation."""
+
+    measure: Literal["loss", "wer", "cer", "micro_f1"] = Field(
+        "loss", description="loss | wer | cer | micro_f1: what the kept checkpoint is best in. All but loss need decoding."
+    )
+    decode: ValidationDecode | None = Field(
+        None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if measure needs it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decodes_for_its_measure(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("measure", "loss") != "loss" and content.get("decode") is None:
+            return content | {"decode": {}}
+        return content
+
+
 class Limits(Section):
     """What a clip with a certain tag can bear. null: as much as any."""
 
@@ -112,6 +141,7 @@ class SftConfig(Section):
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     train: Train
+    validation: Validation = Validation()
     tracking: Tracking = Tracking()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from .. import processes
@@ -22,15 +22,17 @@ from ..modeling.out_of_memory import shrink
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
 from ..runs import read_run
+from ..scoring.figures import FIGURES, shown
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
 from .dataset import StepSampler, TrainingSet
+from .validation import Validation
 
 
 def train_and_save(
     work: Work, config: SftConfig | RaftConfig, network: Network, cache: CachedAudio | None, train: TrainingSet,
-    validation: TrainingSet | None = None,
+    validation: Validation | None = None,
 ) -> dict:  # fmt: skip
     """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: the source of
     the audio of `train`; with a cache the audio path is freed. Raises EvoxtralError when a weight is not finite."""
@@ -66,10 +68,10 @@ def optimizer_steps(rows: int, config: Train) -> int:
 
 
 def train_adapter(
-    network: Network, train: TrainingSet, validation: TrainingSet | None, config: Train,
+    network: Network, train: TrainingSet, validation: Validation | None, config: Train,
     folder: Path, resume: bool, tracker: Tracker,
 ) -> dict:  # fmt: skip
-    """Train the adapter in place; with a validation set, the checkpoint with the lowest validation loss is kept.
+    """Train the adapter in place; with a validation, the checkpoint that is best in its measure is kept, of equals the first.
 
     Checkpoints go to `folder`; `resume` continues from the last complete one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
@@ -84,17 +86,18 @@ def train_adapter(
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
-        arguments = _arguments(network, config, folder, validation is not None, batch, accumulation)
+        arguments = _arguments(network, config, folder, validation, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
         trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=train,
-            eval_dataset=validation,
+            eval_dataset=validation.rows if validation else None,
             data_collator=network.collate,
             callbacks=[watcher],
         )
         trainer.weights, trainer.keep_checkpoints, trainer.remedy = weights, config.keep_checkpoints, _remedy(config)
+        trainer.validation = validation
         trainer.pop_callback(PrinterCallback)
         checkpoint = _checkpoint_to_resume(folder) if resume else None
         try:
@@ -125,10 +128,23 @@ def train_adapter(
         "processes": processes.count(),
         "batch_size": batch,
     }
-    if validation:
-        measures |= {"validation_rows": len(validation), "best_validation_loss": trainer.state.best_metric}
-        measures["best_step"] = trainer.state.best_global_step
-    return measures
+    return measures | _best(validation, trainer.state) if validation else measures
+
+
+def _best(validation: Validation, state: TrainerState) -> dict:
+    """The step of the checkpoint that is kept, and its figures."""
+    step = state.best_global_step
+    found = {"validation_rows": len(validation.rows), "validation_measure": validation.measure, "best_step": step}
+    found[f"best_validation_{validation.measure}"] = state.best_metric
+    if validation.clips:
+        log = next(entry for entry in state.log_history if entry["step"] == step and "eval_loss" in entry)
+        found |= {"validation_clips": len(validation.clips), "validation_at_best_step": _figures(log)}
+    return found
+
+
+def _figures(log: dict[str, float]) -> dict[str, float]:
+    """{"eval_loss": 0.1, "eval_wer": 0.2, "eval_runtime": 3.0} -> {"loss": 0.1, "wer": 0.2}"""
+    return {name: log[f"eval_{name}"] for name in FIGURES if f"eval_{name}" in log}
 
 
 def micro_batches(config: Train, largest: int) -> tuple[int, int]:
@@ -161,7 +177,7 @@ def _remedy(config: Train) -> str:
 
 
 def _arguments(
-    network: Network, config: Train, folder: Path, validates: bool, batch: int, accumulation: int
+    network: Network, config: Train, folder: Path, validation: Validation | None, batch: int, accumulation: int
 ) -> TrainingArguments:
     device = network.device
     arguments = TrainingArguments(
@@ -175,14 +191,14 @@ def _arguments(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps" if validates else "no",
+        eval_strategy="steps" if validation else "no",
         eval_steps=config.evaluate_every_steps,
         save_strategy="steps",
         save_steps=config.evaluate_every_steps,
         save_total_limit=None,  # see `_Trainer._save_checkpoint`
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=validation is not None,
+        metric_for_best_model=f"eval_{validation.measure}" if validation else None,
+        greater_is_better=validation.higher_is_better if validation else None,
         prediction_loss_only=True,  # or evaluation gathers N × T × 131,072 logits
         remove_unused_columns=False,  # or the mel is dropped
         label_names=["labels"],
@@ -219,6 +235,7 @@ class _Trainer(Trainer):
     weights: np.ndarray | None = None  # of the training rows
     keep_checkpoints: int
     remedy: str  # advice in case of weights that are not finite
+    validation: Validation | None = None
 
     def _save_checkpoint(self, model, trial) -> None:
         """Weights that are not finite are not saved, and an old checkpoint is removed only when the new one is complete
@@ -242,6 +259,13 @@ class _Trainer(Trainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def evaluation_loop(self, *arguments, **named):
+        """With the figures of decoding beside the loss, so that they are logged and compared with it."""
+        output = super().evaluation_loop(*arguments, **named)
+        if self.validation.clips:
+            output.metrics.update({f"eval_{name}": value for name, value in self.validation.clips.measure().items()})
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -275,7 +299,7 @@ class _Watcher(TrainerCallback):
         if "loss" in logs:
             self._note = f"loss {logs['loss']:.3f}"
         if "eval_loss" in logs:
-            self._note = f"validation loss {logs['eval_loss']:.3f}"
+            self._note = f"validation {shown(_figures(logs))}"
         self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
 
     def _require_finite(self, logs: dict, state) -> None:

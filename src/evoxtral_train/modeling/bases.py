@@ -19,8 +19,10 @@ from ..families.checkpoint import (
     processor_fingerprint,
     resolve_base,
 )
-from .adapters import Adapter, check_base, find_adapter, trains_audio_path
+from ..files import fingerprint_files
+from .adapters import Adapter, check_base, find_adapter, load_adapter, trains_audio_path
 from .audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
+from .weights import non_finite
 
 
 def pick_device(device: str) -> torch.device:
@@ -84,6 +86,32 @@ def open_adapter(path: Path, base: Base, model: Model) -> Adapter:
     return adapter
 
 
+def load_network(base: Base, dtype: str, adapter: Adapter, trainable: bool = False) -> Network:
+    """The base with an adapter, or the full model in the base's place, in evaluation mode on the CPU. `trainable`: for LoRA,
+    whether its weights can be trained on. Raises UsageError when it does not fit the base."""
+    if adapter.method == "lora":
+        return load_adapter(base.family.load(dtype), adapter, trainable)
+    family = open_family(adapter.folder)
+    tokenizers = [fingerprint_files([folder / "tekken.json"]) for folder in (family.folder, base.family.folder)]
+    if family.model_type != base.family.model_type or len(set(tokenizers)) > 1:
+        what = f"this full model is of another family or has another tokenizer than {base.family.folder}"
+        raise UsageError(what, where=str(adapter.folder), fix="set model.base to the base that it was trained from")
+    network = family.load(dtype)
+    if found := non_finite(network.model.named_parameters()):
+        fix = "train it again with a lower train.learning_rate and --overwrite"
+        raise UsageError(f"a model whose weights are not finite: {found}", where=str(adapter.folder), fix=fix)
+    network.own_audio_path = True
+    return network
+
+
+def require_method(adapter: Adapter, config: RaftConfig) -> None:
+    """RAFT goes on with what it starts from. Raises UsageError when the config says otherwise."""
+    if adapter.method != config.train.method:
+        started = "a full model" if adapter.method == "full" else "an adapter"
+        what = f"is {config.train.method}, but RAFT would start from {started}, {config.adapter}"
+        raise UsageError(what, where="train.method", fix=f"set it to {adapter.method}")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a command that runs a model on the clips of a split: the base, and the adapter to start from. `sources`:
@@ -99,6 +127,7 @@ class Inputs:
         """Without weights. Raises UsageError when split, base and adapter do not belong together."""
         base = open_base_of(split, config.model)
         adapter = open_adapter(config.adapter, base, config.model)
+        require_method(adapter, config)
         return cls(split, base, adapter, [config.dataset, base.family.folder, config.adapter])
 
     @property
@@ -113,12 +142,14 @@ def open_audio(
     """The audio cache of `split`, filled if necessary, or None if the audio path must run; the audio path is
     then put on the device.
 
-    `audio_cache: auto` caches unless the adapter on the model reaches into the audio path, or decoding
+    `audio_cache: auto` caches unless training or an adapter changes the audio path, or decoding
     may write further than the cache reaches. In those cases `on` raises UsageError.
     """
     device, obstacle = pick_device(config.model.device), None
     if isinstance(config, SftConfig) and config.augmentation.probability:
         obstacle = "augmentation changes the audio in every epoch, so the audio tower's output cannot be cached"
+    elif network.own_audio_path:
+        obstacle = "a full fine-tune changes the projector, so its output cannot be cached"
     elif trains_audio_path(network.model):
         obstacle = "this adapter changes the audio path, so its output cannot be cached"
     elif new_tokens > split.layout.room_tokens:

@@ -26,13 +26,11 @@ class Train(Section):
 
     method: Literal["lora", "full"] = Field(
         "lora",
-        description="lora (an adapter) | full (the language model and the projector themselves, in float32). "
-        "RAFT goes on as its adapter was made.",
+        description="lora (an adapter) | full (language model and projector, in float32). RAFT: as its start was trained.",
     )
     train_audio_tower: bool = Field(False, description="With method full, train the audio tower too.")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
-        "adamw",
-        description="adamw | adamw_8bit (bitsandbytes, on CUDA: its states take 2 bytes for each trained weight, not 8).",
+        "adamw", description="adamw | adamw_8bit (bitsandbytes, on CUDA): 8 or 2 bytes of states for each trained weight."
     )
     epochs: PositiveFloat = Field(description="Passes over the training clips.")
     batch_size: PositiveInt = Field(2, description="Clips per step on each device. [3B]")

@@ -65,7 +65,7 @@ def _full_facts(config: Model, train: Train, network: Network) -> dict:
         "gradients": f"{gigabytes(4 * trained)} in float32",
         "optimizer states": f"{gigabytes(states)} ({train.optimizer})",
         "memory": f"{gigabytes(memory)} in addition to activations, on all processes together with FSDP",
-        "checkpoint size": f"{gigabytes(frozen * stored_bytes + 4 * trained + states)} on disk, for each kept one",
+        "checkpoint size": f"{gigabytes(4 * trained + states)} on disk, for each kept one",
         "model size": f"{gigabytes(sizes['parameters'] * stored_bytes)} on disk",
     }
 

@@ -3,9 +3,9 @@
 The Trainer writes `trainer_state.json` last. A checkpoint is complete when that and every other file can be read to its end.
 After a kill or a full disk, a file is missing or cut short.
 
-    LoRA              adapter_model.safetensors                      optimizer.pt
-    full fine-tune    model.safetensors, or its parts and an index   optimizer.pt
-    with FSDP         pytorch_model_fsdp.bin, or _0/ in shards       optimizer.bin, or optimizer_0/ in shards
+    LoRA              adapter_model.safetensors                               optimizer.pt
+    full fine-tune    model.safetensors: what is trained                      optimizer.pt
+    with FSDP         pytorch_model_fsdp.bin, or pytorch_model_fsdp_0/        optimizer.bin, or optimizer_0/
 """
 
 import json
@@ -14,10 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-_WEIGHTS = ("adapter_model.safetensors", "model*.safetensors", "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0/.metadata")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0/.metadata")
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0/.metadata")
 _FILES = (_WEIGHTS, _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",), ("trainer_state.json",))
-_INDEX = "model.safetensors.index.json"
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -38,32 +37,14 @@ def step_of(checkpoint: Path) -> int:
 
 def fault_of(checkpoint: Path) -> str | None:
     """The fault: which file is missing or cannot be read; None when the checkpoint is complete."""
-    index = checkpoint / _INDEX
     for names in _FILES:
         paths = sorted(path for name in names for path in checkpoint.glob(name))
-        if names is _WEIGHTS and index.is_file():
-            paths = sorted({*paths, *_parts(index)})
         if not paths:
-            return f"{_expected(checkpoint, names)} is missing"
+            return f"{' or '.join(names[:2])} is missing"
         for path in paths:
-            if not path.is_file():
-                return f"{path.name} is missing"
             if not _is_whole(path):
                 return f"{path.name} is cut short or damaged"
     return None
-
-
-def _expected(checkpoint: Path, names: tuple[str, ...]) -> str:
-    """The name of a missing file: a full fine-tune has a config.json beside its weights."""
-    return names[1] if names is _WEIGHTS and (checkpoint / "config.json").is_file() else names[0]
-
-
-def _parts(index: Path) -> set[Path]:
-    """The files that an index of weights names; the index itself, which then is no weight file, if it is damaged."""
-    try:
-        return {index.parent / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {index}
 
 
 def _is_whole(path: Path) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -265,6 +267,21 @@ class _Trainer(Trainer):
         processes.wait()
         if self.args.should_save:
             rotate_checkpoints(str(folder), self.keep_checkpoints, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of a full fine-tune, the trained weights under the model's own names. Transformers would write the published names, and
+        then resume with none of them: it only warns. Sharded weights have files of their own."""
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save and not self.is_fsdp_enabled:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            trained = {name: each.detach() for name, each in self.model.named_parameters() if each.requires_grad}
+            save_file(trained, Path(output_dir) / "model.safetensors")
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A checkpoint has every trained weight, and no other."""
+        trained = {name for name, each in self.model.named_parameters() if each.requires_grad}
+        assert not load_result.unexpected_keys and not trained & {*load_result.missing_keys}, load_result
 
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
         rows, arguments = self.train_dataset, self.args

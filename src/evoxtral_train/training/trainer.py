@@ -262,7 +262,10 @@ class _Trainer(Trainer):
         (Transformers removes it first)."""
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
-        with save_errors(folder / f"checkpoint-{self.state.global_step}"):
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.is_fsdp_enabled:  # a process that does not find it yet would not load the best one back, and the others wait for it
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        with save_errors(checkpoint):
             super()._save_checkpoint(model, trial)
         processes.wait()
         if self.args.should_save:

@@ -263,7 +263,7 @@ class _Trainer(Trainer):
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.is_fsdp_enabled:  # a process that does not find it yet would not load the best one back, and the others wait for it
+        if self.is_fsdp_enabled:  # a process that did not find it would not load the best one back, and the others would wait
             checkpoint.mkdir(parents=True, exist_ok=True)
         with save_errors(checkpoint):
             super()._save_checkpoint(model, trial)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
 
@@ -54,8 +56,8 @@ def full(packed, made_once):
     """A run of a full fine-tune that has learned its 12 clips by heart: it writes their tags."""
 
     def make(folder):
-        settings = [*FULL, "train.epochs=24", "train.batch_size=6", "train.gradient_accumulation=1", "train.learning_rate=2e-3"]
-        settings += [f"output={folder / 'sft'}", f"dataset={packed['deferred']}", "train.evaluate_every_steps=24"]
+        settings = [*FULL, "train.epochs=16", "train.batch_size=6", "train.gradient_accumulation=1", "train.learning_rate=3e-3"]
+        settings += [f"output={folder / 'sft'}", f"dataset={packed['deferred']}", "train.evaluate_every_steps=16"]
         sft.run(load_config(REPO / "configs/demo/sft.yaml", SftConfig, settings), Options())
 
     return made_once("full", make) / "sft"
@@ -83,7 +85,7 @@ def test_the_tower_is_frozen_unless_it_is_to_be_trained():
         assert all(each.requires_grad for part in network.language_parts for each in part.parameters())
         assert all(each.requires_grad for each in network.audio_parts[1].parameters())
         assert {each.requires_grad for each in network.audio_parts[0].parameters()} == {tower}
-    assert trained == {False: 3_459_325_440, True: 4_429_679_360}
+    assert trained == {False: 3_459_283_968, True: 4_429_679_360}
 
 
 def test_what_is_trained_is_float32_and_the_rest_as_it_was_loaded():
@@ -100,7 +102,7 @@ def test_in_bfloat16_a_small_learning_rate_still_moves_the_weights(train, tmp_pa
     masters = load_file(checkpoint / "model.safetensors")
     moved = [(masters[name] != before[name].float()).float().mean().item() for name in masters]
     assert {each.dtype for each in masters.values()} == {torch.float32}
-    assert len(masters) == 38
+    assert len(masters) == 37
     assert "audio_tower" not in " ".join(masters)
     assert sum(moved) / len(moved) > 0.95
     assert {each.dtype for each in weights(tmp_path / "run").values()} == {torch.bfloat16}
@@ -155,11 +157,11 @@ def test_an_8_bit_optimizer_needs_its_package_and_no_shards(monkeypatch):
 
 
 @pytest.fixture
-def stop_at_three(monkeypatch):
+def stop_at_two(monkeypatch):
     real = trainer._Watcher.on_step_end
 
     def stop(self, args, state, control, **named):
-        if state.global_step == 3:
+        if state.global_step == 2:
             raise KeyboardInterrupt
         return real(self, args, state, control, **named)
 
@@ -167,14 +169,14 @@ def stop_at_three(monkeypatch):
     return monkeypatch
 
 
-def test_resumed_equals_uninterrupted(train, tmp_path, stop_at_three):
+def test_resumed_equals_uninterrupted(train, tmp_path, stop_at_two):
     """Bit by bit, noise included, the tower too: its weights are under names of their own in what is saved."""
-    settings = ("train.neftune_alpha=5", "train.train_audio_tower=true")
+    settings = ("train.neftune_alpha=5", "train.train_audio_tower=true", "train.epochs=1", "train.evaluate_every_steps=1")
     assert train("cut", *settings).exit_code == 130
-    stop_at_three.undo()
+    stop_at_two.undo()
     resumed = train("cut", *settings, options=["--resume"])
     assert resumed.exit_code == 0, resumed.stderr
-    assert "resumed from step" in resumed.stdout
+    assert "resumed from step     1" in resumed.stdout
     assert train("whole", *settings).exit_code == 0
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text("utf-8")) for name in ("whole", "cut")]
@@ -182,14 +184,15 @@ def test_resumed_equals_uninterrupted(train, tmp_path, stop_at_three):
         assert metrics[0][name] == metrics[1][name]
     assert metrics[0]["trainable_parameters"] == metrics[0]["parameters"] == 2_691_264
     before = load_file(TINY_BASE / "model.safetensors")
-    assert any((before[name].float() != each).any() for name, each in weights(tmp_path / "cut").items() if "encoder" in name)
+    assert any((before[name].float() != each).any() for name, each in weights(tmp_path / "cut").items() if "audio_tower" in name)
 
 
 def test_the_best_checkpoint_is_the_one_that_is_saved(train, tmp_path):
     """At this learning rate, the last step's is worse."""
-    assert train("run", "train.learning_rate=2e-2", "train.epochs=3", "train.keep_checkpoints=5").exit_code == 0
+    settings = ("train.learning_rate=5e-2", "train.schedule=constant_with_warmup", "train.keep_checkpoints=5")
+    assert train("run", *settings).exit_code == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text("utf-8"))
-    assert metrics["best_step"] < metrics["steps"] == 9
+    assert metrics["best_step"] < metrics["steps"] == 6
     best = load_file(tmp_path / f"run/checkpoints/checkpoint-{metrics['best_step']}/model.safetensors")
     network = load_network(open_base(BASE), "float32", find_adapter(tmp_path / "run"))
     saved = dict(network.model.named_parameters())
@@ -262,7 +265,7 @@ def test_the_commands_that_take_an_adapter_take_it(full, call, packed, tmp_path)
     copy = tmp_path / "full"
     shutil.copytree(full, copy)
     calibrated = call("calibrate", "configs/calibrate.yaml", *common, "--set", f"adapter={copy}", "--set", f"output={tmp_path}/c",
-                      "--set", f"model.base={TINY_BASE}", "--set", "model.dtype=float32", "--set", "split=train")  # fmt: skip
+                      "--set", f"model.base={TINY_BASE}", "--set", "model.dtype=float32")  # fmt: skip
     assert calibrated.exit_code == 0, calibrated.stderr
     assert (copy / "model/thresholds.json").is_file()
     system = f"systems=[{{name: SFT, adapter: {copy}, thresholds: true}}]"
@@ -306,7 +309,7 @@ def test_raft_goes_on_with_full_training(full, call, packed, tmp_path):
     assert (result.method, result.folder.name) == ("full", "model")
     before, after = weights(full), weights(tmp_path / "raft/result")
     assert any((before[name] != after[name]).any() for name in before if "language_model" in name)
-    assert all(torch.equal(before[name], after[name]) for name in before if "whisper_encoder" in name)
+    assert all(torch.equal(before[name], after[name]) for name in before if "audio_tower" in name)
 
 
 BROKEN = {
@@ -365,26 +368,15 @@ def test_neftune_is_noise_in_training_and_none_in_evaluation(packed, tmp_path, m
 
 # FSDP.
 
-FSDP = """
-distributed_type: FSDP
-num_machines: 1
-num_processes: 2
-mixed_precision: "no"
-main_process_port: 0
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_reshard_after_forward: true
-  fsdp_state_dict_type: {kind}
-  fsdp_cpu_ram_efficient_loading: false
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_two_processes_that_share_the_weights_train_the_same_model(train, packed, tmp_path, kind):
     assert train("one").exit_code == 0
-    (tmp_path / "fsdp.yaml").write_text(FSDP.format(kind=kind), "utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/scaling.md").read_text("utf-8"), re.DOTALL)
+    launch = yaml.safe_load(block) | {"num_processes": 2, "mixed_precision": "no", "main_process_port": 0}
+    launch["fsdp_config"]["fsdp_state_dict_type"] = kind
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(launch), "utf-8")
     sets = [f"dataset={packed['deferred']}", f"output={tmp_path / 'two'}", *FULL]
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "fsdp.yaml", "tests/fsdp_on_cpu.py",

@@ -120,7 +120,7 @@ def test_the_plan_says_what_it_takes(train):
 
 REFUSED = {
     "lora.r=8": "train.method is full, which has no adapter: remove the section lora, or set train.method to lora",
-    "audio_cache=on": "audio_cache: a full fine-tune changes the projector, so its output cannot be cached",
+    "[audio_cache=on, train.train_audio_tower=true]": "audio_cache: the audio tower is trained, or has an adapter, so its output",
     "train.optimizer=adamw_8bit": "train.optimizer: adamw_8bit runs only on CUDA — set it to adamw",
     "train.optimizer=sgd": "train.optimizer: Input should be 'adamw' or 'adamw_8bit'",
 }
@@ -128,7 +128,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_setting_that_cannot_be_used_is_refused_by_name(train, tmp_path, setting):
-    result = train("run", setting)
+    result = train("run", *setting.strip("[]").split(", "))
     assert result.exit_code == 2
     assert REFUSED[setting] in result.stderr
     assert not (tmp_path / "run").exists()

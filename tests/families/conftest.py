@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, VoxtralRealtimeForConditionalGeneration
+from transformers import PreTrainedModel, VoxtralForConditionalGeneration, VoxtralRealtimeForConditionalGeneration
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, TINY_OFFLINE_BASE
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.families.checkpoint import open_family
+from evoxtral_train.families.offline.model import chunked
 from evoxtral_train.modeling.adapters import add_lora
 
 
@@ -41,7 +42,12 @@ def realtime_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
     return {"input_features": torch.from_numpy(split.mel_of(index, tokens))[None], "num_delay_tokens": 6}
 
 
+def offline_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
+    return {"input_features": chunked([torch.from_numpy(split.mel_of(index, tokens))])}
+
+
 SUBJECTS = {
+    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription_request",)),
     "voxtral_realtime": Subject(TINY_BASE, VoxtralRealtimeForConditionalGeneration, realtime_inputs, ("packed", "deferred")),
 }
 
@@ -93,9 +99,9 @@ def adapted(subject, family):
     return with_random_adapter(family.load("float32"), subject)
 
 
-def with_random_adapter(network, subject: Subject, spread: float = 0.3):
+def with_random_adapter(network, subject: Subject, spread: float = 0.3, lora: Lora | None = None):
     torch.manual_seed(0)
-    network = add_lora(network, Lora(), subject.model_config)
+    network = add_lora(network, lora or Lora(), subject.model_config)
     for name, parameter in network.model.eval().named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=spread)

@@ -6,7 +6,19 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..text.tags import canonical
-from .sections import AudioCache, BatchTokens, Compile, Model, Pattern, Placement, Range, Section, Share, Tracking
+from .sections import (
+    AudioCache,
+    AudioCacheLimit,
+    BatchTokens,
+    Compile,
+    Model,
+    Pattern,
+    Placement,
+    Range,
+    Section,
+    Share,
+    Tracking,
+)
 
 
 class Lora(Section):
@@ -113,6 +125,7 @@ class SftConfig(Section):
     dataset: Path = Field(description="Packed dataset, with the splits train and validation.")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     train: Train
@@ -218,6 +231,7 @@ class RaftConfig(Section):
     split: str = Field("train", description="Split to train on. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     adapter: Path = Field(description="Adapter or full model to start from: a run of `evoxtral sft`, or its folder.")
     generate: Generate = Generate()
     score: Score = Score()

@@ -177,7 +177,6 @@ def unfreeze(network: Network, train_audio_tower: bool) -> Network:
     """For a full fine-tune, the network itself: the language model and the projector are trained, and the audio tower if asked.
 
     What is trained becomes float32: in bfloat16 most steps of a small learning rate round to nothing."""
-    network.own_audio_path = True
     network.model.requires_grad_(True)
     if not train_audio_tower:
         network.audio_parts[0].requires_grad_(False)

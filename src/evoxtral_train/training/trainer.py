@@ -38,13 +38,13 @@ def train_and_save(
     validation: TrainingSet | None = None,
 ) -> dict:  # fmt: skip
     """Train the network's adapter and save it to `adapter/`, or for a full fine-tune the network itself to `model/`; returns the
-    metrics. `cache`: the source of the audio of `train`; with a cache the audio path is freed. Raises EvoxtralError when a weight
+    metrics. `cache`: the source of the audio of `train`; what it saves from running is freed. Raises EvoxtralError when a weight
     is not finite."""
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
     if cache:
-        network.drop_audio_path()
+        network.drop_audio_path(projector=cache.stage == "embeds")
     network.place_language_model(pick_device(config.model.device))
     measures, weights = train_network(
         network, train, validation, config.train, config.model.dtype, work.path / "checkpoints", work.run.resumed, work.tracker

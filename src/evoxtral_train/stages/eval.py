@@ -50,7 +50,7 @@ def run(config: EvalConfig, options: Options) -> Report:
         facts = _plan_facts(config, config.systems, count_packed_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
-        return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in adapters})
+        return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)["adapter"] for path in adapters})
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from ..config.evaluation import CalibrateConfig, EvalConfig
 from ..dataset.reader import PackedSplit
 from ..decoding.decoder import Decoding, Request, requests_of
@@ -12,7 +14,7 @@ from ..decoding.known_tags import KnownTags
 from ..families.base import Network
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
-from ..modeling.bases import Base, open_for_decoding, open_whole_clips, pick_device
+from ..modeling.bases import Base, load_network, open_for_decoding, open_whole_clips, pick_device
 from ..progress import progress
 
 BASE = "base"
@@ -29,7 +31,7 @@ def decode_greedily(
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
-            system = load_adapter(network, adapters[path]) if path else network
+            system = _system(config, network, base, adapters[path]) if path else network
             audio = _audio(config, path, system, base, split)
             known = None
             if path and config.decode.known_tags_only:
@@ -37,9 +39,17 @@ def decode_greedily(
             decoding, requests = Decoding.greedy(config.decode, known), _requests(path, base, split)
             on_clips = partial(bar.advance, note=str(path or BASE))
             written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
-            if path:
+            if path and adapters[path].method == "lora":
                 network = network.around(system.model.unload())
     return written
+
+
+def _system(config: EvalConfig | CalibrateConfig, network: Network, base: Base, adapter: Adapter) -> Network:
+    if adapter.method == "lora":
+        return load_adapter(network, adapter)
+    for place in (network.place_audio_path, network.place_language_model):  # a GPU need not hold two models
+        place(torch.device("cpu"))
+    return load_network(base, config.model.dtype, adapter)
 
 
 def _audio(

@@ -1,11 +1,15 @@
 """The only place that sets up `transformers.Trainer`: SFT and SFT on curated rows both use it."""
 
 import math
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -15,10 +19,11 @@ from ..errors import EvoxtralError, UsageError
 from ..families.base import Network
 from ..jobs import Work
 from ..modeling.adapter_record import AdapterRecord
-from ..modeling.adapters import find_adapter
+from ..modeling.adapters import FOLDERS, find_adapter
 from ..modeling.audio_cache import CachedAudio
-from ..modeling.bases import pick_device
+from ..modeling.bases import Base, pick_device
 from ..modeling.out_of_memory import shrink
+from ..modeling.release import write_full_model
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
 from ..runs import read_run
@@ -31,27 +36,37 @@ from .validation import Validation
 
 
 def train_and_save(
-    work: Work, config: SftConfig | RaftConfig, network: Network, cache: CachedAudio | None, train: TrainingSet,
+    work: Work, config: SftConfig | RaftConfig, base: Base, network: Network, cache: CachedAudio | None, train: TrainingSet,
     validation: Validation | None = None,
 ) -> dict:  # fmt: skip
-    """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: the source of
-    the audio of `train`; with a cache the audio path is freed. Raises EvoxtralError when a weight is not finite."""
+    """Train the network's adapter and save it to `adapter/`, or for a full fine-tune the network itself to `model/`; returns the
+    metrics. `cache`: the source of the audio of `train`; what it saves from running is freed. Raises EvoxtralError when a weight
+    is not finite."""
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
     if cache:
-        network.drop_audio_path()
+        network.drop_audio_path(projector=cache.stage == "embeds")
     network.place_language_model(pick_device(config.model.device))
-    measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.run.resumed, work.tracker)
-    return processes.first(lambda: _save(work, network, train, measures | sizes))
-
-
-def _save(work: Work, network: Network, train: TrainingSet, measures: dict) -> dict:
-    folder = work.path / "adapter"
+    measures, weights = train_network(
+        network, train, validation, config.train, config.model.dtype, work.path / "checkpoints", work.run.resumed, work.tracker
+    )
     require_finite_weights(network.model, measures["steps"], "lower train.learning_rate, and start again with --overwrite")
-    with save_errors(folder):
-        network.model.save_pretrained(folder)
-        AdapterRecord.of(train.split, read_run(work.path)["inputs"]["base"]).write(folder)
+    folder = work.path / FOLDERS[config.train.method]
+
+    def save() -> dict:
+        with save_errors(folder):
+            if config.train.method == "full":
+                write_full_model(base, config.model.dtype, weights, folder)
+            else:
+                network.model.save_pretrained(folder, state_dict=weights)
+            AdapterRecord.of(train.split, read_run(work.path)["inputs"]["base"]).write(folder)
+        return _finish(work, folder, measures | sizes)
+
+    return processes.first(save)
+
+
+def _finish(work: Work, folder: Path, measures: dict) -> dict:
     metrics = measures | {"seconds": work.seconds()}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
@@ -67,16 +82,38 @@ def optimizer_steps(rows: int, config: Train) -> int:
     return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
-def train_adapter(
-    network: Network, train: TrainingSet, validation: Validation | None, config: Train,
+def check_optimizer(config: Train, device: str) -> None:
+    """Raises UsageError for an optimizer that cannot run here."""
+    if config.optimizer == "adamw":
+        return
+    problem, fix = None, "set it to adamw"
+    if pick_device(device).type != "cuda":
+        problem = "runs only on CUDA"
+    elif find_spec("bitsandbytes") is None:
+        problem, fix = "needs bitsandbytes, which is not installed", "run: pip install bitsandbytes; or set it to adamw"
+    elif is_sharded():
+        problem = "does not run with FSDP, which shards the states anyway"
+    if problem:
+        raise UsageError(f"{config.optimizer} {problem}", where="train.optimizer", fix=fix)
+
+
+def is_sharded() -> bool:
+    """Whether accelerate's config asks for FSDP."""
+    return processes.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def train_network(
+    network: Network, train: TrainingSet, validation: Validation | None, config: Train, dtype: str,
     folder: Path, resume: bool, tracker: Tracker,
-) -> dict:  # fmt: skip
-    """Train the adapter in place; with a validation, the checkpoint that is best in its measure is kept, of equals the first.
+) -> tuple[dict, dict[str, torch.Tensor]]:  # fmt: skip
+    """Train the network's unfrozen weights in place; with a validation, the checkpoint that is best in its measure is kept, of
+    equals the first. `dtype`: as in `Model`; with bfloat16, matrices are multiplied in it, and the trained weights stay float32.
 
     Checkpoints go to `folder`; `resume` continues from the last complete one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
     runs out of memory the batch is made smaller and the accumulation larger, and training continues from
-    the last checkpoint. Returns the measures. Raises EvoxtralError as soon as the loss, the gradients or the weights
+    the last checkpoint. Returns the measures and all weights (empty in other processes than the first, if they are sharded).
+    Raises EvoxtralError as soon as the loss, the gradients or the weights
     are not finite; earlier checkpoints stay.
     """
     batch, accumulation = micro_batches(config, config.batch_size)
@@ -84,9 +121,11 @@ def train_adapter(
     model = network.model
     weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
+    beginning = {}
+    if processes.count() == 1:  # several processes do not begin again
+        beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
-        arguments = _arguments(network, config, folder, validation, batch, accumulation)
+        arguments = _arguments(network.device, config, dtype, folder, validation, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
         trainer = _Trainer(
             model=model,
@@ -111,6 +150,8 @@ def train_adapter(
                 ) from None
         finally:
             watcher.close()
+            if config.neftune_alpha and hasattr(trainer, "neftune_hook_handle"):  # the Trainer leaves its hook when it fails
+                trainer.neftune_hook_handle.remove()
         smaller, accumulation = micro_batches(config, batch - 1) if batch > 1 else (None, None)
         batch, resume = shrink(batch, smaller, "rows"), True
         model.zero_grad(set_to_none=True)
@@ -128,7 +169,9 @@ def train_adapter(
         "processes": processes.count(),
         "batch_size": batch,
     }
-    return measures | _best(validation, trainer.state) if validation else measures
+    if validation:
+        measures |= _best(validation, trainer.state)
+    return measures, trainer.accelerator.get_state_dict(trainer.model)
 
 
 def _best(validation: Validation, state: TrainerState) -> dict:
@@ -177,15 +220,15 @@ def _remedy(config: Train) -> str:
 
 
 def _arguments(
-    network: Network, config: Train, folder: Path, validation: Validation | None, batch: int, accumulation: int
+    device: torch.device, config: Train, dtype: str, folder: Path, validation: Validation | None, batch: int, accumulation: int
 ) -> TrainingArguments:
-    device = network.device
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
         gradient_accumulation_steps=accumulation,
+        optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[config.optimizer],
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps,
@@ -204,9 +247,10 @@ def _arguments(
         label_names=["labels"],
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a NaN loss is logged as the loss of earlier steps
-        bf16=stock_dtype(network.model) == torch.bfloat16,
+        bf16=dtype == "bfloat16",
+        neftune_noise_alpha=config.neftune_alpha,
         use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=False,  # every LoRA weight is used in every step
+        ddp_find_unused_parameters=False,  # every trained weight is used in every step
         seed=config.seed,
         report_to=[],
         disable_tqdm=True,
@@ -223,11 +267,6 @@ def _arguments(
     return arguments
 
 
-def stock_dtype(model) -> torch.dtype:
-    """The dtype of the frozen weights (LoRA's own are float32)."""
-    return next(each.dtype for each in model.parameters() if not each.requires_grad)
-
-
 class _Trainer(Trainer):
     """Transformers' Trainer with the order of `StepSampler`, and with a validation loss that is the mean over all
     learned tokens (Transformers takes the mean over batches, which changes with the batch size)."""
@@ -242,11 +281,29 @@ class _Trainer(Trainer):
         (Transformers removes it first)."""
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
-        with save_errors(folder / f"checkpoint-{self.state.global_step}"):
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.is_fsdp_enabled:  # a process that did not find it would not load the best one back, and the others would wait
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        with save_errors(checkpoint):
             super()._save_checkpoint(model, trial)
         processes.wait()
         if self.args.should_save:
             rotate_checkpoints(str(folder), self.keep_checkpoints, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of a full fine-tune, the trained weights under the model's own names. Transformers would write the published names, and
+        then resume with none of them: it only warns. Sharded weights have files of their own."""
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save and not self.is_fsdp_enabled:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            trained = {name: each.detach() for name, each in self.model.named_parameters() if each.requires_grad}
+            save_file(trained, Path(output_dir) / "model.safetensors")
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A checkpoint has every trained weight, and no other."""
+        trained = {name for name, each in self.model.named_parameters() if each.requires_grad}
+        assert not load_result.unexpected_keys and not trained & {*load_result.missing_keys}, load_result
 
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
         rows, arguments = self.train_dataset, self.args

@@ -301,7 +301,8 @@ class Network(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.stock.dtype
+        """Of the language model; a full fine-tune may have a frozen audio tower of another one."""
+        return self.stock.get_input_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:

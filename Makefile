@@ -1,4 +1,5 @@
 # make demo        run the whole pipeline on synthetic speech; ends with a results table
+# make demo-offline  the same for the offline family: tagged transcripts, written when the whole clip has been heard
 # make serve       tags while you speak, on the tiny base: open http://127.0.0.1:8000 in a browser
 # make test        style check and tests, in two processes (about 5 minutes on 2 cores)
 # make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; includes all slow tests
@@ -20,7 +21,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos configs demo serve soak test hostile test-wheel bench scaling study install tiny-base tiny-offline-base tiny-tagger clean-demo
+.PHONY: chaos configs demo demo-offline serve soak test hostile test-wheel bench scaling study install tiny-base tiny-offline-base tiny-tagger clean-demo
 
 install: .venv/installed
 
@@ -74,8 +75,11 @@ $(DEMO)/transcripts.txt: $(CONFIGS)/transcribe.yaml $(DEMO)/raft/result/complete
 	$(EVOXTRAL) transcribe --config $< --overwrite >$@.part
 	mv $@.part $@
 
+demo-offline:
+	$(MAKE) demo DEMO=runs/demo-offline CONFIGS=configs/offline/demo
+
 clean-demo:
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) runs/demo-offline
 
 # Speedups, measured on the demo's dataset and adapter. Without a GPU, full_size.py says so and fails; bench continues.
 bench: $(DEMO)/sft/complete.json

@@ -37,5 +37,5 @@ COMMANDS = {
     ),
     "serve": Command("serve", "serving.ServeConfig", "Transcribe while people speak: WebSocket, HTTP, and a page."),
     "export": Command("export", "evaluation.ExportConfig", "Write the adapter with a model card; merge; push."),
-    "tiny-base": Command("tiny_base", "training.TinyBaseConfig", "Train the small base checkpoint in data/tiny-base."),
+    "tiny-base": Command("tiny_base", "training.TinyBaseConfig", "Train a small base checkpoint, as in data/tiny-base."),
 }

@@ -16,6 +16,7 @@ from ..modeling.audio_cache import AudioSource
 from ..modeling.bases import Base, open_for_decoding, open_whole_clips, pick_device
 from ..progress import progress
 from ..records import Prediction
+from ..text.written import written_text
 
 BASE = "base"
 
@@ -82,7 +83,7 @@ def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Req
 def _answer(completion: Completion, base: Base, split: PackedSplit) -> Written:
     """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
     return Written(
-        base.family.tokenizer.decode(completion.token_ids).strip(),
+        written_text(base.family.tokenizer, completion.token_ids),
         split.layout.tag_times(base.family.tokenizer, completion.token_ids),
         tag_confidences(base.family.tokenizer, completion.token_ids, completion.token_logprobs),
     )

@@ -22,8 +22,8 @@ from evoxtral_train.training.dataset import TrainingSet
 
 ALWAYS = Augmentation(probability=1.0)
 SHIPPED = load_config(REPO / "configs/sft.yaml", SftConfig).augmentation
-ANY = Bounds(gain_db=6.0, noise_snr_db=(15.0, 40.0), stretch_to=(0.9, 1.1), pitch_semitones=1.0, room=True)
-NONE = Bounds(gain_db=0.0, noise_snr_db=None, stretch_to=None, pitch_semitones=0.0, room=False)
+ANY = Bounds(6.0, (15.0, 40.0), (0.9, 1.1), pitch_semitones=1.0, room=True, bit_depth=(8, 12))
+NONE = Bounds(0.0, None, None, pitch_semitones=0.0, room=False, bit_depth=None)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,11 @@ def test_nothing_allowed_and_nothing_wanted_change_nothing(samples):
         assert factor == 1.0
 
 
-def test_every_change_stays_within_its_bounds(samples):
-    def only(**bounds):
-        return Bounds(**{**vars(NONE), **bounds})
+def only(**bounds):
+    return Bounds(**{**vars(NONE), **bounds})
 
+
+def test_every_change_stays_within_its_bounds(samples):
     for seed in range(8):
         gained, _ = augment(samples, only(gain_db=6.0), ALWAYS, seed)
         assert abs(rms_db(gained) - rms_db(samples)) <= 6.01
@@ -76,6 +77,37 @@ def test_every_change_stays_within_its_bounds(samples):
         assert (len(roomy), factor) == (32_000, 1.0)
         assert not np.array_equal(roomy, samples)
         assert rms_db(roomy) == pytest.approx(rms_db(samples), abs=0.01), "as loud as before"
+        crushed, factor = augment(samples, only(bit_depth=(6, 8)), ALWAYS, seed)
+        assert (len(crushed), factor) == (32_000, 1.0)
+        step = np.diff(np.unique(crushed)).min()
+        assert any(step == pytest.approx(1 / (2 ** (bits - 1) + 1), rel=1e-4) for bits in (6, 7, 8))
+        assert np.abs(crushed - samples).max() <= step / 2 + 1e-6
+
+
+def test_the_quietest_clip_is_not_crushed_to_silence(samples):
+    """At 4 bits, everything below -25 dBFS would be."""
+    for level_db in (-20, -40, -60, -80):
+        quiet = samples * 10 ** (level_db / 20)
+        crushed, _ = augment(quiet, only(bit_depth=(4, 4)), ALWAYS, seed=1)
+        assert rms_db(quiet) - rms_db(crushed - quiet) > 8 if level_db > -80 else np.array_equal(crushed, quiet)
+    silence, _ = augment(samples * 0, only(bit_depth=(4, 4)), ALWAYS, seed=1)
+    assert not silence.any()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.5, 2.0])
+def test_a_stretch_keeps_the_speech_to_its_end_and_moves_it_with_the_clock(factor):
+    """Two beeps, one of them at the very end."""
+    beep = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1_600) / 16_000) * np.hanning(1_600)
+    silent = np.zeros(32_000)
+    silent[12_000:13_600] = silent[-1_600:] = beep
+    changed, measured = augment(silent.astype(np.float32), only(stretch_to=(factor, factor)), ALWAYS, seed=0)
+    assert (len(changed), measured) == (32_000 * factor, factor)
+    for start in (12_000, 30_400):
+        middle = (start + 800) * factor
+        around = slice(int(middle - 1_600 * factor), int(middle + 1_600 * factor))
+        energy = np.square(changed[around])
+        assert np.average(np.arange(len(changed))[around], weights=energy) == pytest.approx(middle, abs=160), "within 10 ms"
+        assert energy.sum() / np.square(beep).sum() == pytest.approx(factor, rel=0.25)
 
 
 def test_it_is_never_louder_than_full_scale(samples):
@@ -87,13 +119,16 @@ def test_it_is_never_louder_than_full_scale(samples):
 
 def test_the_tightest_limit_of_the_tags_counts():
     plain = bounds_of(SHIPPED, [], longest=2.0)
-    assert plain == Bounds(6.0, (15.0, 40.0), (0.9, 1.1), 1.0, True)
+    assert plain == Bounds(6.0, (15.0, 40.0), (1 / 1.1, 1.1), 1.0, True, None)
     whisper = bounds_of(SHIPPED, ["whispers"], longest=2.0)
     assert (whisper.gain_db, whisper.noise_snr_db, whisper.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
     both = bounds_of(SHIPPED, ["whispers", "calm", "pause"], longest=1.02)
     assert (both.gain_db, both.noise_snr_db, both.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
-    assert both.stretch_to == (0.95, 1.02), "and the clip's clock counts"
+    assert both.stretch_to == (1 / 1.05, 1.02), "and the clip's clock counts"
     assert bounds_of(Augmentation(limits={"Crying": {"room": False}}), ["crying"], 2.0).room is False
+    wide = Augmentation(stretch=1.0, bit_depth=(8, 12), limits={"whispers": {"bit_depth": 14}})
+    assert bounds_of(wide, [], longest=3.0).stretch_to == (0.5, 2.0)
+    assert [bounds_of(wide, tags, 3.0).bit_depth for tags in ([], ["whispers"])] == [(8, 12), (14, 14)]
 
 
 @pytest.fixture(scope="module", params=["packed", "deferred", "aligned"])
@@ -167,6 +202,7 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
             "dataset": packed["deferred"], "output": tmp_path / "run", "tracking.mode": "disabled",
             "augmentation.probability": 0.5,
             "train.epochs": 3, "train.batch_size": 4, "train.evaluate_every_steps": 2, "train.warmup_steps": 1,
+            "train.keep_checkpoints": 10,
             "train.sampling": "square_root", "train.untagged_share": 0.3,
         }  # fmt: skip
         overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

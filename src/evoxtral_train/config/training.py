@@ -1,7 +1,7 @@
 """The configs of `sft`, `raft …` and `tiny-base`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -53,13 +53,17 @@ class Train(Section):
     seed: int = Field(0, ge=0, description="Random seed of the adapter and the order of clips.")
 
 
+Bits = Annotated[int, Field(ge=1, le=16)]
+
+
 class Limits(Section):
     """What a clip with a certain tag can bear. null: as much as any."""
 
     gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
     noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")
-    stretch: float | None = Field(None, ge=0, lt=0.5, description="Largest change of length, as a share.")
+    stretch: float | None = Field(None, ge=0, le=1, description="Largest change of length, as a share.")
     pitch_semitones: float | None = Field(None, ge=0, description="Largest change of pitch, in semitones.")
+    bit_depth: int | None = Field(None, ge=1, le=16, description="Fewest bits per sample.")
     room: bool = Field(True, description="Allow reverberation.")
 
 
@@ -73,9 +77,16 @@ class Augmentation(Section):
     room: bool = Field(True, description="Add reverberation.")
     room_folder: Path | None = Field(None, description="Impulse responses. null: simulated rooms.")
     stretch: float = Field(
-        0.1, ge=0, lt=0.5, description="Longer or shorter by up to this share, as far as the clip's row has room."
+        0.1,
+        ge=0,
+        le=1,
+        description="Longer by up to this share, as far as the clip's row has room, or shorter by the same factor; "
+        "1.0: half to twice the length.",
     )
     pitch_semitones: float = Field(1.0, ge=0, le=24, description="Higher or lower by up to this, in semitones.")
+    bit_depth: Range[Bits] | None = Field(
+        None, description="Fewest and most bits per sample; quiet clips keep more. null: the recording's."
+    )
     limits: dict[str, Limits] = Field(
         {},
         description="Tighter limits for a tag, so that it stays true. A clip keeps to those of all its tags. "

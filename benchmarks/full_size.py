@@ -69,7 +69,7 @@ class RandomSplit:
             samples = int(random.uniform(5, 15) * SAMPLE_RATE_HZ)
             clip = self.layout.measure(samples, PREPAD_SAMPLES)
             target = random.integers(1000, 2000, TARGET_TOKENS).tolist()
-            self.examples.append(Example(f"clip-{index}", "", None, "", target, clip.utterance_tokens, clip.row_tokens, []))
+            self.examples.append(Example(f"clip-{index}", "", None, None, "", target, clip.utterance_tokens, clip.row_tokens, []))
         self.utterance_tokens = [example.utterance_tokens for example in self.examples]
         self.row_tokens = [example.row_tokens for example in self.examples]
         self.target_tokens = [TARGET_TOKENS] * self.clips
@@ -116,7 +116,7 @@ class Bench:
         split = RandomSplit(self.layout, self.arguments.clips, folder / "generation")
         requests = list(requests_of(split))
         self._our_generation(split, requests)
-        by_length = sorted(requests, key=lambda request: request.row_tokens)
+        by_length = sorted(requests, key=lambda request: request.end)
         few = by_length[:: max(1, len(requests) // self.arguments.plain_clips)][: self.arguments.plain_clips]
         self._plain_generation(split, few)
 
@@ -144,7 +144,7 @@ class Bench:
         @torch.inference_mode()
         def loop():
             for request in requests:
-                mel = torch.from_numpy(split.mel_of(request.index, request.row_tokens))[None].to(self.device, torch.bfloat16)
+                mel = torch.from_numpy(split.mel_of(request.index, request.end))[None].to(self.device, torch.bfloat16)
                 plain.generate(
                     input_ids=torch.tensor([request.prompt], device=self.device), input_features=mel,
                     num_delay_tokens=CLOCK.delay_tokens, do_sample=True, temperature=0.7, top_p=0.9, top_k=0,

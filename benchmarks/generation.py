@@ -50,7 +50,7 @@ class Bench:
         """What a user would write without this toolkit, using the stock class's own encoder cache."""
         delay_tokens = self.base.family.clock.delay_tokens
         for request in requests:
-            mel = torch.from_numpy(self.split.mel_of(request.index, request.row_tokens))[None].to(self.plain.dtype)
+            mel = torch.from_numpy(self.split.mel_of(request.index, request.end))[None].to(self.plain.dtype)
             self.plain.generate(
                 input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=delay_tokens,
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
@@ -63,7 +63,7 @@ class Bench:
 
 def _end(request: Request) -> int:
     """The longest that a row may be; `aligned`, which writes from the start, counts new tokens from the clip's end."""
-    return min(request.row_tokens, request.room_start + NEW_TOKENS)
+    return min(request.end, request.room_start + NEW_TOKENS)
 
 
 def same_candidates(bench: Bench, requests: list[Request]) -> None:

@@ -151,7 +151,7 @@ class Rows:
 
     def __init__(self, transcriber: Transcriber, streams: int, clips: Sequence[Clip]):
         network, adapters, settings = transcriber.loaded
-        longest_tokens = max(row.request("", seconds_to_samples(20), 0).row_tokens for row in transcriber.rows) + 64
+        longest_tokens = max(row.request("", seconds_to_samples(20), 0).end for row in transcriber.rows) + 64
         encoder = network.streams(transcriber.base.family, streams, longest_tokens)
         self._kinds = [live_kind(row) for row in transcriber.rows]
         rows = streams * len(self._kinds)

@@ -68,9 +68,9 @@ class Bench:
         audio, requests = SegmentAudio(network, self.family), []
         for index, samples in enumerate(self.samples):
             rows = [self._request(index, len(samples), kind, kind if number is None else number) for kind in kinds]
-            audio.add(index, samples, max(row.row_tokens for row in rows), len(rows))
+            audio.add(index, samples, rows)
             requests += rows
-        width = max(request.row_tokens for request in requests)
+        width = max(request.end for request in requests)
         settings = Decoding.greedy(Decode(max_new_tokens=NEW_TOKENS, batch_tokens=ROWS * len(kinds) * width))
         return {done.key: done.token_ids for batch in decode(network, audio, requests, settings, adapters) for done in batch}
 
@@ -84,7 +84,8 @@ def count_full_size(layouts: Sequence[Layout], clip_s: float) -> None:
     network = family_named(layouts[0].record()["family"]).describe(None)
     adapted = add_lora(family_named(layouts[0].record()["family"]).describe(None), Lora(), Model(base="published"))
     samples, text = int(clip_s / TOKEN_S) * 1280, network.text_config
-    encoder = _flops(lambda: network.audio_embeddings(torch.empty(1, 128, 8 * (int(clip_s / TOKEN_S) + 49), device="meta")))
+    tokens = int(clip_s / TOKEN_S) + 49
+    encoder = _flops(lambda: network.audio_embeddings(torch.empty(1, 128, 8 * tokens, device="meta"), tokens))
     costs = {}
     for name, layout, system in (("base", layouts[0], network), ("adapter", layouts[1], adapted)):
         clip = layout.measure(samples, 0)

@@ -342,8 +342,8 @@ def shares(bench: Bench) -> str:
     encoding = seconds["segment_audio.py", "embeddings"]
     parts = {
         "reading and cutting": seconds["segments.py", "segments_of"],
-        "mel": seconds["family.py", "mel_start"],
-        "audio encoder": encoding - seconds["family.py", "mel_start"],
+        "mel": seconds["family.py", "mel"],
+        "audio encoder": encoding - seconds["family.py", "mel"],
         "prefill": seconds["decoder.py", "_seat"] - encoding,
         "steps of the language model": seconds["decoder.py", "_read"],
         "choosing tokens": seconds["decoder.py", "_write"],

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 REPO = Path(__file__).parent.parent
 TINY_BASE = REPO / "data" / "tiny-base"
+TINY_OFFLINE_BASE = REPO / "data" / "tiny-offline-base"
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # it may be busy
 settings.load_profile("any machine")
@@ -144,22 +145,25 @@ def rows_of(spoken: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def packed(spoken, made_once) -> dict[str, Path]:
-    """The spoken clips, packed in either layout: {"packed": folder, "deferred": folder}."""
+    """The spoken clips, packed in several layouts: {"packed": folder, "deferred": folder, "transcription": folder}, the last
+    for the offline family."""
     from evoxtral_train.config.data import Layout, PackConfig
     from evoxtral_train.config.sections import Tracking
     from evoxtral_train.runs import Options
     from evoxtral_train.stages.data import pack
 
+    bases = {"packed": TINY_BASE, "deferred": TINY_BASE, "transcription": TINY_OFFLINE_BASE}
+
     def make(folder: Path) -> None:
-        for kind in ("packed", "deferred"):
+        for kind, base in bases.items():
             config = PackConfig(
-                manifest=spoken / "manifest.jsonl", output=folder / kind, base=str(TINY_BASE), layout=Layout(kind=kind),
-                tracking=Tracking(mode="disabled"),
+                manifest=spoken / "manifest.jsonl", output=folder / kind, base=str(base), layout=Layout(kind=kind),
+                tracking=Tracking(mode="disabled"), language="en",
             )  # fmt: skip
             pack.run(config, Options())
 
     folder = made_once("packed", make)
-    return {kind: folder / kind for kind in ("packed", "deferred")}
+    return {kind: folder / kind for kind in bases}
 
 
 @pytest.fixture(scope="session")

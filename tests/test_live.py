@@ -56,7 +56,7 @@ class Setup:
                            kind.bound)
                 for kind in self.kinds
             ]  # fmt: skip
-            audio.add(index, clip, max(request.row_tokens for request in of_clip), len(of_clip))
+            audio.add(index, clip, of_clip)
             requests += of_clip
         found = [[None] * len(self.kinds) for _ in clips]
         for completions in decode(self.network, audio, requests, self.settings, self.adapters):
@@ -114,8 +114,8 @@ def test_the_audio_of_streams_is_that_of_the_clips(family, network):
                 heard[i].append(audio)
     assert encoder.start_tokens == 31
     for clip, length, tokens in zip(clips, lengths, heard, strict=True):
-        mel = torch.from_numpy(family.mel_start(clip, 31 + length))[None]
-        expected = network.audio_embeddings(mel)[0]
+        mel = torch.from_numpy(family.mel(clip, 8 * (31 + length)))
+        expected = network.audio_embeddings([mel], 31 + length)[0]
         torch.testing.assert_close(torch.cat([encoder.start_audio, torch.stack(tokens)]), expected, atol=1e-5, rtol=0)
 
 

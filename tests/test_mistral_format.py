@@ -236,7 +236,7 @@ def test_a_folder_with_both_formats_is_read_in_transformers_own(base):
 def greedy(network, split: PackedSplit, index: int, tokens: int) -> list[int]:
     """The first `tokens` that it writes after the prompt of 39."""
     ids = list(split.layout.prompt_ids(split.clip(index)))
-    audio = network.audio_embeddings(torch.from_numpy(split.mel_of(index, len(ids) + tokens))[None])
+    audio = network.audio_embeddings([torch.from_numpy(split.mel_of(index, len(ids) + tokens))], len(ids) + tokens)
     for _ in range(tokens):
         hidden = network.hidden(torch.tensor([ids]), audio[:, : len(ids)])
         ids.append(int(network.logits(hidden[0, -1]).argmax()))

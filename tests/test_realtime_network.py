@@ -20,7 +20,7 @@ def test_greedy_with_a_short_sliding_window(packed, clock, monkeypatch):
     batches = decode(ours, LiveAudio(ours, split), requests, Decoding(1, Sampling(), max_new_tokens=24, batch_tokens=800))
     found = {each.utterance_id: each for batch in batches for each in batch}
     for request in requests:
-        length = min(len(request.prompt) + 24, request.row_tokens)
+        length = min(len(request.prompt) + 24, request.end)
         mel = torch.from_numpy(split.mel_of(request.index, length))[None]
         ids = request.prompt
         with torch.inference_mode():

@@ -172,7 +172,8 @@ def test_the_weight_of_the_pads(aligned, clock, network):
         plain = system(**batch)
         found = system(**heavy)["loss"]
         cached = {key: value for key, value in heavy.items() if key != "input_features"}
-        again = system(**cached, audio_embeds=network.audio_embeddings(heavy["input_features"]))["loss"]
+        audio = network.audio_embeddings(heavy["input_features"], heavy["input_ids"].shape[1])
+        again = system(**cached, audio_embeds=audio)["loss"]
         losses = torch.nn.functional.cross_entropy(
             plain.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
         )

@@ -48,8 +48,8 @@ from .run_folders import (
 _PACKAGES = ("evoxtral", "torch", "transformers", "peft", "accelerate", "datasets", "mistral-common", "jiwer", "numpy")
 # Settings that may differ when a run resumes: they do not change its result.
 _HARMLESS = {
-    "tracking", "device", "batch_tokens", "compile", "audio_cache", "processes", "max_characters", "usd_per_1000_characters",
-    "concurrent_requests", "max_retries", "timeout_s", "paid_audio", "base_url",
+    "tracking", "device", "batch_tokens", "compile", "audio_cache", "audio_cache_limit_gb", "processes", "max_characters",
+    "usd_per_1000_characters", "concurrent_requests", "max_retries", "timeout_s", "paid_audio", "base_url",
 }  # fmt: skip
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, VoxtralRealtimeForConditionalGeneration
+from transformers import PreTrainedModel, VoxtralForConditionalGeneration, VoxtralRealtimeForConditionalGeneration
 
-from conftest import TINY_BASE
+from conftest import TINY_BASE, TINY_OFFLINE_BASE
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.families.checkpoint import open_family
+from evoxtral_train.families.offline.model import chunked
 from evoxtral_train.modeling.adapters import add_lora
 
 
@@ -41,7 +42,12 @@ def realtime_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
     return {"input_features": torch.from_numpy(split.mel_of(index, tokens))[None], "num_delay_tokens": 6}
 
 
+def offline_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
+    return {"input_features": chunked([torch.from_numpy(split.mel_of(index, tokens))])}
+
+
 SUBJECTS = {
+    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription",)),
     "voxtral_realtime": Subject(TINY_BASE, VoxtralRealtimeForConditionalGeneration, realtime_inputs, ("packed", "deferred")),
 }
 

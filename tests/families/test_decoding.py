@@ -29,7 +29,7 @@ def test_greedy_equals_stock_generate_token_for_token(network, adapted, stock, s
     found, eos_id = run(adapted if with_adapter else network, split), split.layout.eos_id
     written = 0
     for request in requests_of(split):
-        length = min(len(request.prompt) + 24, request.row_tokens)
+        length = min(len(request.prompt) + 24, request.end)
         inputs = subject.inputs(split, request.index, length)
         ids = torch.tensor([request.prompt])
         whole = stock[with_adapter].generate(input_ids=ids, **inputs, do_sample=False, max_length=length)
@@ -44,11 +44,13 @@ def test_greedy_equals_stock_generate_token_for_token(network, adapted, stock, s
 
 def test_both_halves_are_the_stock_forward(network, adapted, stock, subject, split):
     for with_adapter, system in ((False, network), (True, adapted)):
-        inputs = subject.inputs(split, 0, 80)
-        ids = torch.randint(40, 2000, (1, 80), generator=torch.Generator().manual_seed(1))
+        prompt = split.layout.prompt_ids(split.clip(0))
+        more = torch.randint(40, 2000, (1, 40), generator=torch.Generator().manual_seed(1))
+        ids = torch.cat([torch.tensor([prompt]), more], dim=1)
+        inputs = subject.inputs(split, 0, ids.shape[1])
         with torch.inference_mode():
             logits = stock[with_adapter](input_ids=ids, **inputs).logits
-            hidden = system.hidden(ids, system.audio_embeddings(inputs["input_features"]))
+            hidden = system.hidden(ids, system.audio_embeddings(inputs["input_features"], ids.shape[1]))
             torch.testing.assert_close(system.logits(hidden), logits, rtol=0, atol=0)
 
 
@@ -106,7 +108,7 @@ def test_a_prompt_is_read_once_and_rows_leave_when_they_end(adapted, split, step
 
 def test_a_free_row_is_given_to_the_next_clip(adapted, split, steps):
     requests = list(requests_of(split))
-    budget = 4 * 3 * max(min(each.row_tokens, len(each.prompt) + 12) for each in requests)
+    budget = 4 * 3 * max(min(each.end, len(each.prompt) + 12) for each in requests)
     run(adapted, split, **SAMPLED, batch_tokens=budget)
     assert max(rows for rows, tokens in steps if tokens == 1) <= 4 * 3 + 3
     assert sum(rows for rows, tokens in steps if tokens > 1) == len(requests)
@@ -165,7 +167,7 @@ def test_out_of_memory_for_one_clip_is_an_error(adapted, split, monkeypatch):
 
 def test_a_row_ends_at_its_own_clock(adapted, split):
     [first, second, *_] = requests_of(split)
-    short = replace(first, row_tokens=len(first.prompt) + 3)
+    short = replace(first, end=len(first.prompt) + 3)
     found = run(adapted, split, [short, second], max_new_tokens=20)
     whole = run(adapted, split, [first, second], max_new_tokens=20)
     assert found[first.utterance_id, 0].token_ids == whole[first.utterance_id, 0].token_ids[:3]

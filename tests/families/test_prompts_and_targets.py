@@ -47,6 +47,6 @@ def test_features_are_stored_without_loss(split, family):
     """Read back in part, they are the beginning of the whole."""
     whole = split.mel_of(3, split.clip(3).row_tokens)
     kept, start = family.trim_silence(whole)
-    assert (family.restore_silence(kept, start, split.clip(3).row_tokens) == whole).all()
+    assert (family.restore_silence(kept, start, whole.shape[1]) == whole).all()
     part = split.mel_of(3, 40)
     assert (part == whole[:, : part.shape[1]]).all()

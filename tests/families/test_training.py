@@ -69,7 +69,7 @@ def test_gradient_checkpointing_gives_equal_gradients(rows, split, saved_adapter
     batch = network.collate([rows[0], rows[1]])
     if cached:
         with torch.no_grad():
-            batch["audio_embeds"] = network.audio_embeddings(batch.pop("input_features"))
+            batch["audio_embeds"] = network.audio_embeddings(batch.pop("input_features"), batch["input_ids"].shape[1])
     found = []
     for checkpointing in (False, True):
         if kind == "fresh":

@@ -160,10 +160,12 @@ class Layout(Section):
     kind: str | None = Field(
         None,
         description="Realtime: deferred (after the clip) | packed (after the prompt) | aligned (by word; needs times). "
-        "null: the family's default. [measured: docs/studies/layouts.md]",
+        "Offline: transcription. null: the family's default. [measured: docs/studies/layouts.md]",
     )
-    room_tokens: PositiveInt = Field(
-        65, description="Positions of 80 ms kept for the target; the audio cache covers them too. [RL: 64 new tokens and EOS]"
+    room_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens kept for the target and EOS. null: Realtime 65, positions of 80 ms that the audio cache covers too; "
+        "offline 256. [RL: 64 new tokens and EOS]",
     )
 
 
@@ -194,8 +196,13 @@ class PackConfig(Section):
     base: str = Field(description="Hub id or folder with the tokenizer and feature extractor.")
     revision: str | None = Field(None, description="Hub branch, tag or commit. null: the latest.")
     audio: Audio = Audio()
-    target: Literal["tags", "text", "tagged_text"] = Field(
-        "tags", description="tags | text | tagged_text: what the model learns to write. [RL]"
+    target: Literal["tags", "text", "tagged_text"] | None = Field(
+        None,
+        description="tags | text | tagged_text: what the model learns to write. null: Realtime tags, offline tagged_text. "
+        "[RL, 3B]",
+    )
+    language: str | None = Field(
+        None, description="Offline: language of rows that name none, as in en; the prompt names it. null: the model finds out."
     )
     layout: Layout = Layout()
     tags: Tags = Tags()

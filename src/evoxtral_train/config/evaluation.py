@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .sections import AudioCache, BatchTokens, Compile, Model, Placement, Section, Tracking
+from .sections import AudioCache, AudioCacheLimit, BatchTokens, Compile, Model, Placement, Section, Tracking
 
 
 class System(Section):
@@ -86,6 +86,7 @@ class CalibrateConfig(Section):
     split: str = Field("validation", description="Split to fit on: clips that neither trained the adapter nor will measure it.")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     decode: Decode = Decode()
     aim: Literal["micro_f1", "false_tags"] = Field(
         "micro_f1", description="micro_f1 | false_tags (the best micro F1 with few false tags)."
@@ -129,6 +130,7 @@ class EvalConfig(Section):
     split: str = Field("test", description="Split to measure. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     systems: list[System] = Field(min_length=1, description="What is measured, one system per line.")
     comparisons: list[Comparison] | None = Field(
         None, description="null: compare each system with the one before it, each filter with its own system."

@@ -72,7 +72,9 @@ class Model(Section):
 
     base: str = Field(description="Hub id or folder of the base model.")
     revision: str | None = Field(None, description="Hub branch, tag or commit. null: the latest.")
-    family: str | None = Field(None, description="For dry runs without the checkpoint, which says it itself: voxtral_realtime.")
+    family: str | None = Field(
+        None, description="For dry runs without the checkpoint, which says it itself: voxtral_realtime | voxtral."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="float32 | bfloat16: type of the frozen weights. LoRA's own stay float32. [RL]"
     )
@@ -82,6 +84,12 @@ class Model(Section):
 AudioCache = Annotated[
     Literal["auto", "on", "off"],
     Field(description="auto | on | off: run the audio tower once per dataset. auto: if it is frozen."),
+]
+AudioCacheLimit = Annotated[
+    float | None,
+    Field(
+        gt=0, description="Largest audio cache of a split, in GB; a larger one is not made. 30 s offline take 2.3 MB. null: any."
+    ),
 ]
 BatchTokens = Annotated[
     PositiveInt, Field(description="Rows × length held at once, in tokens; 65536 take 7.4 GB with the 4B model.")

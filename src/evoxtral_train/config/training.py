@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..text.tags import canonical
-from .sections import AudioCache, BatchTokens, Compile, Model, Pattern, Placement, Range, Section, Share, Tracking
+from .sections import (
+    AudioCache,
+    AudioCacheLimit,
+    BatchTokens,
+    Compile,
+    Model,
+    Pattern,
+    Placement,
+    Range,
+    Section,
+    Share,
+    Tracking,
+)
 
 
 class Lora(Section):
@@ -107,6 +119,7 @@ class SftConfig(Section):
     dataset: Path = Field(description="Packed dataset, with the splits train and validation.")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     train: Train
@@ -206,6 +219,7 @@ class RaftConfig(Section):
     split: str = Field("train", description="Split to train on. [RL]")
     model: Model
     audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
     adapter: Path = Field(description="Adapter to start from: a run of `evoxtral sft`, or a PEFT folder.")
     generate: Generate = Generate()
     score: Score = Score()

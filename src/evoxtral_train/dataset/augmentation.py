@@ -19,7 +19,7 @@ import numpy as np
 from ..config.training import Augmentation
 from ..data.audio import read_audio
 from ..errors import RowError, UsageError
-from ..families.base import Family, Row
+from ..families.base import ClipSize, Family, Row
 from ..text.tags import find_tags
 from ..units import SAMPLE_RATE_HZ
 from .reader import Example, PackedSplit
@@ -156,11 +156,14 @@ class Augmenter:
             row = self._lay_out(index, example, len(changed), factor)
         except RowError:  # words crowded at the clip's end may need one token more than `longest_samples` assumes
             changed, row = samples, self._lay_out(index, example, len(samples), 1.0)
-        return row, self.family.mel_start(changed, row.needed_tokens)
+        return row, self.family.mel(changed, layout.mel_frames(self._changed(example, len(changed)), row.needed_tokens))
+
+    def _changed(self, example: Example, samples: int) -> ClipSize:
+        """The sizes of the clip, now that long, in its row."""
+        return replace(self.split.layout.measure(samples, 0, example.language), row_tokens=example.row_tokens)
 
     def _lay_out(self, index: int, example: Example, samples: int, factor: float) -> Row:
-        layout = self.split.layout
-        clip = replace(self.split.clip(index), utterance_tokens=layout.measure(samples, 0).utterance_tokens)
+        layout, clip = self.split.layout, self._changed(example, samples)
         target_ids = layout.retimed(example.target_ids, self.split.heard_of(index), factor, clip)
         return layout.lay_out(clip, target_ids)
 

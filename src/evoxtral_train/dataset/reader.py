@@ -26,7 +26,7 @@ from ..units import MEL_BINS
 from .writer import FORMAT
 
 _OPEN_SHARDS = 256
-_COLUMNS = ("id", "text", "speaker", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
+_COLUMNS = ("id", "text", "speaker", "language", "target_text", "target_ids", "utterance_tokens", "row_tokens", "events")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Example:
     id: str
     text: str
     speaker: str | None
+    language: str | None
     target_text: str
     target_ids: list[int]
     utterance_tokens: int
@@ -130,15 +131,18 @@ class PackedSplit:
 
     def clip(self, index: int) -> ClipSize:
         """The sizes of a clip, without reading its row."""
-        return ClipSize(int(self.utterance_tokens[index]), int(self.row_tokens[index]))
+        language = self._index["language"][index].as_py()
+        return ClipSize(int(self.utterance_tokens[index]), int(self.row_tokens[index]), language)
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        """The first `tokens` × 8 mel frames of a row: float32 [128, 8 × tokens]. Raises EvoxtralError when one is not finite."""
+        """What the first `tokens` positions of a row are made from: float32 [128, frames]. Raises EvoxtralError when a frame is
+        not finite."""
         table, row = self._shards.find(index)
         kept = np.frombuffer(table["mel"][row].as_buffer(), np.float32).reshape(MEL_BINS, -1)
         if not np.isfinite(kept).all():
             raise self.not_finite(index)
-        return self._family.restore_silence(kept, table["mel_start"][row].as_py(), tokens)
+        frames = self.layout.mel_frames(self.clip(index), tokens)
+        return self._family.restore_silence(kept, table["mel_start"][row].as_py(), frames)
 
     def not_finite(self, index: int) -> EvoxtralError:
         """The error for features that are NaN or infinite."""

@@ -16,7 +16,7 @@ from ..data.audio import read_audio
 from ..data.manifest import ManifestRow
 from ..data.timing import check_ends, events_of, timed_target
 from ..errors import RowError, UsageError
-from ..families.base import Family, Layout, encode_piece
+from ..families.base import ClipSize, Family, Layout, encode_piece
 from ..text import tags as tag_text
 from ..units import SAMPLE_RATE_HZ
 
@@ -52,17 +52,24 @@ def columns_of(row: ManifestRow, samples: int, config: PackConfig, family: Famil
     if config.target == "text" and not target:
         raise RowError("no words to learn: the text contains only tags", fix="use target: tags, or leave the row out")
     layout, heard = layout_of(config, family), []
-    clip = layout.measure(samples, config.audio.prepad_samples)
+    clip = layout.measure(samples, config.audio.prepad_samples, row.language or config.language)
     if layout.has_times:
         heard = [(encode_piece(family.tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
     target_ids = layout.target_ids(family.tokenizer, target, heard, clip)
     layout.lay_out(clip, target_ids)  # raises if the target does not fit
     return {
-        "id": row.id, "text": row.text, "speaker": row.speaker, "target_text": target, "target_ids": target_ids,
+        "id": row.id, "text": row.text, "speaker": row.speaker, "language": clip.language,
+        "target_text": target, "target_ids": target_ids,
         "duration_s": samples / SAMPLE_RATE_HZ, "utterance_tokens": clip.utterance_tokens, "row_tokens": clip.row_tokens,
         "events": [dict(zip(("tag", "start_s", "end_s"), event, strict=True)) for event in events_of(row)],
         "heard": [{"ids": ids, "heard_s": heard_s} for ids, heard_s in heard],
     }  # fmt: skip
+
+
+def with_family_defaults(config: PackConfig, family: type[Family]) -> PackConfig:
+    """With the family's target and room where the config names none."""
+    layout = config.layout.model_copy(update={"room_tokens": config.layout.room_tokens or family.default_room_tokens})
+    return config.model_copy(update={"target": config.target or family.default_target, "layout": layout})
 
 
 def layout_name(config: PackConfig, family: type[Family]) -> str:
@@ -81,10 +88,12 @@ def layout_of(config: PackConfig, family: Family) -> Layout:
 def pack_row(row: ManifestRow, config: PackConfig, folder: Path, family: Family) -> dict:
     """All columns of a row packed into `folder`, keys as in the schema. Raises RowError."""
     prepared = prepare_row(row, config, family)
-    mel = family.mel(prepared.samples, prepared.columns["row_tokens"])
+    columns, layout = prepared.columns, layout_of(config, family)
+    clip = ClipSize(columns["utterance_tokens"], columns["row_tokens"], columns["language"])
+    mel = family.mel(prepared.samples, layout.mel_frames(clip, clip.row_tokens))
     if not np.isfinite(mel).all():  # `read_audio` bounds the samples, so this cannot happen; such a row must never be trained on
         raise RowError("the mel of this audio is not finite", fix="export it again")
     kept, start = family.trim_silence(mel)
     audio = os.path.relpath(row.audio.resolve(), folder)
     packed_mel = np.ascontiguousarray(kept, np.float32).tobytes()
-    return prepared.columns | {"audio": audio, "mel": packed_mel, "mel_start": start}
+    return columns | {"audio": audio, "mel": packed_mel, "mel_start": start}

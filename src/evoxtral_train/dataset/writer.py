@@ -27,14 +27,15 @@ from ..files import disk_errors, write_atomic
 from ..reading import read_record
 from .rows import layout_of, pack_row
 
-FORMAT = 6  # of the packed files; older ones are refused
+FORMAT = 7  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
 _BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
 _HEARD = pyarrow.struct([("ids", pyarrow.list_(pyarrow.int32())), ("heard_s", pyarrow.float64())])
 SCHEMA = pyarrow.schema(
     [
-        ("id", pyarrow.string()), ("text", pyarrow.string()), ("speaker", pyarrow.string()), ("target_text", pyarrow.string()),
+        ("id", pyarrow.string()), ("text", pyarrow.string()), ("speaker", pyarrow.string()), ("language", pyarrow.string()),
+        ("target_text", pyarrow.string()),
         ("target_ids", pyarrow.list_(pyarrow.int32())), ("duration_s", pyarrow.float32()),
         ("utterance_tokens", pyarrow.int32()), ("row_tokens", pyarrow.int32()),
         ("events", pyarrow.list_(_EVENT)), ("heard", pyarrow.list_(_HEARD)), ("audio", pyarrow.string()),
@@ -42,7 +43,8 @@ SCHEMA = pyarrow.schema(
     ]
 )  # fmt: skip
 INDEX_SCHEMA = pyarrow.schema(
-    [("id", pyarrow.string())] + [(f"{name}_tokens", pyarrow.int32()) for name in ("utterance", "row", "target")]
+    [("id", pyarrow.string()), ("language", pyarrow.string())]
+    + [(f"{name}_tokens", pyarrow.int32()) for name in ("utterance", "row", "target")]
 )
 
 
@@ -232,7 +234,7 @@ def _write_index(folder: Path, split: str, shards: list[Path]) -> None:
         for shard in shards:
             for batch in _batches(shard):
                 lengths = batch.column("target_ids").value_lengths()
-                columns = [batch.column(name) for name in ("id", "utterance_tokens", "row_tokens")]
+                columns = [batch.column(name) for name in ("id", "language", "utterance_tokens", "row_tokens")]
                 writer.write_batch(pyarrow.RecordBatch.from_arrays([*columns, lengths], schema=INDEX_SCHEMA))
 
 

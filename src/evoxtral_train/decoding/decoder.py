@@ -41,15 +41,18 @@ _PREFILL_TOKENS = 8192  # read in one forward pass: enough to keep any device bu
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to decode: its prompt, the length of its row, and its `index` in the audio source.
-    `max_new_tokens` are counted from `room_start`. `adapter`: its number in the decoder's `RowAdapters`; 0 without. `bound`:
+    """One clip to decode: its prompt, one past the last position of its row, and its `index` in the audio source.
+    `max_new_tokens` are counted from `room_start`. `audio_tokens`: the positions that may have audio, `mel_frames`: what that is
+    made from. `adapter`: its number in the decoder's `RowAdapters`; 0 without. `bound`:
     whether `Decoding.known_tags` applies."""
 
     utterance_id: str
     prompt: list[int]
-    row_tokens: int
+    end: int
     index: int
     room_start: int
+    audio_tokens: int
+    mel_frames: int
     adapter: int = 0
     bound: bool = True
 
@@ -58,7 +61,11 @@ class Request:
         cls, utterance_id: str, layout: Layout, clip: ClipSize, index: int, adapter: int = 0, bound: bool = True
     ) -> "Request":
         """Laid out like the clip's training row."""
-        return cls(utterance_id, layout.prompt_ids(clip), clip.row_tokens, index, layout.room_start(clip), adapter, bound)
+        end = layout.end(clip)
+        return cls(
+            utterance_id, layout.prompt_ids(clip), end, index, layout.room_start(clip), layout.audio_tokens(clip, end),
+            layout.mel_frames(clip, end), adapter, bound,
+        )  # fmt: skip
 
     @property
     def key(self) -> tuple[str, int]:
@@ -104,7 +111,7 @@ class Decoding:
 
     def reach(self, request: "Request") -> int:
         """One past the last possible position of a row of this clip."""
-        return min(request.row_tokens, request.room_start + self.max_new_tokens)
+        return min(request.end, request.room_start + self.max_new_tokens)
 
 
 def requests_of(split: PackedSplit, layout: Layout | None = None) -> Iterator[Request]:
@@ -349,7 +356,7 @@ class Decoder:
     def _read(self) -> None:
         """One step of the language model over all rows."""
         table = self._table
-        ids, audio, visible = table.next_inputs(self._network.text_config.sliding_window)
+        ids, audio, visible = table.next_inputs(getattr(self._network.text_config, "sliding_window", None))
         self._use(table.adapter)
         table.hidden = self._forward(
             self._network, ids, audio, table.cache, position_ids=table.position[:, None], attention_mask=visible

@@ -45,10 +45,11 @@ def encode_piece(tokenizer, text: str) -> list[int]:
 @dataclass(frozen=True)
 class ClipSize:
     """The sizes of a clip. `utterance_tokens`: audio tokens that cover its sound, without padding. `row_tokens`: length of its
-    row."""
+    row. `language`: ISO 639-1 code, for families whose prompt names it."""
 
     utterance_tokens: int
     row_tokens: int
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Layout(ABC):
     """Whether a position is also a time: the position of a word or tag shows when it was heard."""
     hears_whole_clip: ClassVar[bool] = True
     """Whether decoding can reach the end of a clip's audio."""
+    hears_while_writing: ClassVar[bool] = True
+    """Whether a row hears more audio with each token that it writes."""
     room_tokens: int
     """Positions kept free for the target."""
     eos_id: int
@@ -90,8 +93,9 @@ class Layout(ABC):
     """The learned token that means "nothing to write yet"."""
 
     @abstractmethod
-    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
-        """The sizes of a clip of `samples` samples at 16 kHz, padded to at least `prepad_samples`."""
+    def measure(self, samples: int, prepad_samples: int, language: str | None = None) -> ClipSize:
+        """The sizes of a clip of `samples` samples at 16 kHz, padded to at least `prepad_samples`. Raises RowError for a
+        language that the family does not know."""
 
     @abstractmethod
     def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
@@ -108,6 +112,18 @@ class Layout(ABC):
     @abstractmethod
     def room_start(self, clip: ClipSize) -> int:
         """The position from which `room_tokens` and `max_new_tokens` are counted."""
+
+    @abstractmethod
+    def audio_tokens(self, clip: ClipSize, tokens: int) -> int:
+        """How many of a row's first `tokens` positions lie before the end of its audio: what a cache must hold for them."""
+
+    @abstractmethod
+    def mel_frames(self, clip: ClipSize, tokens: int) -> int:
+        """How many mel frames the audio at a row's first `tokens` positions is made from."""
+
+    def end(self, clip: ClipSize) -> int:
+        """One past the last position that decoding may write."""
+        return clip.row_tokens
 
     def lay_out(self, clip: ClipSize, target_ids: list[int]) -> Row:
         """The training row of a clip; EOS is added and learned. Raises RowError when the target and EOS do not fit: a target
@@ -164,6 +180,9 @@ class Family(ABC):
     """The class of transformers that loads the checkpoint."""
     layouts: ClassVar[tuple[str, ...]]
     default_layout: ClassVar[str]
+    default_target: ClassVar[str]
+    default_room_tokens: ClassVar[int]
+    writes_while_listening: ClassVar[bool]
     folder: Path
     tokenizer: object
 
@@ -181,12 +200,9 @@ class Family(ABC):
         """The layout that the base itself was trained to transcribe in."""
 
     @abstractmethod
-    def mel(self, samples: np.ndarray, tokens: int) -> np.ndarray:
-        """Mono float32 samples at 16 kHz -> the features of a row of `tokens`: float32 [128, frames]. Raises RowError."""
-
-    @abstractmethod
-    def mel_start(self, samples: np.ndarray, tokens: int) -> np.ndarray:
-        """The features of the first `tokens` tokens of a row, however long the clip is."""
+    def mel(self, samples: np.ndarray, frames: int) -> np.ndarray:
+        """Mono float32 samples at 16 kHz -> the first `frames` frames of the features of a clip's row: float32 [128, frames].
+        `frames` as by `Layout.mel_frames`. Raises RowError."""
 
     @staticmethod
     @abstractmethod
@@ -195,8 +211,8 @@ class Family(ABC):
 
     @staticmethod
     @abstractmethod
-    def restore_silence(kept: np.ndarray, first_frame: int, tokens: int) -> np.ndarray:
-        """The features of the first `tokens` tokens of a stored row: float32 [128, frames]."""
+    def restore_silence(kept: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
+        """The first `frames` frames of a stored row: float32 [128, frames]."""
 
     @staticmethod
     @abstractmethod
@@ -206,6 +222,13 @@ class Family(ABC):
     @classmethod
     def align(cls, text: str, words: list[tuple[str, float]], duration_s: float, taxonomy: Taxonomy) -> Alignment:
         """Times for the words and tags of `text` from the `words` that the base wrote while it listened."""
+        raise NotImplementedError
+
+    @classmethod
+    def require_times(cls) -> None:
+        """Raises UsageError for a family that cannot `align`."""
+        if cls.writes_while_listening:
+            return
         raise UsageError(f"{cls.title} does not write while it listens, so it cannot time words", where="model.base",
                          fix="use a Voxtral Realtime base")  # fmt: skip
 
@@ -307,16 +330,31 @@ class Network(ABC):
             part.to(device)
 
     @abstractmethod
-    def drop_audio_path(self) -> None:
-        """Free the audio path once it is cached; otherwise `Trainer` would move it to the GPU too."""
+    def drop_audio_path(self, projector: bool = True) -> None:
+        """Free the audio tower once its output is cached, and the projector unless it is trained; otherwise `Trainer` would
+        move them to the GPU too."""
 
     @abstractmethod
     def checkpoint_language_model(self) -> None:
         """Enable gradient checkpointing on the language model only, after wrapping with an adapter."""
 
+    @property
     @abstractmethod
-    def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
-        """mel [B, 128, frames] -> the projected audio at each position [B, T, hidden]."""
+    def state_width(self) -> int:
+        """The width of what enters the projector."""
+
+    @abstractmethod
+    def audio_states(self, mels: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+        """The mel of each row, [128, frames], -> what enters the projector at its first `tokens` positions:
+        [B, tokens, state_width], zeros where a position has no audio."""
+
+    @abstractmethod
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., state_width] -> [..., hidden]. The projectors have no bias: zeros stay zeros."""
+
+    def audio_embeddings(self, mels: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+        """The mel of each row, [128, frames], -> the projected audio at its first `tokens` positions: [B, tokens, hidden]."""
+        return self.project(self.audio_states(mels, tokens))
 
     def streams(self, family: Family, slots: int, longest_tokens: int) -> StreamEncoder:
         """The audio path for up to `slots` live streams, whose utterances have at most `longest_tokens` positions.
@@ -343,8 +381,8 @@ class Network(ABC):
     def collate(self, rows: Sequence[dict[str, torch.Tensor]]) -> dict:
         """Training rows -> one batch, padded on the right, with the names that the model's forward takes.
 
-        Each row has `input_ids` [T], `labels` [T], either `input_features` [128, frames] or `audio_embeds` [T, hidden], and
-        optionally `label_weights` [T].
+        Each row has `input_ids` [T], `labels` [T], one of `input_features` [128, frames], `audio_embeds` [T, hidden] and
+        `audio_states` [T, state_width], and optionally `label_weights` [T].
         """
 
     def sizes(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ..files import fingerprint_files
 from ..plain_text import one_line
 from .base import Family
 
-FAMILIES = {"voxtral_realtime": "realtime.family.Realtime"}
+FAMILIES = {"voxtral_realtime": "realtime.family.Realtime", "voxtral": "offline.family.Offline"}
 """`model_type` in a checkpoint's config.json -> the class, imported on first use."""
 DEFAULT = "voxtral_realtime"
 

@@ -1,8 +1,9 @@
-"""The frozen audio path, computed once: projected audio embeddings of a packed split, on disk.
+"""The frozen audio path, computed once: the audio of a packed split, on disk.
 
 The audio tower and projector are frozen, so their output never changes. Training, RAFT and
-evaluation read it back and run only the language model. The file is one flat array of
-[tokens, hidden] rows, memory-mapped, inside the dataset that it belongs to (see `cache_files`).
+evaluation read it back and run only the language model. If the projector is trained, what enters it is
+cached instead. The file is one flat array of [tokens, width] rows, memory-mapped, inside the dataset that it belongs
+to (see `cache_files`).
 
 A row is cached up to the last position that its target or `room_tokens` of decoding can reach,
 not to the end of its padding. It is written batch by batch: an interrupted run continues where it stopped,
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class MelSource(Protocol):
     """The source of a clip's mel: a packed split, or clips in memory."""
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        """The first `tokens` × 8 frames of clip `index`: float32 [128, 8 × tokens]."""
+        """What the first `tokens` positions of clip `index` are made from: float32 [128, frames]."""
 
 
 class AudioSource(Protocol):
@@ -53,78 +54,129 @@ class LiveAudio:
     mels: MelSource
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        mel = np.stack([self.mels.mel_of(index, max(tokens)) for index in indices])
-        return self.network.audio_embeddings(torch.from_numpy(mel))
+        mels = [torch.from_numpy(self.mels.mel_of(index, max(tokens))) for index in indices]
+        return self.network.audio_embeddings(mels, max(tokens))
+
+
+Stage = Literal["embeds", "states"]
+"""What is cached: the projected audio, or what enters the projector."""
 
 
 class CachedAudio:
-    """Audio embeddings read back from disk; the audio tower is not needed."""
+    """Audio read back from disk; the audio tower is not needed. `network`: the model whose projector projects cached states."""
 
-    def __init__(self, path: Path, tokens: list[int], hidden: int, dtype: torch.dtype, device: torch.device):
-        self._tokens, self._dtype, self._device = tokens, dtype, device
+    def __init__(
+        self, path: Path, split: PackedSplit, tokens: np.ndarray, network: Network, stage: Stage, device: torch.device
+    ):  # fmt: skip
+        self.stage, self._split, self._tokens, self._network, self._device = stage, split, tokens, network, device
+        self._dtype = _cached_dtype(network)
         self._starts = np.concatenate([[0], np.cumsum(tokens)])
-        self._rows = np.memmap(path, _STORED[dtype], mode="r", shape=(int(self._starts[-1]), hidden))
+        self._rows = np.memmap(path, _STORED[self._dtype], mode="r", shape=(int(self._starts[-1]), _width(network, stage)))
 
     def row(self, index: int, tokens: int) -> torch.Tensor:
-        """The first `tokens` embeddings of a clip: [tokens, hidden], on the CPU."""
-        assert tokens <= self._tokens[index], "callers stay within what `open_cache` reaches"
-        start = int(self._starts[index])
-        stored = torch.from_numpy(np.array(self._rows[start : start + tokens]))
-        return stored if self._dtype == torch.float32 else stored.view(torch.bfloat16)
+        """The audio at the first `tokens` positions of a clip's row: [tokens, width], on the CPU; zeros where it has none."""
+        start, held = int(self._starts[index]), self._split.layout.audio_tokens(self._split.clip(index), tokens)
+        assert held <= self._tokens[index], "callers stay within what `open_cache` reaches"
+        stored = np.zeros((tokens, self._rows.shape[1]), self._rows.dtype)
+        stored[:held] = self._rows[start : start + held]
+        rows = torch.from_numpy(stored)
+        return rows if self._dtype == torch.float32 else rows.view(torch.bfloat16)
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         """As `AudioSource`. Beyond a row's own tokens are zeros, which that row never reads."""
         batch = torch.zeros(len(indices), max(tokens), self._rows.shape[1], dtype=self._dtype)
         for place, (index, count) in enumerate(zip(indices, tokens, strict=True)):
             batch[place, :count] = self.row(index, count)
-        return batch.to(self._device)
+        batch = batch.to(self._device)
+        return batch if self.stage == "embeds" else self._network.project(batch)
 
 
-def open_cache(network: Network, device: torch.device, base_fingerprint: str, split: PackedSplit) -> CachedAudio:
+def cached_stage(network: Network) -> Stage | None:
+    """The last stage before anything that is trained or carries an adapter; None if that is the tower itself."""
+    changed = [name for name, part in network.model.named_parameters() if part.requires_grad or "lora_" in name]
+    if any("audio_tower" in name for name in changed):
+        return None
+    return "states" if any("multi_modal_projector" in name for name in changed) else "embeds"
+
+
+def cache_bytes(network: Network, split: PackedSplit, stage: Stage) -> int:
+    """The size of the cache of `split`, for a network with or without weights."""
+    return int(_needed_tokens(split).sum()) * _width(network, stage) * _STORED[_cached_dtype(network)].itemsize
+
+
+def _width(network: Network, stage: Stage) -> int:
+    return network.text_config.hidden_size if stage == "embeds" else network.state_width
+
+
+def _cached_dtype(network: Network) -> torch.dtype:
+    """The audio tower's: trained weights may be float32 beside it."""
+    return next(part.dtype for part in network.audio_parts[0].parameters() if part.ndim > 1)
+
+
+def open_cache(
+    network: Network, device: torch.device, base_fingerprint: str, split: PackedSplit, stage: Stage = "embeds"
+) -> CachedAudio:
     """The cache of `split` for this base, dtype and kind of device. Missing clips are computed now by
     the audio path on `device`, shared among the processes.
 
     Raises EvoxtralError when a cache under this name was made from another dataset.
     """
-    tokens = [_needed_tokens(split, index) for index in range(len(split))]
-    hidden, dtype = network.text_config.hidden_size, network.dtype
-    folder = cache_folder(split.folder, base_fingerprint, str(dtype).removeprefix("torch."), device.type)
+    tokens, dtype = _needed_tokens(split), str(_cached_dtype(network))
+    folder = cache_folder(split.folder, base_fingerprint, dtype.removeprefix("torch."), device.type, stage)
     files = CacheFiles(folder, split.split)
-    made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": str(dtype), "tokens": sum(tokens)}
-    size = sum(tokens) * hidden * _STORED[dtype].itemsize
+    made_from = {"base": base_fingerprint, "dataset": split.fingerprint, "dtype": dtype, "tokens": int(tokens.sum())}
+    size = cache_bytes(network, split, stage)
     if not processes.first(lambda: files.whole(made_from, size)):
         with files.alone():
             missing = processes.first(lambda: files.missing_clips(made_from, len(split), size))
             if missing:
                 network.place_audio_path(device)
-                _fill(files, network, split, tokens, missing)
+                _fill(files, network, split, tokens, missing, stage)
                 network.place_audio_path(torch.device("cpu"))
                 processes.wait()
             processes.first(lambda: files.finish(made_from))
-    return CachedAudio(files.rows, tokens, hidden, dtype, device)
+    return CachedAudio(files.rows, split, tokens, network, stage, device)
 
 
-def _needed_tokens(split: PackedSplit, index: int) -> int:
-    """Tokens up to the end of the longest text that may be trained on or decoded for the clip."""
-    layout, clip = split.layout, split.clip(index)
-    target_end = layout.prompt_tokens(clip) + int(split.target_tokens[index]) + 1
-    return min(clip.row_tokens, max(target_end, layout.room_start(clip) + layout.room_tokens))
+def _needed_tokens(split: PackedSplit) -> np.ndarray:
+    """For each clip: the audio up to the end of the longest text that may be trained on or decoded for it."""
+    layout, needed = split.layout, np.empty(len(split), np.int64)
+    for index, target_tokens in enumerate(split.target_tokens.tolist()):
+        clip = split.clip(index)
+        reach = max(layout.prompt_tokens(clip) + target_tokens + 1, layout.room_start(clip) + layout.room_tokens)
+        needed[index] = layout.audio_tokens(clip, min(clip.row_tokens, reach))
+    return needed
 
 
-def _fill(files: CacheFiles, network: Network, split: PackedSplit, tokens: list[int], missing: list[int]) -> None:
+@dataclass(frozen=True)
+class _States:
+    """As `LiveAudio`, but what enters the projector."""
+
+    network: Network
+    mels: MelSource
+
+    def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        mels = [torch.from_numpy(self.mels.mel_of(index, max(tokens))) for index in indices]
+        return self.network.audio_states(mels, max(tokens))
+
+
+def _fill(
+    files: CacheFiles, network: Network, split: PackedSplit, tokens: np.ndarray, missing: list[int], stage: Stage
+) -> None:
     """Encode this process's part of `missing`, batch by batch; each is on disk before it is listed as done."""
-    width_bytes = network.text_config.hidden_size * _STORED[network.dtype].itemsize
+    width_bytes = _width(network, stage) * _STORED[_cached_dtype(network)].itemsize
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
     mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
-    batches = encoded_batches(LiveAudio(network, split), mine, tokens)
+    source = LiveAudio(network, split) if stage == "embeds" else _States(network, split)
+    batches = encoded_batches(source, mine, tokens.tolist())
     with (
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,
     ):  # fmt: skip
         for batch, embeddings in batches:
             for index, row in zip(batch, embeddings, strict=True):
-                kept = row[: tokens[index]].contiguous()
+                kept = row[: int(tokens[index])].contiguous()
                 if not kept.isfinite().all():
                     raise split.not_finite(index)
                 file.seek(int(starts[index]))

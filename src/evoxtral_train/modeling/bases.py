@@ -19,8 +19,8 @@ from ..families.checkpoint import (
     processor_fingerprint,
     resolve_base,
 )
-from .adapters import Adapter, check_base, find_adapter, trains_audio_path
-from .audio_cache import AudioSource, CachedAudio, LiveAudio, open_cache
+from .adapters import Adapter, check_base, find_adapter
+from .audio_cache import AudioSource, CachedAudio, LiveAudio, Stage, cache_bytes, cached_stage, open_cache
 
 
 def pick_device(device: str) -> torch.device:
@@ -113,22 +113,38 @@ def open_audio(
     """The audio cache of `split`, filled if necessary, or None if the audio path must run; the audio path is
     then put on the device.
 
-    `audio_cache: auto` caches unless the adapter on the model reaches into the audio path, or decoding
-    may write further than the cache reaches. In those cases `on` raises UsageError.
+    `audio_cache: auto` caches unless the audio tower is trained, decoding may write further than the cache reaches, or the
+    cache would be larger than `audio_cache_limit_gb`. In those cases `on` raises UsageError.
     """
-    device, obstacle = pick_device(config.model.device), None
-    if isinstance(config, SftConfig) and config.augmentation.probability:
-        obstacle = "augmentation changes the audio in every epoch, so the audio tower's output cannot be cached"
-    elif trains_audio_path(network.model):
-        obstacle = "this adapter changes the audio path, so its output cannot be cached"
-    elif new_tokens > split.layout.room_tokens:
-        obstacle = f"the cache reaches {split.layout.room_tokens} tokens past the prompt, but decoding may write {new_tokens}"
+    device, stage = pick_device(config.model.device), cached_stage(network)
+    obstacle = _obstacle(config, network, split, stage, new_tokens)
     if obstacle and config.audio_cache == "on":
         raise UsageError(obstacle, where="audio_cache", fix="set it to auto")
     if obstacle or config.audio_cache == "off":
         network.place_audio_path(device)
         return None
-    return open_cache(network, device, base.fingerprint, split)
+    cache = open_cache(network, device, base.fingerprint, split, stage)
+    if stage == "states":
+        network.audio_parts[1].to(device)
+    return cache
+
+
+def _obstacle(
+    config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, split: PackedSplit, stage: Stage | None,
+    new_tokens: int,
+) -> str | None:  # fmt: skip
+    """Why the audio of `split` cannot be cached; None if it can."""
+    if stage is None:
+        return "this adapter changes the audio tower, so its output cannot be cached"
+    if isinstance(config, SftConfig) and config.augmentation.probability:
+        return "augmentation changes the audio in every epoch, so the audio tower's output cannot be cached"
+    room = split.layout.room_tokens
+    if new_tokens > room and split.layout.hears_while_writing:
+        return f"the cache reaches {room} tokens past the prompt, but decoding may write {new_tokens}"
+    limit_gb, size_gb = config.audio_cache_limit_gb, cache_bytes(network, split, stage) / 1e9
+    if limit_gb is not None and size_gb > limit_gb:
+        return f"the cache of {split.split} would take {size_gb:.1f} GB, more than audio_cache_limit_gb: {limit_gb:g}"
+    return None
 
 
 def open_whole_clips(

@@ -1,6 +1,6 @@
 """The audio cache on disk; readable without torch.
 
-<dataset>/audio-cache/<base>-<dtype>-<device type>/
+<dataset>/audio-cache/<base>-<dtype>-<device type>[-states]/    states: what enters the projector
     <split>.bin     the rows, of full size from the start
     <split>.json    their source, and whether they are complete
     <split>.<process>.done, until then: the clips that are on disk
@@ -25,12 +25,12 @@ from ..files import disk_errors, write_atomic
 from ..records import drop_partial_line
 from ..run_folders import COMPLETE
 
-_FOLDER, _NAME = "audio-cache", re.compile(r"[0-9a-f]{16}-(float32|bfloat16)-[a-z]+")
+_FOLDER, _NAME = "audio-cache", re.compile(r"[0-9a-f]{16}-(float32|bfloat16)-[a-z]+(-states)?")
 
 
-def cache_folder(dataset: Path, base: str, dtype: str, device: str) -> Path:
-    """`base`: its fingerprint; `dtype`: bfloat16; `device`: cuda."""
-    return dataset / _FOLDER / f"{base}-{dtype}-{device}"
+def cache_folder(dataset: Path, base: str, dtype: str, device: str, stage: str) -> Path:
+    """`base`: its fingerprint; `dtype`: bfloat16; `device`: cuda; `stage`: embeds | states."""
+    return dataset / _FOLDER / f"{base}-{dtype}-{device}{'-states' if stage == 'states' else ''}"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class SegmentJobs:
         self._jobs[number] = job
         try:
             requests = [kind.request(str(number), len(job.sound.samples), number) for kind in job.kinds]
-            self._audio.add(number, job.sound.samples, max(request.row_tokens for request in requests), len(requests))
+            self._audio.add(number, job.sound.samples, requests)
             (self._decoder.add_first if job.is_urgent else self._decoder.add)(requests)
         except Exception as error:  # noqa: BLE001  whoever waits for it is told
             _LOG.exception("a segment has failed")

@@ -45,7 +45,7 @@ def _table(caches: list[CacheFiles]) -> str:
         return ""
     rows = []
     for cache in caches:
-        base, dtype, device = cache.folder.name.rsplit("-", 2)
+        base, dtype, device = cache.folder.name.split("-", 2)
         rows.append(
             [str(cache.dataset), cache.split, base, dtype, device, gigabytes(cache.size_bytes()), cache.fault() or "valid"]
         )

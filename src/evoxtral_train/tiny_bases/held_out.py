@@ -37,7 +37,7 @@ def transcribe_held_out(config: TinyBaseConfig, network: Network, family: Realti
     for index, script in enumerate(scripts):
         samples = synthesizer.render(script.text, VOICES[index % len(VOICES)], seed=config.seed + index).samples
         clip = ClipSize(samples_to_tokens(len(samples)), family.clock.stock_tokens(len(samples), 0) + ROOM_TOKENS)
-        mels.append(family.mel(samples, clip.row_tokens))
+        mels.append(family.mel(samples, layout.mel_frames(clip, clip.row_tokens)))
         requests.append(Request.of(script.id, layout, clip, index))
     heard = {}
     decoding = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=10_000, batch_tokens=8192)

@@ -72,7 +72,7 @@ def make_rows(config: TinyBaseConfig, family: Realtime) -> tuple[list[PretrainRo
         row_tokens = clock.stock_tokens(len(clip.samples), 0) + ROOM_TOKENS
         row = _row(layout, words, ClipSize(samples_to_tokens(len(clip.samples)), row_tokens))
         needed = row.needed_tokens
-        mel = family.mel(clip.samples, row_tokens)
+        mel = family.mel(clip.samples, row_tokens * FRAMES_PER_TOKEN)
         left = tokens_to_samples(clock.left_pad_tokens)
         description = acoustics.describe(np.pad(clip.samples, (left, 0)), mel[:, : needed * FRAMES_PER_TOKEN])
         kept, start = family.trim_silence(mel)
@@ -160,7 +160,7 @@ def _losses(
     tokens = max(each.row.needed_tokens for each in rows)
     ids = torch.tensor([_fit(each.row.ids, tokens, clock.pad_id) for each in rows])
     labels = torch.tensor([_fit(each.row.labels, tokens, IGNORED) for each in rows])
-    mel = np.stack([family.restore_silence(each.mel, each.mel_start, tokens) for each in rows])
+    mel = np.stack([family.restore_silence(each.mel, each.mel_start, tokens * FRAMES_PER_TOKEN) for each in rows])
     audio = model.get_audio_features(torch.from_numpy(mel), return_dict=True)
     hidden = network.hidden(ids, audio.pooler_output)
     wanted = labels[:, 1:] != IGNORED

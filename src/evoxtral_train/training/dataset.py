@@ -100,7 +100,7 @@ class TrainingSet(Dataset):
             is_pad = item["labels"] == self.split.layout.filler_id
             item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
         if self._cache:
-            name, features = "audio_embeds", self._cache.row(clip, tokens)
+            name, features = f"audio_{self._cache.stage}", self._cache.row(clip, tokens)
         else:
             name, features = "input_features", torch.from_numpy(self.split.mel_of(clip, tokens) if mel is None else mel)
         if not features.isfinite().all():

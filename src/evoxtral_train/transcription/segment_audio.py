@@ -6,15 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..decoding.decoder import Request
 from ..families.base import Family, Network
 
 
 @dataclass
 class _Held:
-    """`reach_tokens`: what its longest row may read. `readers`: how many rows read it; `left`: those that have not yet."""
+    """`audio_tokens`: what its longest row may read; `mel_frames`: what that is made from. `readers`: how many rows read it;
+    `left`: those that have not yet."""
 
     samples: np.ndarray
-    reach_tokens: int
+    audio_tokens: int
+    mel_frames: int
     readers: int
     left: int = 0
     embeddings: torch.Tensor | None = None
@@ -28,9 +31,10 @@ class SegmentAudio:
         self._network, self._family = network, family
         self._held: dict[int, _Held] = {}
 
-    def add(self, index: int, samples: np.ndarray, reach_tokens: int, readers: int) -> None:
-        """`samples`: float32 at 16 kHz."""
-        self._held[index] = _Held(samples, reach_tokens, readers)
+    def add(self, index: int, samples: np.ndarray, requests: Sequence[Request]) -> None:
+        """A segment and all its rows. `samples`: float32 at 16 kHz."""
+        audio_tokens, mel_frames = (max(getattr(each, name) for each in requests) for name in ("audio_tokens", "mel_frames"))
+        self._held[index] = _Held(samples, audio_tokens, mel_frames, len(requests))
 
     def remove(self, index: int) -> None:
         """The segment is finished."""
@@ -42,7 +46,7 @@ class SegmentAudio:
         rows = [self._held[index].embeddings for index in indices]
         batch = rows[0].new_zeros(len(rows), max(tokens), rows[0].shape[-1])
         for place, (index, row, count) in enumerate(zip(indices, rows, tokens, strict=True)):
-            batch[place, :count] = row[:count]
+            batch[place, : len(row[:count])] = row[:count]
             held = self._held[index]
             held.left -= 1
             if held.left == 0:
@@ -53,7 +57,7 @@ class SegmentAudio:
         if not missing:
             return
         held = [self._held[index] for index in missing]
-        longest = max(each.reach_tokens for each in held)
-        mel = np.stack([self._family.mel_start(each.samples, longest) for each in held])
-        for each, row in zip(held, self._network.audio_embeddings(torch.from_numpy(mel)), strict=True):
-            each.embeddings, each.left = row[: each.reach_tokens].clone(), each.readers
+        mels = [torch.from_numpy(self._family.mel(each.samples, each.mel_frames)) for each in held]
+        longest = max(each.audio_tokens for each in held)
+        for each, row in zip(held, self._network.audio_embeddings(mels, longest), strict=True):
+            each.embeddings, each.left = row[: each.audio_tokens].clone(), each.readers

@@ -256,7 +256,7 @@ class _Work:
         index, samples = self._count, len(sound.samples)
         self._count += 1
         requests = [row.request(str(index), samples, index) for row in self._transcriber.rows]
-        self.audio.add(index, sound.samples, max(request.row_tokens for request in requests), len(requests))
+        self.audio.add(index, sound.samples, requests)
         self._open[str(index)] = _OpenSegment(recording, len(recording.segments), sound)
         recording.segments.append(None)
         recording.open_segments += 1

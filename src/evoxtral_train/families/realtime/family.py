@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import RowError
 from ...text.taxonomy import Taxonomy
-from ...units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL, samples_to_tokens
+from ...units import FRAMES_PER_TOKEN, HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, SILENCE_LOG_MEL
 from ..base import Alignment, Family
 from ..checkpoint import FEATURE_FILES, copy_processor, in_mistral_layout, load_processor, load_weights
 from .clock import Clock
@@ -27,6 +27,9 @@ class Realtime(Family):
     stock_class = "VoxtralRealtimeForConditionalGeneration"
     layouts = tuple(LAYOUTS)
     default_layout = Deferred.name
+    writes_while_listening = True
+    default_target = "tags"
+    default_room_tokens = 65  # 64 new tokens and EOS, as in the published recipe
 
     def __init__(self, folder: Path, processor):
         self.folder, self.processor, self.clock = folder, processor, Clock.of(processor)
@@ -50,12 +53,12 @@ class Realtime(Family):
     def restore_layout(record: dict) -> RealtimeLayout:
         return LAYOUTS[record["layout"]](Clock(**record["clock"]), record["room_tokens"])
 
-    def mel(self, samples: np.ndarray, tokens: int) -> np.ndarray:
-        """Mono float32 `samples` at 16 kHz -> float32 [128, 8 × tokens], the clip after the left padding.
+    def mel(self, samples: np.ndarray, frames: int) -> np.ndarray:
+        """Mono float32 `samples` at 16 kHz -> float32 [128, frames], the clip after the left padding.
 
         Equal to `processor(pre-padded clip).input_features` at the stock row length (a test); longer rows continue in silence.
-        Only the frames that can overlap the clip are computed: the log-mel of digital silence is a constant. Raises ValueError
-        when the clip is longer than the row, RowError when a frame is not finite, for example for samples near the largest float.
+        Only the frames that can overlap the clip are computed: the log-mel of digital silence is a constant. Raises RowError when
+        a frame is not finite, for example for samples near the largest float.
         """
         margin = np.zeros(_MARGIN_FRAMES * HOP_SAMPLES, np.float32)
         tail = np.zeros(-len(samples) % HOP_SAMPLES, np.float32)
@@ -66,11 +69,7 @@ class Realtime(Family):
             raise RowError("its features are not finite: its samples are far too large", fix="export it between -1 and 1")
         left = self.clock.left_pad_tokens * FRAMES_PER_TOKEN - _MARGIN_FRAMES
         silence = np.full((MEL_BINS, left), SILENCE_LOG_MEL, np.float32)
-        return pad_mel(np.concatenate([silence, mel], axis=1), tokens * FRAMES_PER_TOKEN)
-
-    def mel_start(self, samples: np.ndarray, tokens: int) -> np.ndarray:
-        whole = max(tokens, self.clock.left_pad_tokens + samples_to_tokens(len(samples)) + 1)
-        return np.ascontiguousarray(self.mel(samples, whole)[:, : tokens * FRAMES_PER_TOKEN])
+        return pad_mel(np.concatenate([silence, mel], axis=1)[:, :frames], frames)
 
     @staticmethod
     def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
@@ -82,8 +81,7 @@ class Realtime(Family):
         return mel[:, first : last + 1], first
 
     @staticmethod
-    def restore_silence(kept: np.ndarray, first_frame: int, tokens: int) -> np.ndarray:
-        frames = tokens * FRAMES_PER_TOKEN
+    def restore_silence(kept: np.ndarray, first_frame: int, frames: int) -> np.ndarray:
         mel = np.full((MEL_BINS, frames), SILENCE_LOG_MEL, np.float32)
         count = max(min(kept.shape[1], frames - first_frame), 0)
         mel[:, first_frame : first_frame + count] = kept[:, :count]

@@ -15,10 +15,10 @@ Worked example, with left_pad_tokens = 2, delay_tokens = 1 (the real ones are 32
 """
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ...errors import RowError
-from ...units import TOKEN_S, samples_to_tokens, tokens_to_samples
+from ...units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_tokens, tokens_to_samples
 from ..base import ClipSize, Layout, TimedPieces, encode_text
 from .clock import Clock
 from .emission import written_tags, written_words
@@ -43,11 +43,11 @@ class RealtimeLayout(Layout):
     def pad_id(self) -> int:
         return self.clock.pad_id
 
-    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
+    def measure(self, samples: int, prepad_samples: int, language: str | None = None) -> ClipSize:
         """The row is as long as the stock processor makes it, and has at least `room_tokens` positions after the clip, so that
         a clip as long as the pre-padding still has time to write."""
-        clip = ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
-        return ClipSize(clip.utterance_tokens, max(clip.row_tokens, self.room_start(clip) + self.room_tokens))
+        clip = ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples), language)
+        return replace(clip, row_tokens=max(clip.row_tokens, self.room_start(clip) + self.room_tokens))
 
     def target_ids(self, tokenizer, text: str, heard: TimedPieces, clip: ClipSize) -> list[int]:
         return encode_text(tokenizer, text)
@@ -60,6 +60,13 @@ class RealtimeLayout(Layout):
 
     def room_start(self, clip: ClipSize) -> int:
         return self.clock.written_at(clip.utterance_tokens)
+
+    def audio_tokens(self, clip: ClipSize, tokens: int) -> int:
+        """Audio is heard at every position."""
+        return tokens
+
+    def mel_frames(self, clip: ClipSize, tokens: int) -> int:
+        return tokens * FRAMES_PER_TOKEN
 
     def sound(self, clip: ClipSize) -> tuple[int, int]:
         start = self.clock.left_pad_tokens
@@ -84,8 +91,8 @@ class Packed(RealtimeLayout):
     hears_whole_clip = False
     too_long_fix = "shorten the text, or raise audio.prepad_samples"
 
-    def measure(self, samples: int, prepad_samples: int) -> ClipSize:
-        return ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples))
+    def measure(self, samples: int, prepad_samples: int, language: str | None = None) -> ClipSize:
+        return ClipSize(samples_to_tokens(samples), self.clock.stock_tokens(samples, prepad_samples), language)
 
     def prompt_tokens(self, clip: ClipSize) -> int:
         return self.clock.prompt_tokens

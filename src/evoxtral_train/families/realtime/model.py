@@ -15,6 +15,7 @@ from transformers import Cache, VoxtralRealtimeForConditionalGeneration
 
 from ...units import FRAMES_PER_TOKEN, SILENCE_LOG_MEL
 from ..base import IGNORED, Network
+from ..loss import loss_of
 from .clock import Clock
 from .streaming import RealtimeStreamEncoder
 
@@ -23,38 +24,27 @@ if TYPE_CHECKING:
 
 
 class CachedAudioVoxtralRealtimeForConditionalGeneration(VoxtralRealtimeForConditionalGeneration):
-    """The stock class with one more input: `audio_embeds` instead of `input_features`.
+    """The stock class with two more inputs, each in place of `input_features`: the projected audio `audio_embeds` [B, T, hidden],
+    or `audio_states` [B, T, width], which the projector still has to project.
 
-    The stock forward refuses to run without audio. Given the projected audio [B, T, hidden], this one runs only the
-    language model, and `lm_head` only at labels: the same loss, without T × 131,072 logits. `label_weights` [B, T]: the weight
-    of each label in the loss. With neither it is the stock forward. Weights and names are the same, so an adapter trained here
-    loads into the stock class.
+    The stock forward refuses to run without audio. Given one of the two, this one runs only the language model, and `lm_head`
+    only at labels: the same loss. `label_weights` [B, T]: the weight of each label in the loss. With none of them it is the
+    stock forward. Weights and names are the same, so an adapter trained here loads into the stock class.
     """
 
     def forward(
-        self, input_ids=None, audio_embeds=None, labels=None, num_delay_tokens=None, label_weights=None, **kwargs
+        self, input_ids=None, audio_embeds=None, audio_states=None, labels=None, num_delay_tokens=None, label_weights=None,
+        **kwargs,
     ):  # fmt: skip
-        if audio_embeds is None and label_weights is None:
+        if audio_embeds is None and audio_states is None and label_weights is None:
             return super().forward(input_ids=input_ids, labels=labels, num_delay_tokens=num_delay_tokens, **kwargs)
         network = RealtimeNetwork(self, num_delay_tokens)
-        if audio_embeds is None:
-            audio_embeds = network.audio_embeddings(kwargs.pop("input_features"))
+        if audio_states is not None:
+            audio_embeds = network.project(audio_states)
+        elif audio_embeds is None:
+            audio_embeds = network.audio_embeddings(kwargs["input_features"], input_ids.shape[1])
         hidden = network.hidden(input_ids, audio_embeds)
-        learned = labels[:, 1:] != IGNORED
-        logits = self.lm_head(hidden[:, :-1][learned])
-        if label_weights is not None:
-            weights = label_weights[:, 1:][learned]
-            losses = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="none")
-            total = kwargs.get("num_items_in_batch")
-            return {"loss": (losses * weights).sum() / (weights.sum() if total is None else total)}
-        loss = self.loss_function(
-            logits=logits,
-            labels=None,
-            shift_labels=labels[:, 1:][learned],
-            vocab_size=self.config.text_config.vocab_size,
-            num_items_in_batch=kwargs.get("num_items_in_batch"),
-        )
-        return {"loss": loss}
+        return loss_of(self, hidden, labels, label_weights, kwargs.get("num_items_in_batch"))
 
 
 class RealtimeNetwork(Network):
@@ -74,9 +64,11 @@ class RealtimeNetwork(Network):
         inner = self.stock.model
         return inner.audio_tower, inner.multi_modal_projector
 
-    def drop_audio_path(self) -> None:
+    def drop_audio_path(self, projector: bool = True) -> None:
         inner = self.stock.model
-        inner.audio_tower = inner.multi_modal_projector = None
+        inner.audio_tower = None
+        if projector:
+            inner.multi_modal_projector = None
 
     def checkpoint_language_model(self) -> None:
         """Non-reentrant. Enabled on the whole model, it would crash: its hook makes the embeddings a leaf, which the stock
@@ -85,11 +77,21 @@ class RealtimeNetwork(Network):
         language_model.activation_checkpointing_enable({"use_reentrant": False})
         language_model.disable_input_require_grads()
 
-    def audio_embeddings(self, mel: torch.Tensor) -> torch.Tensor:
-        """mel [B, 128, 8 × T] -> [B, T, hidden]. Causal: the first t embeddings do not depend on later frames."""
-        inner = self.stock
-        weight = inner.model.multi_modal_projector.linear_1.weight
-        return inner.get_audio_features(mel.to(weight.device, weight.dtype), return_dict=True).pooler_output
+    @property
+    def state_width(self) -> int:
+        return self.stock.config.audio_config.hidden_size * self.stock.config.downsample_factor
+
+    def audio_states(self, mels: Sequence[torch.Tensor], tokens: int) -> torch.Tensor:
+        """Causal: the first t states do not depend on later frames."""
+        inner = self.stock.model
+        mel = _padded(mels, tokens * FRAMES_PER_TOKEN)
+        weight = inner.audio_tower.embedder.conv1.weight
+        hidden = inner.audio_tower(mel.to(weight.device, weight.dtype), return_dict=True).last_hidden_state
+        return hidden.reshape(len(hidden), tokens, self.state_width)
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        projector = self.stock.model.multi_modal_projector
+        return projector(states.to(projector.linear_1.weight.dtype))
 
     def streams(self, family: Realtime, slots: int, longest_tokens: int) -> RealtimeStreamEncoder:
         extractor, left_pad_tokens = family.processor.feature_extractor, family.clock.left_pad_tokens
@@ -128,13 +130,21 @@ class RealtimeNetwork(Network):
         }
         if "label_weights" in rows[0]:
             batch["label_weights"] = pad_sequence([row["label_weights"] for row in rows], batch_first=True)
-        if "audio_embeds" in rows[0]:
-            return batch | {"audio_embeds": pad_sequence([row["audio_embeds"] for row in rows], batch_first=True)}
+        for name in ("audio_embeds", "audio_states"):
+            if name in rows[0]:
+                return batch | {name: pad_sequence([row[name] for row in rows], batch_first=True)}
         for row in rows:
             assert row["input_features"].shape[-1] == len(row["input_ids"]) * FRAMES_PER_TOKEN, "mel and ids run on one clock"
-        frames = [row["input_features"].T for row in rows]
-        mel = pad_sequence(frames, batch_first=True, padding_value=SILENCE_LOG_MEL)
-        return batch | {"input_features": mel.transpose(1, 2).contiguous()}
+        mels = [row["input_features"] for row in rows]
+        return batch | {"input_features": _padded(mels, batch["input_ids"].shape[1] * FRAMES_PER_TOKEN)}
+
+
+def _padded(mels: Sequence[torch.Tensor], frames: int) -> torch.Tensor:
+    """[128, n ≤ frames] each -> [B, 128, frames], silence on the right."""
+    batch = torch.full((len(mels), len(mels[0]), frames), SILENCE_LOG_MEL, dtype=mels[0].dtype, device=mels[0].device)
+    for row, mel in zip(batch, mels, strict=True):
+        row[:, : mel.shape[1]] = mel
+    return batch
 
 
 def network_of(model: VoxtralRealtimeForConditionalGeneration, clock: Clock) -> RealtimeNetwork:

@@ -16,7 +16,8 @@ from ...data.timing import events_of, timed_target
 from ...decoding.decoder import Decoding, Request, decode
 from ...decoding.sampling import Sampling
 from ...errors import RowError, UsageError
-from ...families.base import Alignment, Family
+from ...families.base import Alignment, Family, Layout
+from ...families.checkpoint import family_for
 from ...files import fingerprint_files
 from ...modeling.audio_cache import LiveAudio
 from ...modeling.bases import open_base, pick_device
@@ -38,12 +39,14 @@ class _Clips:
     rows: list[ManifestRow]
     config: AlignConfig
     family: Family
+    layout: Layout
 
     def samples(self, index: int) -> np.ndarray:
         return read_audio(self.rows[index].audio, self.config.max_seconds)
 
     def mel_of(self, index: int, tokens: int) -> np.ndarray:
-        return self.family.mel(self.samples(index), tokens)
+        samples = self.samples(index)
+        return self.family.mel(samples, self.layout.mel_frames(self.layout.measure(len(samples), 0), tokens))
 
 
 def run(config: AlignConfig, options: Options) -> Report:
@@ -52,6 +55,7 @@ def run(config: AlignConfig, options: Options) -> Report:
     With `keep_given_times`, rows that have times keep them. Otherwise their times are replaced, and the report
     shows how far the new ones are off.
     """
+    family_for(config.model.base, config.model.revision, config.model.family)[0].require_times()
     rules, tally = TagRules.of(config.tags), Counter()
     rows, rejected = read_manifest(config.manifest, rules, tally)
     resolved = config.model_dump(mode="json")
@@ -111,7 +115,7 @@ def _align_all(
 ) -> tuple[dict[str, Alignment], list[Rejected]]:
     """id -> alignment, and the rows that could not be aligned."""
     layout = family.own_layout(_ROOM_TOKENS)
-    clips, requests, durations, rejected = _Clips(rows, config, family), [], {}, []
+    clips, requests, durations, rejected = _Clips(rows, config, family, layout), [], {}, []
     for index, row in enumerate(rows):
         try:
             samples = len(clips.samples(index))

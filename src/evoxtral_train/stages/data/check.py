@@ -8,10 +8,10 @@ from ...config.data import PackConfig
 from ...corpus.checks import Corpus, Finding, Sound, check_sound
 from ...data.manifest import ManifestRow, Rejected, count_rows, iter_manifest
 from ...data.workers import in_order, usable_cores, worker_pool
-from ...dataset.rows import prepare_row
+from ...dataset.rows import prepare_row, with_family_defaults
 from ...dataset.writer import Chunk, chunks
 from ...errors import RowError, UsageError
-from ...families.checkpoint import open_family, resolve_base
+from ...families.checkpoint import family_for, open_family, resolve_base
 from ...files import write_atomic
 from ...progress import progress
 from ...reading import why_not_a_file
@@ -29,6 +29,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     `findings`, a JSONL of {line, id, kind, reason}."""
     if findings:
         _require_own(findings)
+    config = with_family_defaults(config, family_for(config.base, config.revision)[0])
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)

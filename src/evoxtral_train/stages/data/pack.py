@@ -8,7 +8,7 @@ from ... import shipped
 from ...config.data import PackConfig
 from ...data.manifest import Rejected, count_rows, iter_manifest
 from ...data.workers import usable_cores
-from ...dataset.rows import layout_name
+from ...dataset.rows import layout_name, with_family_defaults
 from ...dataset.writer import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ...errors import UsageError
 from ...families.checkpoint import family_for, processor_fingerprint, resolve_base
@@ -25,12 +25,14 @@ def run(config: PackConfig, options: Options) -> Report:
 
     Several processes pack chunks of rows; `--resume` continues after the last whole chunk.
     """
+    family = family_for(config.base, config.revision)[0]
+    config = with_family_defaults(config, family)
     rules, tally = TagRules.of(config.tags), Counter()
     rows = count_rows(config.manifest)
     processes = min(config.processes or usable_cores(), -(-rows // CHUNK_ROWS) or 1)
     facts = {
         "rows": rows,
-        "layout": f"{layout_name(config, family_for(config.base, config.revision)[0])}, target {config.target}",
+        "layout": f"{layout_name(config, family)}, target {config.target}",
         "pre-padding": f"{config.audio.prepad_samples:,} samples",
         "processes": processes,
         "output": config.output,

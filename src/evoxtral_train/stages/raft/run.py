@@ -171,6 +171,7 @@ def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
     name, folder, sampling = f"round {number}", config.output / "gate" / f"round-{number}", config.generate
     evaluation = EvalConfig(
         output=folder, dataset=config.dataset, split=gate.split, model=config.model, audio_cache=config.audio_cache,
+        audio_cache_limit_gb=config.audio_cache_limit_gb,
         systems=[System(name=name, adapter=adapter)], placement=config.score.placement, tracking=config.tracking,
         decode=Decode(max_new_tokens=sampling.max_new_tokens, batch_tokens=sampling.batch_tokens, compile=sampling.compile),
     )  # fmt: skip

@@ -84,7 +84,9 @@ class Augmentation(Section):
 
     probability: float = Field(0.0, ge=0, le=1, description="Probability of each change, for each clip. 0: none. [3B]")
     gain_db: float = Field(6.0, ge=0, le=60, description="Louder or softer by up to this, in dB.")
-    noise_snr_db: Range[float] = Field((15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB.")
+    noise_snr_db: Range[float] | None = Field(
+        (15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB. null: no noise."
+    )
     noise_folder: Path | None = Field(None, description="Recordings of noise. null: coloured noise.")
     room: bool = Field(True, description="Add reverberation.")
     room_folder: Path | None = Field(None, description="Impulse responses. null: simulated rooms.")

@@ -46,7 +46,9 @@ def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
     def tightest(name: str, least: float) -> float:
         return min([least, *(value for each in limits if (value := getattr(each, name)) is not None)])
 
-    def at_least(name: str, span: tuple[float, float]) -> tuple[float, float]:
+    def at_least(name: str, span: tuple[float, float] | None) -> tuple[float, float] | None:
+        if span is None:
+            return None
         low = max([span[0], *(value for each in limits if (value := getattr(each, name)) is not None)])
         return low, max(low, span[1])
 
@@ -57,7 +59,7 @@ def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
         stretch_to=(1 / stretch, min(stretch, longest)) if stretch > 1 else None,
         pitch_semitones=tightest("pitch_semitones", config.pitch_semitones),
         room=config.room and all(each.room for each in limits),
-        bit_depth=at_least("bit_depth", config.bit_depth) if config.bit_depth else None,
+        bit_depth=at_least("bit_depth", config.bit_depth),
     )
 
 

@@ -4,7 +4,8 @@ Same clips, adapter and sampling; both run alternately in one process. Also: do 
 order, and how does the time grow with clips, N and clip length?
 
     python benchmarks/generation.py [--dataset runs/demo/packed] [--adapter runs/demo/sft] [--clips 64] [--rounds 5]
-    python benchmarks/generation.py --base data/tiny-offline-base --dataset runs/demo-offline/packed --adapter runs/demo-offline/sft
+    python benchmarks/generation.py --base data/tiny-offline-base --dataset runs/demo-offline/packed \
+        --adapter runs/demo-offline/sft
 """
 
 import argparse
@@ -121,7 +122,8 @@ def main() -> None:
     requests = bench.requests[: arguments.clips]
     ways = {"generate": lambda: bench.generate(requests), "decoder": lambda: bench.decode(requests)}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"RAFT generation, {arguments.base}, {len(requests)} clips × 4, {bench.split.layout.name}, {arguments.dtype}: {machine()}")
+    what = f"{len(requests)} clips × 4, {bench.split.layout.name}, {arguments.dtype}"
+    print(f"RAFT generation, {arguments.base}, {what}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<9} {statistics.median(times):.2f} s")
     print(f"  ratio     {ratio(*seconds.values())}")

@@ -1,13 +1,15 @@
 """Changed audio: by seed, within what its tags can bear, on the clip's own clock."""
 
+import json
 import random
 import re
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
-from conftest import REPO, TINY_BASE
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Tracking
@@ -15,6 +17,7 @@ from evoxtral_train.config.training import Augmentation, SftConfig
 from evoxtral_train.dataset.augmentation import Augmenter, Bounds, augment, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.families.base import ClipSize
+from evoxtral_train.families.checkpoint import open_family
 from evoxtral_train.families.realtime.layouts import Aligned
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import pack
@@ -225,3 +228,31 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
     refused = sft("--overwrite", "--set", "audio_cache=on")
     assert refused.exit_code == 2
     assert "augmentation changes the audio in every epoch" in refused.stderr
+
+
+def test_a_stretched_clip_of_the_offline_family_needs_no_further_chunk(tmp_path):
+    """Clips of 4 s and 28 s are one chunk, of 31 s two: as long, or shorter and in fewer chunks."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seconds in (4, 28, 31):
+        soundfile.write(tmp_path / f"{seconds}.wav", 0.1 * rng.standard_normal(16_000 * seconds), 16_000)
+        rows.append({"id": str(seconds), "audio": f"{seconds}.wav", "text": "[sighs] no.", "split": "train", "language": "de"})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = PackConfig(
+        manifest=tmp_path / "manifest.jsonl", output=tmp_path / "packed", base=str(TINY_OFFLINE_BASE), audio={"max_seconds": 60},
+        tracking=Tracking(mode="disabled"),
+    )  # fmt: skip
+    pack.run(config, Options())
+    split, config = PackedSplit(tmp_path / "packed", "train"), Augmentation(probability=1.0, stretch=1.0, room=False)
+    augmenter = Augmenter(config, split, open_family(TINY_OFFLINE_BASE))
+    for index, most in enumerate((1, 1, 2)):
+        prompt, chunks = split.layout.prompt_ids(split.clip(index)), set()
+        for epoch in range(4):
+            row, mel = augmenter.row(index, epoch)
+            count = mel.shape[1] // 3_000
+            assert mel.shape == (128, 3_000 * count)
+            assert row.ids[: row.prompt_tokens] == prompt[:3] + [24] * 375 * count + prompt[3 + 375 * most :]
+            learned = [*split.examples[index].target_ids, split.layout.eos_id]
+            assert row.labels[row.prompt_tokens : row.needed_tokens] == learned
+            chunks.add(count)
+        assert chunks <= set(range(1, most + 1))

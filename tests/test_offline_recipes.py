@@ -1,12 +1,21 @@
 """The recipes of the offline family: what they train, and that they are the published ones."""
 
+import json
+import re
+
 import pytest
 
-from conftest import REPO
+from conftest import REPO, TINY_OFFLINE_BASE, rows_of
+from corpora import librispeech, multimed
 from evoxtral_train.config.data import PackConfig
 from evoxtral_train.config.evaluation import EvalConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.training import RaftConfig, SftConfig
+from evoxtral_train.dataset.augmentation import Bounds, bounds_of
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.families.checkpoint import open_family
+from evoxtral_train.records import Prediction, read_rows
+from evoxtral_train.text.written import written_text
 
 OURS, PUBLISHED = "configs/offline/", "configs/published/offline-"
 WITH_PROJECTOR = r"lora.target_modules=.*language_model.*\.(q|k|v|o|gate|up|down)_proj|.*multi_modal_projector\.linear_[12]"
@@ -60,9 +69,57 @@ def test_the_published_recipe():
 
 def test_the_stretch_and_the_bits_of_the_full_fine_tune():
     """Rates from 0.5 to 2.0 and 8 to 12 bits; nothing else is changed."""
-    from evoxtral_train.dataset.augmentation import Bounds, bounds_of
-
     augmentation = load_config(REPO / f"{OURS}sft-full.yaml", SftConfig).augmentation
     assert augmentation.probability == 0.8
     assert bounds_of(augmentation, [], longest=3.0) == Bounds(0.0, None, (0.5, 2.0), 0.0, False, (8, 12))
     assert bounds_of(augmentation, [], longest=1.25).stretch_to == (0.5, 1.25), "no further chunk of 30 s"
+
+
+def test_the_language_that_a_model_may_begin_with_is_no_part_of_what_it_wrote():
+    tokenizer = open_family(TINY_OFFLINE_BASE).tokenizer
+    for text in ("lang:en Hello.", "lang:deHello.", "Hello."):
+        assert written_text(tokenizer, tokenizer.encode(text, bos=False, eos=False)) == "Hello."
+
+
+@pytest.fixture
+def two_languages(spoken, call, tmp_path):
+    """LibriSpeech in English and MultiMed in German, both in their own shapes, as one manifest."""
+    clips = [row | {"audio": spoken / row["audio"]} for row in rows_of(spoken)[:8]]
+    merged = tmp_path / "manifest.jsonl"
+    with merged.open("w", encoding="utf-8") as file:
+        for name, source, settings in (
+            ("librispeech", librispeech(clips, tmp_path / "librispeech")[0], ()),
+            ("multimed", multimed(clips, tmp_path / "multimed", "German")[0], ("source.name=German", "language=de")),
+        ):
+            output = tmp_path / f"imported-{name}"
+            settings = sets(f"source.path={source}", f"output={output}", *settings)
+            result = call("data", "import", f"configs/import/{name}.yaml", *settings)
+            assert result.exit_code == 0, result.stderr
+            for row in rows_of(output):
+                file.write(json.dumps(row | {"id": f"{name} {row['id']}", "audio": str(output / row["audio"])}) + "\n")
+    return merged
+
+
+def sets(*settings) -> list[str]:
+    return [part for each in (*settings, "tracking.mode=disabled") for part in ("--set", each)]
+
+
+def test_two_languages_are_packed_and_trained_in_one_run(call, two_languages, tmp_path):
+    pack = sets(f"manifest={two_languages}", f"base={TINY_OFFLINE_BASE}", f"output={tmp_path}/packed")
+    result = call("data", "check", "configs/offline/pack-asr.yaml", *pack)
+    assert re.search(r"languages +en 8, de 8\n", result.stdout)
+    result = call("data", "pack", "configs/offline/pack-asr.yaml", *pack)
+    assert result.exit_code == 0, result.stderr
+    split, family = PackedSplit(tmp_path / "packed", "train"), open_family(TINY_OFFLINE_BASE)
+    prompts = [family.tokenizer.decode(split.layout.prompt_ids(split.clip(index))) for index in range(len(split))]
+    assert prompts == ["lang:en"] * 6 + ["lang:de"] * 6
+    assert split.examples[0].target_text == "chapter 0 of the book"
+    model, dataset = f"model.base={TINY_OFFLINE_BASE}", f"dataset={tmp_path}/packed"
+    result = call("sft", "configs/offline/sft.yaml", *sets(model, dataset, f"output={tmp_path}/sft", "train.epochs=1"))
+    assert result.exit_code == 0, result.stderr
+    system = f"systems=[{{name: SFT, adapter: {tmp_path}/sft}}]"
+    few = ("bootstrap.samples=10", "bootstrap.permutations=199", "decode.max_new_tokens=8")
+    result = call("eval", "configs/offline/eval-asr.yaml", *sets(model, dataset, f"output={tmp_path}/eval", system, *few))
+    assert result.exit_code == 0, result.stderr
+    written = read_rows(tmp_path / "eval/predictions/SFT.jsonl", Prediction)
+    assert [row.reference for row in written] == ["chapter 7 of the book", "the patient has 7 complaints"]

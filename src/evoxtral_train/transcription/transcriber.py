@@ -38,6 +38,7 @@ from ..modeling.row_adapters import RowAdapters
 from ..scoring.tag_filter import TagFilter
 from ..text.tags import find_tags, strip_tags
 from ..text.taxonomy import Taxonomy
+from ..text.written import written_text
 from ..units import PREPAD_SAMPLES, samples_to_seconds
 from .segment_audio import SegmentAudio
 from .transcript import Merge, Segment, Tag, Transcript, heard_words
@@ -162,7 +163,7 @@ class Transcriber:
         tokenizer, start_s = self.base.family.tokenizer, samples_to_seconds(sound.start_samples)
         rows = [row for row in self.rows if row.number in completions]
         writer = completions[rows[0].number]
-        text = tokenizer.decode(writer.token_ids).strip()
+        text = written_text(tokenizer, writer.token_ids)
         heard = rows[0].layout.word_times(tokenizer, writer.token_ids) or []
         if rows[0].is_bound:
             text, heard = strip_tags(text), []

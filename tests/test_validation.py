@@ -273,7 +273,8 @@ def test_the_offline_family(call, packed, tmp_path):
     assert done.exit_code == 0, done.stderr
     figures = metrics_of(tmp_path / "sft")["validation_at_best_step"]
     assert set(figures) == {"loss", "wer", "cer", "micro_f1", "false_tags_per_untagged_clip"}
-    report = evaluated(call, packed["transcription_request"], tmp_path / "sft", tmp_path / "eval", base, f"decode.max_new_tokens={most}")
+    limit = f"decode.max_new_tokens={most}"
+    report = evaluated(call, packed["transcription_request"], tmp_path / "sft", tmp_path / "eval", base, limit)
     assert (figures["wer"], figures["cer"]) == (report["wer"]["micro"]["value"], report["cer"]["micro"]["value"])
 
 

@@ -45,7 +45,7 @@ def train_and_save(
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
-    if cache:
+    if cache and (validation is None or validation.rows.cache):
         network.drop_audio_path(projector=cache.stage == "embeds")
     network.place_language_model(pick_device(config.model.device))
     measures, weights = train_network(

@@ -158,6 +158,16 @@ def open_audio(
     return cache
 
 
+def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit, new_tokens: int = 0) -> str:
+    """What `open_audio` will do with this split. `network`: with what is trained, or on the meta device."""
+    stage = cached_stage(network)
+    obstacle = _obstacle(config, network, split, stage, new_tokens)
+    if config.audio_cache == "off" or obstacle:
+        return f"none: {obstacle or 'audio_cache is off'}"
+    what = " (what enters the projector, which is trained)" if stage == "states" else ""
+    return f"{cache_bytes(network, split, stage) / 1e9:.1f} GB on disk{what}"
+
+
 def _obstacle(
     config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, split: PackedSplit, stage: Stage | None,
     new_tokens: int,

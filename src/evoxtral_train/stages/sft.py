@@ -15,7 +15,7 @@ from ..runs import Options
 from ..training.dataset import TrainingSet
 from ..training.trainer import check_optimizer, train_and_save
 from ..training.validation import ClipDecoder, Validation, decoded_examples, validation_split
-from .plans import count_packed_rows, plan_decoding, plan_steps, plan_training
+from .plans import count_packed_rows, plan_cache, plan_decoding, plan_steps, plan_training
 from .report import Report
 
 
@@ -61,6 +61,7 @@ def _plan(job: Job, config: SftConfig) -> Report:
     facts |= plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     if is_complete(config.dataset):
         facts |= _plan_validation(config, validation_split(config))
+        facts |= plan_cache(config, config.lora, ["train", "validation"])
     if config.validation.decode:
         facts |= plan_decoding(config.model, config.validation.decode.batch_tokens)
     return Report("plan: sft", facts | {"output": config.output})

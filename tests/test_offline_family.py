@@ -72,12 +72,12 @@ def test_the_chunks_of_a_clip_are_one_run_of_audio(seconds, chunks):
 
 def test_a_language_that_does_not_exist_is_refused(offline):
     with pytest.raises(RowError, match="unknown language 'eng'"):
-        offline.layout("transcription", 65).measure(16_000, 0, "eng")
+        offline.layout("transcription_request", 65).measure(16_000, 0, "eng")
 
 
 @pytest.mark.parametrize("seconds", [0.01, 3.0, 29.99, 30.0, 30.01, 65.0])
 def test_prompt_and_features_are_the_stock_processors_bit_by_bit(offline, stock_processor, seconds):
-    samples, layout = sound_of(seconds), offline.layout("transcription", 65)
+    samples, layout = sound_of(seconds), offline.layout("transcription_request", 65)
     for language in ("en", "de", None):
         stock = stock_inputs(stock_processor, samples, language)
         clip = layout.measure(len(samples), 0, language)
@@ -102,7 +102,7 @@ def test_clips_of_one_to_three_chunks_in_one_batch_write_what_stock_generate_wri
     offline, stock_processor, stock_model
 ):
     sounds, languages = [sound_of(seconds) for seconds in (3, 31, 65)], ["en", None, "de"]
-    layout, network = offline.layout("transcription", 65), offline.load("float32")
+    layout, network = offline.layout("transcription_request", 65), offline.load("float32")
     clips = [layout.measure(len(sound), 0, language) for sound, language in zip(sounds, languages, strict=True)]
     requests = [Request.of(str(index), layout, clip, index) for index, clip in enumerate(clips)]
     settings = Decoding(1, Sampling(), max_new_tokens=12, batch_tokens=10_000)
@@ -118,7 +118,7 @@ def test_clips_of_one_to_three_chunks_in_one_batch_write_what_stock_generate_wri
 
 def test_an_audio_token_that_the_model_writes_has_no_audio(offline, stock_model):
     """As in the stock forward, which puts audio into the prompt alone."""
-    network, layout = offline.load("float32"), offline.layout("transcription", 65)
+    network, layout = offline.load("float32"), offline.layout("transcription_request", 65)
     ids = layout.prompt_ids(layout.measure(16_000, 0)) + [24, 90]
     mel = torch.from_numpy(offline.mel(sound_of(1), 3000))
     with torch.inference_mode():

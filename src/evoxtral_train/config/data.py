@@ -160,7 +160,7 @@ class Layout(Section):
     kind: str | None = Field(
         None,
         description="Realtime: deferred (after the clip) | packed (after the prompt) | aligned (by word; needs times). "
-        "Offline: transcription. null: the family's default. [measured: docs/studies/layouts.md]",
+        "Offline: transcription_request. null: the family's default. [measured: docs/studies/layouts.md]",
     )
     room_tokens: PositiveInt | None = Field(
         None,
@@ -199,10 +199,10 @@ class PackConfig(Section):
     target: Literal["tags", "text", "tagged_text"] | None = Field(
         None,
         description="tags | text | tagged_text: what the model learns to write. null: Realtime tags, offline tagged_text. "
-        "[RL, 3B]",
+        "[RL]",
     )
     language: str | None = Field(
-        None, description="Offline: language of rows that name none, as in en; the prompt names it. null: the model finds out."
+        None, description="Offline: language in the prompt of rows that name none, such as en. null: no language."
     )
     layout: Layout = Layout()
     tags: Tags = Tags()

@@ -63,15 +63,17 @@ class Trained:
 
 
 def model_card(
-    config: ExportConfig, stock_class: str, runs: list[Trained], evaluated: Evaluated | None, calibration: Calibration | None
-) -> ModelCard:
-    """The card; missing facts appear as unknown. `stock_class`: the transformers class that loads the base."""
+    config: ExportConfig, stock_class: str, method: str, runs: list[Trained], evaluated: Evaluated | None,
+    calibration: Calibration | None,
+) -> ModelCard:  # fmt: skip
+    """The card; missing facts appear as unknown. `stock_class`: the transformers class that loads the base. `method`: as in
+    `train.method`."""
     results = "\n\n".join([_results(evaluated), *([_thresholds(calibration, evaluated)] if calibration else [])])
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", "tags")
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=escape_markdown(config.card.name), stock_class=stock_class, what=_WHAT[target], layout=code(layout),
+        title=escape_markdown(config.card.name), stock_class=stock_class, method=method, what=_WHAT[target], layout=code(layout),
         base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{escape_markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
@@ -81,10 +83,11 @@ def model_card(
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip
     about = ModelCardData(
-        base_model=base if on_hub else None, library_name="peft", license=one_line(config.card.license),
+        base_model=base if on_hub else None, library_name="peft" if method == "lora" else "transformers",
+        license=one_line(config.card.license),
         language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
-        tags=["lora", "peft", "voxtral-realtime", "expressive-tags", "evoxtral"],
+        tags=[*(["lora", "peft"] if method == "lora" else []), "voxtral-realtime", "expressive-tags", "evoxtral"],
     )  # fmt: skip
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
 
@@ -176,7 +179,9 @@ def _recipe(runs: list[Trained]) -> list[str]:
         steps = f"{train['epochs']:g} epochs at batch {train['batch_size']:d} × {train['gradient_accumulation']:d}"
         rate = f"learning rate {train['learning_rate']:g}, {escape_markdown(train['schedule'])}"
         line = f"{code(run.stage)}: {steps}, {rate}, seed {train['seed']:d}"
-        if "lora" in run.config:
+        if train.get("method") == "full":
+            line += "; all weights" + ("" if train["train_audio_tower"] else " but the audio tower's")
+        elif "lora" in run.config:
             lora = run.config["lora"]
             line += f"; LoRA r {lora['r']:d}, alpha {lora['alpha']:g} on {code(lora['target_modules'])}"
         if "generate" in run.config:

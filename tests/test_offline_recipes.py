@@ -14,7 +14,7 @@ from evoxtral_train.config.training import RaftConfig, SftConfig
 from evoxtral_train.dataset.augmentation import Bounds, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.families.checkpoint import open_family
-from evoxtral_train.records import Prediction, read_rows
+from evoxtral_train.records import Candidate, Prediction, read_rows
 from evoxtral_train.text.written import written_text
 
 OURS, PUBLISHED = "configs/offline/", "configs/published/offline-"
@@ -27,13 +27,15 @@ WITH_PROJECTOR = r"lora.target_modules=.*language_model.*\.(q|k|v|o|gate|up|down
         (f"{PUBLISHED}sft.yaml", (), "124,780,544"),
         (f"{OURS}sft.yaml", (), "108,134,400"),
         (f"{OURS}sft.yaml", (WITH_PROJECTOR,), "109,051,904"),
+        (f"{OURS}sft-full.yaml", (), "4,039,302,144"),
+        (f"{OURS}sft-full.yaml", ("train.train_audio_tower=true",), "4,676,271,104"),
     ],
 )
 def test_a_dry_run_without_the_checkpoint_counts_what_is_trained(call, config, settings, trainable):
     result = call("sft", config, *(part for each in settings for part in ("--set", each)), "--dry-run")
     assert result.exit_code == 0, result.stderr
     facts = " ".join(result.stdout.split())
-    assert "the class's default config (the checkpoint is not here) parameters 4,676,271,104 frozen" in facts
+    assert "the class's default config (the checkpoint is not here) parameters 4,676,271,104" in facts
     assert f"trainable parameters {trainable} " in facts
 
 
@@ -56,13 +58,14 @@ def test_the_published_recipe():
     assert (train.epochs, train.batch_size, train.gradient_accumulation, train.learning_rate) == (3, 2, 8, 2e-4)
     assert (train.schedule, train.warmup_steps, train.weight_decay, train.max_grad_norm) == ("cosine", 50, 0.01, 1.0)
     assert (train.gradient_checkpointing, train.evaluate_every_steps, train.keep_checkpoints) == (True, 50, 3)
+    assert (train.method, train.neftune_alpha, sft.validation.measure) == ("lora", 5.0, "loss")
     raft = load_config(REPO / f"{PUBLISHED}raft.yaml", RaftConfig)
     generate, train = raft.generate, raft.train
     assert (generate.candidates, generate.temperature, generate.top_p, generate.max_new_tokens) == (4, 0.7, 0.9, 512)
     assert (raft.score.profile, raft.curate.drop_lowest_share, raft.curate.drop_by) == ("card", 0.1, "threshold")
     assert (train.epochs, train.batch_size, train.gradient_accumulation, train.learning_rate) == (1, 2, 8, 5e-5)
     assert (train.schedule, train.warmup_steps, train.weight_decay, train.max_grad_norm) == ("cosine", 20, 0.01, 1.0)
-    assert (len(raft.rounds), raft.gate.split) == (1, None)
+    assert (len(raft.rounds), raft.gate.split, train.neftune_alpha) == (1, None, None)
     evaluation = load_config(REPO / f"{PUBLISHED}eval.yaml", EvalConfig)
     assert (evaluation.split, evaluation.decode.max_new_tokens, evaluation.decode.known_tags_only) == ("test", 512, False)
 
@@ -123,3 +126,24 @@ def test_two_languages_are_packed_and_trained_in_one_run(call, two_languages, tm
     assert result.exit_code == 0, result.stderr
     written = read_rows(tmp_path / "eval/predictions/SFT.jsonl", Prediction)
     assert [row.reference for row in written] == ["chapter 7 of the book", "the patient has 7 complaints"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [OURS, PUBLISHED])
+def test_the_recipes_run_one_after_the_other(call, spoken, tmp_path, recipe):
+    """Only the names of the model and the data differ."""
+    base, dataset, adapter = f"model.base={TINY_OFFLINE_BASE}", f"dataset={tmp_path}/packed", f"adapter={tmp_path}/sft"
+    systems = f"systems=[{{name: base}}, {{name: SFT, adapter: {tmp_path}/sft}}, {{name: RAFT, adapter: {tmp_path}/raft/result}}]"
+    for command, name, *settings in (
+        ("data pack", "pack", f"base={TINY_OFFLINE_BASE}", f"manifest={spoken}/manifest.jsonl", f"output={tmp_path}/packed"),
+        ("sft", "sft", dataset, base, f"output={tmp_path}/sft"),
+        ("raft run", "raft", dataset, base, adapter, f"output={tmp_path}/raft"),
+        ("eval", "eval", dataset, base, systems, f"output={tmp_path}/eval"),
+    ):
+        result = call(*command.split(), f"{recipe}{name}.yaml", *sets(*settings))
+        assert result.exit_code == 0, result.stderr
+    metrics = json.loads((tmp_path / "sft/metrics.json").read_text("utf-8"))
+    assert metrics["steps"] == 3  # 12 clips are one step of 2 × 8, three epochs
+    assert len(read_rows(tmp_path / "raft/round-1/candidates/candidates.jsonl", Candidate)) == 48
+    systems = json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["systems"]
+    assert all(system["wer"]["micro"]["value"] >= 0 for system in systems.values())

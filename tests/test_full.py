@@ -150,13 +150,16 @@ def test_an_8_bit_optimizer_needs_its_package_and_no_shards(monkeypatch):
     train = Train(epochs=1, learning_rate=1e-5, optimizer="adamw_8bit")
     monkeypatch.setattr(trainer, "pick_device", lambda device: torch.device("cuda"))
     with pytest.raises(UsageError, match="adamw_8bit needs bitsandbytes, which is not installed — run: pip install bitsandbytes"):
-        trainer.check_optimizer(train, "auto")
+        trainer.check_launch(train, "auto")
     monkeypatch.setattr(trainer, "find_spec", lambda name: object())
-    trainer.check_optimizer(train, "auto")
+    trainer.check_launch(train, "auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="version 1 of FSDP is not supported"):
+        trainer.check_launch(train, "auto")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UsageError, match="does not run with FSDP"):
-        trainer.check_optimizer(train, "auto")
+        trainer.check_launch(train, "auto")
 
 
 # What is saved.

@@ -12,7 +12,7 @@ from ..modeling.bases import open_audio, open_base_of
 from ..reporting.training import training_facts
 from ..runs import Options
 from ..training.dataset import TrainingSet
-from ..training.trainer import check_optimizer, train_and_save
+from ..training.trainer import check_launch, train_and_save
 from .plans import count_packed_rows, plan_steps, plan_training
 from .report import Report
 
@@ -24,7 +24,7 @@ def run(config: SftConfig, options: Options) -> Report:
         return _plan(job, config)
     # 1. What it reads.
     processes.join(config.model.device)
-    check_optimizer(config.train, config.model.device)
+    check_launch(config.train, config.model.device)
     if config.augmentation.probability:
         check_folders(config.augmentation)
     split = PackedSplit(config.dataset, "train")

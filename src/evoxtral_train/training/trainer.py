@@ -69,7 +69,8 @@ def _finish(work: Work, folder: Path, measures: dict) -> dict:
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     work.tracker.summary(metrics)
-    work.tracker.artifact(f"{work.run.output.name}-adapter", "model", sorted(folder.glob("adapter_*")))
+    if adapter := sorted(folder.glob("adapter_*")):  # a full model is too large to upload
+        work.tracker.artifact(f"{work.run.output.name}-adapter", "model", adapter)
     work.done(metrics, find_adapter(folder).fingerprint)
     return metrics
 

@@ -16,6 +16,7 @@ from ..modeling.audio_cache import AudioSource
 from ..modeling.bases import Base, open_for_decoding, open_whole_clips, pick_device
 from ..progress import progress
 from ..records import Prediction
+from ..text.written import written_text
 
 BASE = "base"
 
@@ -51,7 +52,7 @@ def decode_greedily(
             known = None
             if path and config.decode.known_tags_only:
                 known = KnownTags(base.family.tokenizer, split.tags, system.device)
-            decoding = Decoding.greedy(config.decode, known)
+            decoding = Decoding.greedy(config.decode, known, base.family.default_new_tokens)
             requests, texts = processes.share(_requests(path, base, split)), []
             for completions in decode(system, audio, requests, decoding):
                 texts += [(each.utterance_id, _answer(each, base, split)) for each in completions]
@@ -69,7 +70,8 @@ def _audio(
     if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
         network.place_language_model(pick_device(config.model.device))
         return open_whole_clips(config, network, base, split)
-    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens)
+    new_tokens = config.decode.max_new_tokens or base.family.default_new_tokens
+    return open_for_decoding(config, network, base, split, new_tokens)
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
@@ -82,7 +84,7 @@ def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Req
 def _answer(completion: Completion, base: Base, split: PackedSplit) -> Written:
     """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
     return Written(
-        base.family.tokenizer.decode(completion.token_ids).strip(),
+        written_text(base.family.tokenizer, completion.token_ids),
         split.layout.tag_times(base.family.tokenizer, completion.token_ids),
         tag_confidences(base.family.tokenizer, completion.token_ids, completion.token_logprobs),
     )

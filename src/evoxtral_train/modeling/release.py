@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import UsageError
+from ..files import write_atomic
 from .adapters import Adapter, load_adapter
 from .bases import Base
 
@@ -21,9 +22,18 @@ def write_merged(base: Base, dtype: str, adapter: Adapter, file_format: str, fol
     (random weights of a small shape).
     """
     network = load_adapter(base.family.load("float32"), adapter)
-    merged = network.model.merge_and_unload().to(getattr(torch, dtype))
-    save = base.family.save_mistral if file_format == "mistral" else base.family.save
-    save(merged, folder)
+    merged = network.model.merge_and_unload()
+    _write(base, merged.to(getattr(torch, dtype)), file_format, folder)
+
+
+def _write(base: Base, model: torch.nn.Module, file_format: str, folder: Path) -> None:
+    if file_format == "mistral":
+        base.family.save_mistral(model, folder)
+        return
+    base.family.save(model, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["architectures"] = [base.family.stock_class]  # not the subclass that also takes cached audio: other engines look here
+    write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def write_vllm_names(adapter: Adapter, settings: Path, folder: Path) -> None:

@@ -253,7 +253,7 @@ def test_the_merged_model_is_stock_and_writes_the_same(call, clip, adapters, ada
     AutoProcessor.from_pretrained(merged)
     assert all(".language_model.model.layers." in name for name in load_file(tmp_path / "out/vllm/adapter_model.safetensors"))
     card = (tmp_path / "out/release/README.md").read_text("utf-8")
-    assert "voxtral-realtime" not in card and "- voxtral\n" in card
+    assert "- voxtral-realtime\n" not in card and "- voxtral\n" in card
     assert "processor.apply_transcription_request" in card and "words of an utterance with expressive tags" in card
 
 

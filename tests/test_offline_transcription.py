@@ -112,7 +112,7 @@ def test_words_of_the_base_and_of_an_adapter_are_those_of_stock_generate(clip, a
 
 def test_a_row_that_reaches_its_last_token_is_counted(call, clip, tmp_path):
     arguments = ("transcribe", clip, *BASE, "--output", tmp_path / "out", "--set", "tracking.mode=disabled")
-    result = call(*arguments, "--set", "decode.max_new_tokens=5", "--set", "language=en")
+    result = call(*arguments, "--set", "decode.max_new_tokens=5", "--language", "en")
     assert result.exit_code == 0, result.stderr
     assert "cut short    1 segments had more to write: raise decode.max_new_tokens" in result.stdout
     assert json.loads((tmp_path / "out" / f"{clip.stem}.json").read_text("utf-8"))["segments"][0]["is_cut"]

@@ -86,7 +86,7 @@ def model_card(
         base_model=base if on_hub else None, library_name="peft", license=one_line(config.card.license),
         language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
-        tags=["lora", "peft", family.model_type.replace("_", "-"), "expressive-tags", "evoxtral"],
+        tags=["lora", "peft", family.title.lower().replace(" ", "-"), "expressive-tags", "evoxtral"],
     )  # fmt: skip
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
 

@@ -3,6 +3,7 @@
 Both run alternately on the same batches of the demo's packed dataset, in one process.
 
     python benchmarks/cached_audio.py [--dataset runs/demo/packed] [--rounds 7] [--batches 6]
+    python benchmarks/cached_audio.py --base data/tiny-offline-base --dataset runs/demo-offline/packed
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> None:
     order, size = order[: arguments.batches * arguments.batch_size], arguments.batch_size
     ways = {name: partial(steps, network, optimizer, way_rows, order, size) for name, way_rows in rows.items()}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"LoRA training step, tiny base, {split.layout.name}: {machine()}")
+    print(f"LoRA training step, {arguments.base}, {split.layout.name}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<14} {1000 * statistics.median(times) / arguments.batches:.0f} ms per step of {size}")
     print(f"  ratio          {ratio(*seconds.values())}")

@@ -38,7 +38,7 @@ from evoxtral_train.modeling.adapters import add_lora
 from evoxtral_train.modeling.audio_cache import open_cache
 from evoxtral_train.tracking import Tracker
 from evoxtral_train.training.dataset import TrainingSet
-from evoxtral_train.training.trainer import train_adapter
+from evoxtral_train.training.trainer import train_network
 from evoxtral_train.units import FRAMES_PER_TOKEN, MEL_BINS, PREPAD_SAMPLES, SAMPLE_RATE_HZ
 
 # The ids and lengths of the published processor at 480 ms of delay.
@@ -167,7 +167,7 @@ class Bench:
             tracker = Tracker(Tracking(mode="disabled"), "benchmark", folder, Tracking())
 
             def train(network=network, rows=rows, settings=settings, batch=batch, tracker=tracker):
-                train_adapter(network, rows, None, settings, folder / f"checkpoints-{batch}", False, tracker)
+                train_network(network, rows, None, settings, "bfloat16", folder / f"checkpoints-{batch}", False, tracker)
 
             self.measure(f"train {self.arguments.steps} steps of {batch} × {accumulation}, cached audio, checkpointing", train)
             del network, train

@@ -1,9 +1,11 @@
-"""RAFT generation on the tiny base: our decoder against stock `generate`, one clip at a time.
+"""RAFT generation on a tiny base of either family: our decoder against stock `generate`, one clip at a time.
 
 Same clips, adapter and sampling; both run alternately in one process. Also: do the candidates depend on batch or
 order, and how does the time grow with clips, N and clip length?
 
     python benchmarks/generation.py [--dataset runs/demo/packed] [--adapter runs/demo/sft] [--clips 64] [--rounds 5]
+    python benchmarks/generation.py --base data/tiny-offline-base --dataset runs/demo-offline/packed \
+        --adapter runs/demo-offline/sft
 """
 
 import argparse
@@ -12,14 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from measuring import in_turn, machine, ratio, seconds_of
 from peft import PeftModel
-from transformers import VoxtralRealtimeForConditionalGeneration
 
 from evoxtral_train.config.sections import Model
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, Request, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
+from evoxtral_train.families.offline.model import chunked
 from evoxtral_train.modeling.adapters import find_adapter, load_adapter
 from evoxtral_train.modeling.audio_cache import open_cache
 from evoxtral_train.modeling.bases import open_base
@@ -37,7 +40,7 @@ class Bench:
         self.requests = list(requests_of(self.split))
         self.ours = load_adapter(self.base.family.load(dtype), find_adapter(adapter))
         self.audio = open_cache(self.ours, torch.device("cpu"), self.base.fingerprint, self.split)
-        plain = VoxtralRealtimeForConditionalGeneration.from_pretrained(base, dtype=getattr(torch, dtype))
+        plain = getattr(transformers, self.base.family.stock_class).from_pretrained(base, dtype=getattr(torch, dtype))
         self.plain = PeftModel.from_pretrained(plain, find_adapter(adapter).folder).eval()
 
     def decode(self, requests: list[Request], candidates: int = 4, batch_tokens: int = 16_384) -> dict:
@@ -47,15 +50,19 @@ class Bench:
 
     @torch.inference_mode()
     def generate(self, requests: list[Request], candidates: int = 4) -> None:
-        """What a user would write without this toolkit, using the stock class's own encoder cache."""
-        delay_tokens = self.base.family.clock.delay_tokens
+        """What a user would write without this toolkit, using the stock class's own caches."""
         for request in requests:
-            mel = torch.from_numpy(self.split.mel_of(request.index, request.end))[None].to(self.plain.dtype)
             self.plain.generate(
-                input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=delay_tokens,
+                input_ids=torch.tensor([request.prompt]), **self._stock_audio(request),
                 do_sample=True, temperature=SAMPLING.temperature, top_p=SAMPLING.top_p, top_k=0,
                 num_return_sequences=candidates, max_length=_end(request),
             )  # fmt: skip
+
+    def _stock_audio(self, request: Request) -> dict:
+        mel = torch.from_numpy(self.split.mel_of(request.index, request.end)).to(self.plain.dtype)
+        if self.base.family.writes_while_listening:
+            return {"input_features": mel[None], "num_delay_tokens": self.base.family.clock.delay_tokens}
+        return {"input_features": chunked([mel])}
 
     def longest(self, requests: list[Request]) -> int:
         return max(map(_end, requests))
@@ -115,7 +122,8 @@ def main() -> None:
     requests = bench.requests[: arguments.clips]
     ways = {"generate": lambda: bench.generate(requests), "decoder": lambda: bench.decode(requests)}
     seconds = in_turn(ways, arguments.rounds)
-    print(f"RAFT generation, tiny base, {len(requests)} clips × 4, {bench.split.layout.name}, {arguments.dtype}: {machine()}")
+    what = f"{len(requests)} clips × 4, {bench.split.layout.name}, {arguments.dtype}"
+    print(f"RAFT generation, {arguments.base}, {what}: {machine()}")
     for name, times in seconds.items():
         print(f"  {name:<9} {statistics.median(times):.2f} s")
     print(f"  ratio     {ratio(*seconds.values())}")

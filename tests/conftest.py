@@ -145,20 +145,20 @@ def rows_of(spoken: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def packed(spoken, made_once) -> dict[str, Path]:
-    """The spoken clips, packed in several layouts: {"packed": folder, "deferred": folder, "transcription": folder}, the last
+    """The spoken clips, packed in several layouts: {"packed", "deferred" and "transcription_request": folder}, the last
     for the offline family."""
     from evoxtral_train.config.data import Layout, PackConfig
     from evoxtral_train.config.sections import Tracking
     from evoxtral_train.runs import Options
     from evoxtral_train.stages.data import pack
 
-    bases = {"packed": TINY_BASE, "deferred": TINY_BASE, "transcription": TINY_OFFLINE_BASE}
+    bases = {"packed": TINY_BASE, "deferred": TINY_BASE, "transcription_request": TINY_OFFLINE_BASE}
 
     def make(folder: Path) -> None:
         for kind, base in bases.items():
             config = PackConfig(
                 manifest=spoken / "manifest.jsonl", output=folder / kind, base=str(base), layout=Layout(kind=kind),
-                tracking=Tracking(mode="disabled"), language="en",
+                tracking=Tracking(mode="disabled"), language=None if base == TINY_BASE else "en",
             )  # fmt: skip
             pack.run(config, Options())
 

@@ -9,7 +9,7 @@ from evoxtral_train.families.checkpoint import FAMILIES, family_named
 
 PACKAGE = REPO / "src" / "evoxtral_train"
 LAYERS = [
-    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"transcription"}, {"decoding"}, {"training"}, {"modeling"},
+    {"cli"}, {"stages"}, {"serving"}, {"reporting"}, {"tiny_bases"}, {"transcription"}, {"training"}, {"decoding"}, {"modeling"},
     {"dataset"},
     {"families"}, {"corpus"}, {"synthesis"}, {"data"}, {"raft"}, {"scoring"}, {"text"}, {"jobs"}, {"tracking"}, 
     {"runs", "progress"},

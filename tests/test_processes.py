@@ -1,5 +1,6 @@
 """Two processes = one: the same adapter and the same candidates, through the real launcher."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ def runs(call, packed, made_once):
             printed = run(
                 count, "sft", "configs/demo/sft.yaml", *common, "--set", f"output={folder}/sft", "--set", "train.epochs=2",
                 "--set", "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1",
+                "--set", "train.evaluate_every_steps=3", "--set", "validation.decode.clips=5",
             )  # fmt: skip
             assert printed.count("training loss") == 1, "the first process speaks for all"
             run(
@@ -59,6 +61,17 @@ def test_the_adapter_is_the_same(runs):
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_the_validation_is_the_same(runs):
+    one, two = (json.loads((runs[count] / "sft/metrics.json").read_text("utf-8")) for count in (1, 2))
+    assert (one["best_step"], one["validation_clips"]) == (two["best_step"], two["validation_clips"]) == (6, 5)
+    expected, found = (metrics["validation_at_best_step"] for metrics in (one, two))
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert {name: value for name, value in found.items() if name != "loss"} == {
+        name: value for name, value in expected.items() if name != "loss"
+    }
+    assert set(found) == {"loss", "micro_f1", "false_tags_per_untagged_clip"}
 
 
 def test_the_candidates_are_the_same_token_for_token(runs):

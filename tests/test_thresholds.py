@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY_BASE
+from evoxtral_train.decoding.greedy import Written
 from evoxtral_train.errors import UsageError
 from evoxtral_train.modeling.adapter_thresholds import (
     Calibration,
@@ -22,7 +23,6 @@ from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.scoring.calibration import filtered
 from evoxtral_train.scoring.tag_filter import NEVER, TagFilter, Thresholds
 from evoxtral_train.scoring.thresholds import CANDIDATES, NONE, ONE, fit, fit_shared, measure
-from evoxtral_train.stages.greedy import Written
 from evoxtral_train.text.tags import find_tags, format_tags
 
 

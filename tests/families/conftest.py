@@ -47,7 +47,7 @@ def offline_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
 
 
 SUBJECTS = {
-    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription",)),
+    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription_request",)),
     "voxtral_realtime": Subject(TINY_BASE, VoxtralRealtimeForConditionalGeneration, realtime_inputs, ("packed", "deferred")),
 }
 
@@ -99,9 +99,9 @@ def adapted(subject, family):
     return with_random_adapter(family.load("float32"), subject)
 
 
-def with_random_adapter(network, subject: Subject, spread: float = 0.3):
+def with_random_adapter(network, subject: Subject, spread: float = 0.3, lora: Lora | None = None):
     torch.manual_seed(0)
-    network = add_lora(network, Lora(), subject.model_config)
+    network = add_lora(network, lora or Lora(), subject.model_config)
     for name, parameter in network.model.eval().named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=spread)

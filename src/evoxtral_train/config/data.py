@@ -33,6 +33,7 @@ class Columns(Section):
     split: str | None = Field(None, description="Split of the row.")
     speaker: str | None = Field(None, description="Who speaks.")
     license: str | None = Field(None, description="License of the row.")
+    language: str | None = Field(None, description="Language spoken, as a code (de, de-DE, deu) or a name (German).")
     words: str | None = Field(None, description="Word times, [{word, start_s, end_s}], also as JSON in a cell.")
     events: str | None = Field(None, description="Tag times, [{tag, start_s, end_s}], also as JSON in a cell.")
     plain_text: str | None = Field(None, description="Transcript without tags; its words must be those of `text`.")
@@ -96,6 +97,7 @@ class ImportConfig(Section):
     transcript: Transcript = Transcript()
     tags: Tags = Tags()
     license: str | None = Field(None, description="License written into every row; columns.license reads one for each row.")
+    language: str | None = Field(None, description="Language of every row that names none: ISO 639-1, such as en.")
     accept_license: str | None = Field(None, description="Repeat a non-commercial license here to accept it.")
     deal: Deal = Deal()
     tracking: Tracking = Tracking()
@@ -158,7 +160,7 @@ class Layout(Section):
     kind: str | None = Field(
         None,
         description="Realtime: deferred (after the clip) | packed (after the prompt) | aligned (by word; needs times). "
-        "Offline: transcription. null: the family's default. [measured: docs/studies/layouts.md]",
+        "Offline: transcription_request. null: the family's default. [measured: docs/studies/layouts.md]",
     )
     room_tokens: PositiveInt | None = Field(
         None,
@@ -197,10 +199,10 @@ class PackConfig(Section):
     target: Literal["tags", "text", "tagged_text"] | None = Field(
         None,
         description="tags | text | tagged_text: what the model learns to write. null: Realtime tags, offline tagged_text. "
-        "[RL, 3B]",
+        "[RL]",
     )
     language: str | None = Field(
-        None, description="Offline: language of rows that name none, as in en; the prompt names it. null: the model finds out."
+        None, description="Offline: language in the prompt of rows that name none, such as en. null: no language."
     )
     layout: Layout = Layout()
     tags: Tags = Tags()

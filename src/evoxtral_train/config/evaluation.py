@@ -12,7 +12,9 @@ class System(Section):
     """The base, an adapter on it, predictions from elsewhere, or a yardstick; with or without a filter."""
 
     name: str = Field(pattern=r"^[\w .+()-]+$", max_length=60, description="Name in tables and files.")
-    adapter: Path | None = Field(None, description="Run or PEFT folder. Without adapter, predictions and yardstick: the base.")
+    adapter: Path | None = Field(
+        None, description="Run, PEFT folder or full model. Without adapter, predictions and yardstick: the base."
+    )
     predictions: Path | None = Field(None, description="JSONL of {id, reference, prediction}.")
     yardstick: Literal["chance", "probe"] | None = Field(
         None, description="chance (the best constant answer) | probe (a linear classifier on frozen audio)."
@@ -83,7 +85,7 @@ class CalibrateConfig(Section):
     """`evoxtral calibrate`"""
 
     output: Path = Field(description="Folder for the run: predictions, metrics and pictures.")
-    adapter: Path = Field(description="Run or PEFT folder of the adapter; thresholds.json goes beside its weights.")
+    adapter: Path = Field(description="Run or folder of an adapter or full model; thresholds.json goes beside its weights.")
     dataset: Path = Field(description="Packed dataset.")
     split: str = Field("validation", description="Split to fit on: clips that neither trained the adapter nor will measure it.")
     model: Model

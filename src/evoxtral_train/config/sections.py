@@ -86,10 +86,7 @@ AudioCache = Annotated[
     Field(description="auto | on | off: run the audio tower once per dataset. auto: if it is frozen."),
 ]
 AudioCacheLimit = Annotated[
-    float | None,
-    Field(
-        gt=0, description="Largest audio cache of a split, in GB; a larger one is not made. 30 s offline take 2.3 MB. null: any."
-    ),
+    float | None, Field(gt=0, description="Largest audio cache of a split, in GB; if it needs more, there is none. null: any.")
 ]
 BatchTokens = Annotated[
     PositiveInt, Field(description="Rows × length held at once, in tokens; 65536 take 7.4 GB with the 4B model.")

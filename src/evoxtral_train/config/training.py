@@ -1,7 +1,7 @@
 """The configs of `sft`, `raft …` and `tiny-base`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -34,8 +34,16 @@ class Lora(Section):
 
 
 class Train(Section):
-    """How the adapter is trained."""
+    """What is trained, and how."""
 
+    method: Literal["lora", "full"] = Field(
+        "lora",
+        description="lora (an adapter) | full (language model and projector, in float32). RAFT: as its start was trained.",
+    )
+    train_audio_tower: bool = Field(False, description="With method full, train the audio tower too.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw | adamw_8bit (bitsandbytes, on CUDA): 8 or 2 bytes of states for each trained weight."
+    )
     epochs: PositiveFloat = Field(description="Passes over the training clips.")
     batch_size: PositiveInt = Field(2, description="Clips per step on each device. [3B]")
     gradient_accumulation: PositiveInt = Field(8, description="Batches per optimizer step. [3B]")
@@ -62,7 +70,48 @@ class Train(Section):
     untagged_share: float | None = Field(
         None, ge=0, le=1, description="Share of drawn clips without tags. null: as in the dataset."
     )
-    seed: int = Field(0, ge=0, description="Random seed of the adapter and the order of clips.")
+    neftune_alpha: PositiveFloat | None = Field(
+        None, description="NEFTune: uniform noise on the token embeddings, up to alpha / √(tokens × width). null: none."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of the adapter, the noise and the order of clips.")
+
+    @model_validator(mode="after")
+    def _lora_leaves_the_tower(self) -> "Train":
+        if self.train_audio_tower and self.method == "lora":
+            raise ValueError("train_audio_tower is for method full; with method lora, lora.target_modules says what is trained")
+        return self
+
+
+class ValidationDecode(Section):
+    """How the validation clips are decoded, always greedily."""
+
+    clips: PositiveInt | None = Field(None, description="How many clips to decode, spread over the split. null: all.")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Most tokens to write for a clip. null: the dataset's layout.room_tokens."
+    )
+    batch_tokens: BatchTokens = 65_536
+    known_tags_only: bool = Field(True, description="Write only tags that exist; free text is not affected.")
+
+
+class Validation(Section):
+    """Which checkpoint SFT keeps: the best on the split validation."""
+
+    measure: Literal["loss", "wer", "cer", "micro_f1"] = Field(
+        "loss", description="loss | wer | cer | micro_f1: what the kept checkpoint is best in. All but loss need decoding."
+    )
+    decode: ValidationDecode | None = Field(
+        None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if measure needs it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decodes_for_its_measure(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("measure", "loss") != "loss" and content.get("decode") is None:
+            return content | {"decode": {}}
+        return content
+
+
+Bits = Annotated[int, Field(ge=1, le=16)]
 
 
 class Limits(Section):
@@ -70,8 +119,9 @@ class Limits(Section):
 
     gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
     noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")
-    stretch: float | None = Field(None, ge=0, lt=0.5, description="Largest change of length, as a share.")
+    stretch: float | None = Field(None, ge=0, le=1, description="Largest change of length, as a share.")
     pitch_semitones: float | None = Field(None, ge=0, description="Largest change of pitch, in semitones.")
+    bit_depth: int | None = Field(None, ge=1, le=16, description="Fewest bits per sample.")
     room: bool = Field(True, description="Allow reverberation.")
 
 
@@ -80,14 +130,23 @@ class Augmentation(Section):
 
     probability: float = Field(0.0, ge=0, le=1, description="Probability of each change, for each clip. 0: none. [3B]")
     gain_db: float = Field(6.0, ge=0, le=60, description="Louder or softer by up to this, in dB.")
-    noise_snr_db: Range[float] = Field((15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB.")
+    noise_snr_db: Range[float] | None = Field(
+        (15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB. null: no noise."
+    )
     noise_folder: Path | None = Field(None, description="Recordings of noise. null: coloured noise.")
     room: bool = Field(True, description="Add reverberation.")
     room_folder: Path | None = Field(None, description="Impulse responses. null: simulated rooms.")
     stretch: float = Field(
-        0.1, ge=0, lt=0.5, description="Longer or shorter by up to this share, as far as the clip's row has room."
+        0.1,
+        ge=0,
+        le=1,
+        description="Longer by up to this share, as far as the clip's row has room, or shorter by the same factor; "
+        "1.0: half to twice the length.",
     )
     pitch_semitones: float = Field(1.0, ge=0, le=24, description="Higher or lower by up to this, in semitones.")
+    bit_depth: Range[Bits] | None = Field(
+        None, description="Fewest and most bits per sample; quiet clips keep more. null: the recording's."
+    )
     limits: dict[str, Limits] = Field(
         {},
         description="Tighter limits for a tag, so that it stays true. A clip keeps to those of all its tags. "
@@ -104,7 +163,7 @@ class Augmentation(Section):
 class SftConfig(Section):
     """`evoxtral sft`"""
 
-    output: Path = Field(description="Folder for the run and its adapter.")
+    output: Path = Field(description="Folder for the run and its adapter, or its model with method full.")
     dataset: Path = Field(description="Packed dataset, with the splits train and validation.")
     model: Model
     audio_cache: AudioCache = "auto"
@@ -112,7 +171,14 @@ class SftConfig(Section):
     augmentation: Augmentation = Augmentation()
     lora: Lora = Lora()
     train: Train
+    validation: Validation = Validation()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _full_has_no_lora(self) -> "SftConfig":
+        if self.train.method == "full" and self.lora != Lora():
+            raise ValueError("train.method is full, which has no adapter: remove the section lora, or set train.method to lora")
+        return self
 
 
 class Generate(Section):
@@ -209,7 +275,7 @@ class RaftConfig(Section):
     model: Model
     audio_cache: AudioCache = "auto"
     audio_cache_limit_gb: AudioCacheLimit = 100.0
-    adapter: Path = Field(description="Adapter to start from: a run of `evoxtral sft`, or a PEFT folder.")
+    adapter: Path = Field(description="Adapter or full model to start from: a run of `evoxtral sft`, or its folder.")
     generate: Generate = Generate()
     score: Score = Score()
     curate: Curate = Curate(drop_lowest_share=0.1)

@@ -310,6 +310,9 @@ class Network(ABC):
     """`model`: the stock class or a subclass that reads the same checkpoints, bare or inside a PEFT wrapper. `eos_id` and
     `pad_id`: the tokenizer's; None if nothing is decoded or collated."""
 
+    own_audio_path: bool = False
+    """Whether a full fine-tune made these weights: the base's audio, cached, is then not this network's."""
+
     def __init__(self, model, eos_id: int | None = None, pad_id: int | None = None):
         self.model, self.eos_id, self.pad_id = model, eos_id, pad_id
 
@@ -326,7 +329,8 @@ class Network(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.stock.dtype
+        """Of the language model; a full fine-tune may have a frozen audio tower of another one."""
+        return self.stock.get_input_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -346,7 +350,7 @@ class Network(ABC):
     @property
     @abstractmethod
     def audio_parts(self) -> Sequence[torch.nn.Module]:
-        """The audio tower and the projector."""
+        """The audio tower, then the projector."""
 
     def place_language_model(self, device: torch.device) -> None:
         """Separate from the audio path: with an audio cache, a GPU never holds both."""

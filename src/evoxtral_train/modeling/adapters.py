@@ -1,10 +1,14 @@
-"""LoRA on the language model's attention: create it, load it, and check that it fits its base."""
+"""LoRA on the language model's attention: create it, load it, and check that it fits its base.
+
+A full fine-tune is accepted wherever an adapter is: `find_adapter` finds either, and `bases.load_network` loads either.
+"""
 
 import json
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -15,6 +19,7 @@ from ..config.sections import Model
 from ..config.training import Lora
 from ..errors import UsageError
 from ..families.base import Network
+from ..families.checkpoint import base_fingerprint, config_file, resolve_base
 from ..files import fingerprint_files
 from ..plain_text import one_line
 from ..runs import read_run, require_complete
@@ -27,20 +32,25 @@ warnings.filterwarnings("ignore", message="Found missing adapter keys")  # it is
 # A base in Mistral's layout has no config.json; peft looks there for the vocabulary's size, which no adapter here changes.
 warnings.filterwarnings("ignore", message="Could not find a config file in .* vocabulary was not modified")
 
+FOLDERS = {"lora": "adapter", "full": "model"}
+"""`train.method` -> the folder of a run with what it trained."""
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`base`: fingerprint of the base that it was trained on; None if it is not recorded."""
+    """`base`: fingerprint of the base that it was trained on; None if it is not recorded. `method`: as in `train.method`; the
+    folder of a full fine-tune holds a whole checkpoint."""
 
     folder: Path
     fingerprint: str
     base: str | None
+    method: Literal["lora", "full"] = "lora"
 
 
 def find_adapter(path: Path) -> Adapter:
-    """An adapter from a run of `sft`, `raft train` or `raft run`, or any PEFT folder; `data/tiny-tagger` comes with evoxtral.
+    """An adapter or full model from a run of `sft`, `raft train` or `raft run`, any PEFT folder, or the folder of a full model;
+    `data/tiny-tagger` comes with evoxtral.
 
     Raises UsageError when it does not exist, when its run is not finished, or when its weights are damaged or not finite.
     """
@@ -49,11 +59,14 @@ def find_adapter(path: Path) -> Adapter:
         stage = read_run(path)["stage"]
         stage = stage if stage in ("raft train", "raft run") else "sft"
         require_complete(path, stage, f"evoxtral {stage} configs/{stage.split()[0]}.yaml")
-        folder, base = path / "adapter", read_run(path)["inputs"]["base"]
+        kind = "full" if (path / FOLDERS["full"]).is_dir() else "lora"
+        folder, base = path / FOLDERS[kind], read_run(path)["inputs"]["base"]
     else:
         folder, base = path, None
         if record := AdapterRecord.read(path):
             base = record.base
+    if not (folder / "adapter_config.json").is_file() and config_file(folder).is_file():
+        return _full_model(folder, base)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing == ["adapter_model.safetensors"] and (folder / "adapter_model.bin").is_file():
         what = "its weights are pickled (adapter_model.bin), which can run code: only adapter_model.safetensors is opened"
@@ -70,8 +83,24 @@ def find_adapter(path: Path) -> Adapter:
     return Adapter(folder, fingerprint_files(folder / name for name in _FILES), base)
 
 
+def _full_model(folder: Path, base: str | None) -> Adapter:
+    resolve_base(str(folder), None)  # refuses code
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = {*json.loads(index.read_text("utf-8"))["weight_map"].values()} if index.is_file() else set()
+        for path in {*folder.glob("*.safetensors"), *(folder / name for name in names)}:
+            with safe_open(path, "pt"):  # raises if the file is shorter than its header says
+                pass
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        fix = "copy it again, or train it again with --overwrite"
+        raise UsageError(f"these weights cannot be read: {error}", where=str(folder), fix=fix) from None
+    return Adapter(folder, base_fingerprint(folder), base, "full")
+
+
 def base_of(adapter: Adapter) -> str | None:
-    """The base that its config names: a hub id or a folder."""
+    """The base that its config names: a hub id or a folder; None for a full model."""
+    if adapter.method == "full":
+        return None
     return json.loads((adapter.folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
 
 
@@ -142,6 +171,19 @@ def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
 def trains_audio_path(model: PeftModel) -> bool:
     """Whether a wrapped model has LoRA in its audio tower or projector; if so, its audio cannot be cached."""
     return any("lora_" in name and "language_model" not in name for name, _ in model.named_parameters())
+
+
+def unfreeze(network: Network, train_audio_tower: bool) -> Network:
+    """For a full fine-tune, the network itself: the language model and the projector are trained, and the audio tower if asked.
+
+    What is trained becomes float32: in bfloat16 most steps of a small learning rate round to nothing."""
+    network.model.requires_grad_(True)
+    if not train_audio_tower:
+        network.audio_parts[0].requires_grad_(False)
+    for parameter in network.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return network
 
 
 def load_adapter(network: Network, adapter: Adapter, trainable: bool = False) -> Network:

@@ -19,8 +19,10 @@ from ..families.checkpoint import (
     processor_fingerprint,
     resolve_base,
 )
-from .adapters import Adapter, check_base, find_adapter
+from ..files import fingerprint_files
+from .adapters import Adapter, check_base, find_adapter, load_adapter
 from .audio_cache import AudioSource, CachedAudio, LiveAudio, Stage, cache_bytes, cached_stage, open_cache
+from .weights import non_finite
 
 
 def pick_device(device: str) -> torch.device:
@@ -84,6 +86,32 @@ def open_adapter(path: Path, base: Base, model: Model) -> Adapter:
     return adapter
 
 
+def load_network(base: Base, dtype: str, adapter: Adapter, trainable: bool = False) -> Network:
+    """The base with an adapter, or the full model in the base's place, in evaluation mode on the CPU. `trainable`: for LoRA,
+    whether its weights can be trained on. Raises UsageError when it does not fit the base."""
+    if adapter.method == "lora":
+        return load_adapter(base.family.load(dtype), adapter, trainable)
+    family = open_family(adapter.folder)
+    tokenizers = [fingerprint_files([folder / "tekken.json"]) for folder in (family.folder, base.family.folder)]
+    if type(family) is not type(base.family) or len(set(tokenizers)) > 1:
+        what = f"this full model is of another family or has another tokenizer than {base.family.folder}"
+        raise UsageError(what, where=str(adapter.folder), fix="set model.base to the base that it was trained from")
+    network = family.load(dtype)
+    if found := non_finite(network.model.named_parameters()):
+        fix = "train it again with a lower train.learning_rate and --overwrite"
+        raise UsageError(f"a model whose weights are not finite: {found}", where=str(adapter.folder), fix=fix)
+    network.own_audio_path = True
+    return network
+
+
+def require_method(adapter: Adapter, config: RaftConfig) -> None:
+    """RAFT goes on with what it starts from. Raises UsageError when the config says otherwise."""
+    if adapter.method != config.train.method:
+        started = "a full model" if adapter.method == "full" else "an adapter"
+        what = f"is {config.train.method}, but RAFT would start from {started}, {config.adapter}"
+        raise UsageError(what, where="train.method", fix=f"set it to {adapter.method}")
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a command that runs a model on the clips of a split: the base, and the adapter to start from. `sources`:
@@ -99,6 +127,7 @@ class Inputs:
         """Without weights. Raises UsageError when split, base and adapter do not belong together."""
         base = open_base_of(split, config.model)
         adapter = open_adapter(config.adapter, base, config.model)
+        require_method(adapter, config)
         return cls(split, base, adapter, [config.dataset, base.family.folder, config.adapter])
 
     @property
@@ -129,13 +158,25 @@ def open_audio(
     return cache
 
 
+def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit, new_tokens: int = 0) -> str:
+    """What `open_audio` will do with this split. `network`: with what is trained, or on the meta device."""
+    stage = cached_stage(network)
+    obstacle = _obstacle(config, network, split, stage, new_tokens)
+    if config.audio_cache == "off" or obstacle:
+        return f"none: {obstacle or 'audio_cache is off'}"
+    what = " (what enters the projector, which is trained)" if stage == "states" else ""
+    return f"{cache_bytes(network, split, stage) / 1e9:.1f} GB on disk{what}"
+
+
 def _obstacle(
     config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, split: PackedSplit, stage: Stage | None,
     new_tokens: int,
 ) -> str | None:  # fmt: skip
     """Why the audio of `split` cannot be cached; None if it can."""
+    if network.own_audio_path:
+        return "a full model has an audio path of its own, and the cache is the base's"
     if stage is None:
-        return "this adapter changes the audio tower, so its output cannot be cached"
+        return "the audio tower is trained, or has an adapter, so its output cannot be cached"
     if isinstance(config, SftConfig) and config.augmentation.probability:
         return "augmentation changes the audio in every epoch, so the audio tower's output cannot be cached"
     room = split.layout.room_tokens

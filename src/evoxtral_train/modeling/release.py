@@ -1,4 +1,4 @@
-"""An adapter in other forms: merged into its base, and under vLLM's names."""
+"""What was trained, in other forms: a whole checkpoint, and an adapter under vLLM's names."""
 
 import json
 import re
@@ -9,21 +9,30 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import UsageError
 from ..files import write_atomic
-from .adapters import Adapter, load_adapter
-from .bases import Base
+from .adapters import Adapter
+from .bases import Base, load_network
 
 _PEFT_LAYER = re.compile(r"^base_model\.model\.model\.language_model\.layers\.(.+)$")
 
 
 def write_merged(base: Base, dtype: str, adapter: Adapter, file_format: str, folder: Path) -> None:
-    """The whole model with the adapter merged in, with the processor's files beside it. `file_format`: transformers | mistral.
+    """The full model, or the base with the adapter merged in, with the processor's files beside it. `file_format`: transformers |
+    mistral.
 
     Merged in float32, then cast to `dtype`: merged in bfloat16, 1.4 to 4.7% of the argmaxes change
     (random weights of a small shape).
     """
-    network = load_adapter(base.family.load("float32"), adapter)
-    merged = network.model.merge_and_unload()
+    network = load_network(base, "float32", adapter)
+    merged = network.model if adapter.method == "full" else network.model.merge_and_unload()
     _write(base, merged.to(getattr(torch, dtype)), file_format, folder)
+
+
+def write_full_model(base: Base, dtype: str, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """A full fine-tune as the stock class loads it, in `dtype`. `weights`: all that it trained; the rest is the base's."""
+    model = base.family.load(dtype).model
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, f"trained weights that the base lacks: {unknown}"
+    _write(base, model, "transformers", folder)
 
 
 def _write(base: Base, model: torch.nn.Module, file_format: str, folder: Path) -> None:

@@ -34,6 +34,7 @@ class RowAdapters:
     def __init__(self, network: Network, adapters: Sequence[Adapter]):
         parts: dict[str, list[_Part]] = {}
         for number, adapter in enumerate(adapters, start=1):
+            assert adapter.method == "lora", "a full model shares no weights with other rows"
             wrapped = load_adapter(network, adapter)
             _require_plain_lora(wrapped.model, adapter)
             for name, layer in _lora_layers(wrapped.model):

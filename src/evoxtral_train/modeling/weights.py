@@ -20,6 +20,7 @@ def non_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     total = bad = 0
     first = None
     for name, tensor in tensors:
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this process's shard
         count = tensor.numel() - int(torch.isfinite(tensor).sum())
         total, bad = total + tensor.numel(), bad + count
         first = name if count and first is None else first

@@ -64,16 +64,17 @@ class Trained:
 
 
 def model_card(
-    config: ExportConfig, family: Family, runs: list[Trained], evaluated: Evaluated | None, calibration: Calibration | None
-) -> ModelCard:
-    """The card; missing facts appear as unknown. `family`: the base's."""
+    config: ExportConfig, family: Family, method: str, runs: list[Trained], evaluated: Evaluated | None,
+    calibration: Calibration | None,
+) -> ModelCard:  # fmt: skip
+    """The card; missing facts appear as unknown. `family`: the base's. `method`: as in `train.method`."""
     results = "\n\n".join([_results(evaluated), *([_thresholds(calibration, evaluated)] if calibration else [])])
     data = runs[-1].data if runs else {}
     layout, target = data.get("layout", "unknown"), data.get("target", family.default_target)
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=escape_markdown(config.card.name), stock_class=family.stock_class, what=_WHAT[target], layout=code(layout),
-        usage=f"\n\n{family.usage}" if family.usage else "",
+        title=escape_markdown(config.card.name), stock_class=family.stock_class, method=method, what=_WHAT[target],
+        layout=code(layout), usage=f"\n{family.usage}\n" if family.usage else "",
         base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{escape_markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
@@ -83,10 +84,14 @@ def model_card(
         provenance=_points(_provenance(runs, evaluated)),
     )  # fmt: skip
     about = ModelCardData(
-        base_model=base if on_hub else None, library_name="peft", license=one_line(config.card.license),
+        base_model=base if on_hub else None, library_name="peft" if method == "lora" else "transformers",
+        license=one_line(config.card.license),
         language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
-        tags=["lora", "peft", family.title.lower().replace(" ", "-"), "expressive-tags", "evoxtral"],
+        tags=[
+            *(["lora", "peft"] if method == "lora" else []), family.title.lower().replace(" ", "-"),
+            "expressive-tags", "evoxtral",
+        ],
     )  # fmt: skip
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
 
@@ -178,7 +183,9 @@ def _recipe(runs: list[Trained]) -> list[str]:
         steps = f"{train['epochs']:g} epochs at batch {train['batch_size']:d} × {train['gradient_accumulation']:d}"
         rate = f"learning rate {train['learning_rate']:g}, {escape_markdown(train['schedule'])}"
         line = f"{code(run.stage)}: {steps}, {rate}, seed {train['seed']:d}"
-        if "lora" in run.config:
+        if train.get("method") == "full":
+            line += "; all weights" + ("" if train["train_audio_tower"] else " but the audio tower's")
+        elif "lora" in run.config:
             lora = run.config["lora"]
             line += f"; LoRA r {lora['r']:d}, alpha {lora['alpha']:g} on {code(lora['target_modules'])}"
         if "generate" in run.config:

@@ -2,20 +2,32 @@
 
 from pathlib import Path
 
+from ..config.training import Train
+from ..modeling.adapters import FOLDERS
 from ..progress import format_seconds
+from ..scoring.figures import FIGURES, shown
 
 
-def adapter_facts(output: Path, metrics: dict) -> dict:
+def trained_at(output: Path, train: Train) -> dict:
+    """Where a run put what it trained."""
+    return {FOLDERS[train.method]: output / FOLDERS[train.method]}
+
+
+def training_facts(output: Path, train: Train, metrics: dict) -> dict:
     """What the report of a training says."""
     facts = {
         "steps": metrics["steps"],
         "trained": f"{metrics['trainable_parameters']:,} of {metrics['parameters']:,} parameters",
         "training loss": f"{metrics['train_loss']:.4f}",
     }
-    if "best_validation_loss" not in metrics:
-        facts["kept"] = "the last step's adapter"
+    if "best_step" not in metrics:
+        facts["kept"] = "the last step's weights"
     else:
-        facts["best validation loss"] = f"{metrics['best_validation_loss']:.4f} at step {metrics['best_step']}"
+        measure = metrics["validation_measure"]
+        best = metrics[f"best_validation_{measure}"]
+        facts[f"best validation {FIGURES[measure]}"] = f"{best:.4f} at step {metrics['best_step']}"
+    if "validation_at_best_step" in metrics:
+        facts["validation at that step"] = shown(metrics["validation_at_best_step"])
     if metrics["resumed_from_step"]:
         facts["resumed from step"] = metrics["resumed_from_step"]
-    return facts | {"time": format_seconds(metrics["seconds"]), "adapter": output / "adapter"}
+    return facts | {"time": format_seconds(metrics["seconds"])} | trained_at(output, train)

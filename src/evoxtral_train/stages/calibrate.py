@@ -39,7 +39,7 @@ def run(config: CalibrateConfig, options: Options) -> Report:
     if options.dry_run:
         check_plan(config.output, "calibrate", settings, options)
         facts |= plan_model(config.model) | plan_decoding(config.model, config.decode.batch_tokens)
-        return Report("plan: calibrate", facts | plan_adapter(config.adapter)[0] | {"output": config.output})
+        return Report("plan: calibrate", facts | plan_adapter(config.adapter) | {"output": config.output})
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)
     base = open_base_of(split, config.model)

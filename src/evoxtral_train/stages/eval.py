@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import processes
 from ..config.evaluation import EvalConfig, System
 from ..dataset.reader import Example, PackedSplit
+from ..decoding.greedy import Written
 from ..errors import UsageError
 from ..families.base import Network
 from ..files import fingerprint_files
@@ -28,7 +29,7 @@ from ..text.normalize import normalize_words
 from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
-from .greedy import BASE, Written, decode_greedily
+from .greedy import BASE, decode_greedily
 from .plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
@@ -49,7 +50,7 @@ def run(config: EvalConfig, options: Options) -> Report:
         facts = _plan_facts(config, config.systems, count_packed_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
-        return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)[0]["adapter"] for path in adapters})
+        return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)["adapter"] for path in adapters})
     taxonomy = Taxonomy.load(config.tags_table)
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)

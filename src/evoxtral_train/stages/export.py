@@ -32,6 +32,8 @@ def run(config: ExportConfig, options: Options) -> Report:
     """
     resolved = config.model_dump(mode="json")
     adapter = find_adapter(config.adapter)
+    if adapter.method == "full" and config.vllm_names:
+        raise UsageError("a full model has no adapter to rename", where="vllm_names", fix="set it to false")
     evaluated, calibration = _evaluated(config, adapter), find_calibration(adapter)
     facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
     facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
@@ -49,16 +51,14 @@ def run(config: ExportConfig, options: Options) -> Report:
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
         release.mkdir(exist_ok=True)
-        shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
-        if (adapter.folder / RECORD).is_file():
-            shutil.copyfile(adapter.folder / RECORD, release / RECORD)
-        settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
-        settings = without_places(settings) | {"base_model_name_or_path": public_name(config.model.base)}
-        write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        if adapter.method == "full":
+            shutil.copytree(adapter.folder, release, ignore=shutil.ignore_patterns(THRESHOLDS), dirs_exist_ok=True)
+        else:
+            _copy_adapter(adapter, config.model.base, release)
         if calibration:  # the release's config, and so its fingerprint, is not the run's
             write_calibration(release, replace(calibration, adapter=find_adapter(release).fingerprint))
             facts["thresholds"] = config.output / "release" / THRESHOLDS
-        write_atomic(release / "README.md", _card(config, base, evaluated, calibration).content)
+        write_atomic(release / "README.md", _card(config, base, adapter, evaluated, calibration).content)
         if config.format != "adapter":
             write_merged(base, config.model.dtype, adapter, config.format, run.path / "merged")
             facts["merged"] = config.output / "merged"
@@ -74,9 +74,20 @@ def run(config: ExportConfig, options: Options) -> Report:
     return Report("export", facts | {"card": config.output / "release" / "README.md"})
 
 
-def _card(config: ExportConfig, base: Base, evaluated: Evaluated | None, calibration: Calibration | None) -> ModelCard:
+def _copy_adapter(adapter: Adapter, base: str, release: Path) -> None:
+    shutil.copyfile(adapter.folder / "adapter_model.safetensors", release / "adapter_model.safetensors")
+    if (adapter.folder / RECORD).is_file():
+        shutil.copyfile(adapter.folder / RECORD, release / RECORD)
+    settings = json.loads((adapter.folder / "adapter_config.json").read_text("utf-8"))
+    settings = without_places(settings) | {"base_model_name_or_path": public_name(base)}
+    write_atomic(release / "adapter_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _card(
+    config: ExportConfig, base: Base, adapter: Adapter, evaluated: Evaluated | None, calibration: Calibration | None
+) -> ModelCard:
     try:
-        return model_card(config, base.family, _trained(config.adapter), evaluated, calibration)
+        return model_card(config, base.family, adapter.method, _trained(config.adapter), evaluated, calibration)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None

@@ -1,39 +1,23 @@
 """Greedy decoding of a split with the base and adapters: what `eval` measures and `calibrate` fits thresholds on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .. import processes
+import torch
+
 from ..config.evaluation import CalibrateConfig, EvalConfig
-from ..dataset.reader import Example, PackedSplit
-from ..decoding.confidences import tag_confidences
-from ..decoding.decoder import Completion, Decoding, Request, decode, requests_of
+from ..dataset.reader import PackedSplit
+from ..decoding.decoder import Decoding, Request, requests_of
+from ..decoding.greedy import Written, write_clips
 from ..decoding.known_tags import KnownTags
 from ..families.base import Network
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
-from ..modeling.bases import Base, open_for_decoding, open_whole_clips, pick_device
+from ..modeling.bases import Base, load_network, open_for_decoding, open_whole_clips, pick_device
 from ..progress import progress
-from ..records import Prediction
-from ..text.written import written_text
 
 BASE = "base"
-
-
-@dataclass(frozen=True)
-class Written:
-    """A system's output for a clip. `tags_written`: see `Prediction.written`."""
-
-    text: str
-    tags_written: list[dict] | None = None
-    confidences: list[float] | None = None
-
-    def prediction_of(self, example: Example) -> Prediction:
-        """With the reference of the clip that it was written for."""
-        return Prediction(
-            example.id, example.text, self.text, example.timed_events, self.tags_written, self.confidences, example.speaker
-        )
 
 
 def decode_greedily(
@@ -47,20 +31,26 @@ def decode_greedily(
     written = {}
     with progress("decoding", len(paths) * len(split), "clips") as bar:
         for path in paths:
-            system = load_adapter(network, adapters[path]) if path else network
+            system = _system(config, network, base, adapters[path]) if path else network
             audio = _audio(config, path, system, base, split)
             known = None
             if path and config.decode.known_tags_only:
                 known = KnownTags(base.family.tokenizer, split.tags, system.device)
             decoding = Decoding.greedy(config.decode, known, base.family.default_new_tokens)
-            requests, texts = processes.share(_requests(path, base, split)), []
-            for completions in decode(system, audio, requests, decoding):
-                texts += [(each.utterance_id, _answer(each, base, split)) for each in completions]
-                bar.advance(processes.count() * len(completions), note=str(path or BASE))
-            written[path] = dict(processes.gather(texts))
-            if path:
+            requests = _requests(path, base, split)
+            on_clips = partial(bar.advance, note=str(path or BASE))
+            written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
+            if path and adapters[path].method == "lora":
                 network = network.around(system.model.unload())
     return written
+
+
+def _system(config: EvalConfig | CalibrateConfig, network: Network, base: Base, adapter: Adapter) -> Network:
+    if adapter.method == "lora":
+        return load_adapter(network, adapter)
+    for place in (network.place_audio_path, network.place_language_model):  # a GPU need not hold two models
+        place(torch.device("cpu"))
+    return load_network(base, config.model.dtype, adapter)
 
 
 def _audio(
@@ -70,8 +60,7 @@ def _audio(
     if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
         network.place_language_model(pick_device(config.model.device))
         return open_whole_clips(config, network, base, split)
-    new_tokens = config.decode.max_new_tokens or base.family.default_new_tokens
-    return open_for_decoding(config, network, base, split, new_tokens)
+    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens or base.family.default_new_tokens)
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
@@ -80,11 +69,3 @@ def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Req
         return requests_of(split)
     return requests_of(split, base.family.own_layout(split.layout.room_tokens))
 
-
-def _answer(completion: Completion, base: Base, split: PackedSplit) -> Written:
-    """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
-    return Written(
-        written_text(base.family.tokenizer, completion.token_ids),
-        split.layout.tag_times(base.family.tokenizer, completion.token_ids),
-        tag_confidences(base.family.tokenizer, completion.token_ids, completion.token_logprobs),
-    )

@@ -9,31 +9,80 @@ from pathlib import Path
 import torch
 
 from ..config.sections import Model
-from ..config.training import Curate, Lora, Train
-from ..dataset.reader import PackedSplit, require_packed
+from ..config.training import Curate, Lora, RaftConfig, SftConfig, Train
+from ..dataset.reader import PackedSplit, has_split, require_packed
 from ..errors import UsageError
-from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter
-from ..modeling.bases import describe_model
+from ..families.base import Network
+from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter, unfreeze
+from ..modeling.bases import describe_cache, describe_model, require_method
 from ..raft.curation import clips_kept
+from ..run_folders import is_complete
 from ..training.trainer import optimizer_steps
 from .report import gigabytes
 
+_STATE_BYTES = {"adamw": 8, "adamw_8bit": 2}
+"""An optimizer's two states of a trained weight."""
 
-def plan_model(config: Model, lora: Lora | None = None) -> dict:
-    """Parameters, weights, and what `lora` adds to them."""
+
+def plan_model(config: Model) -> dict:
+    """Parameters and weights."""
     network, source = describe_model(config)
-    frozen = network.sizes()["parameters"]
-    facts = {
-        "model": f"{config.base}, shape from {source}",
-        "parameters": f"{frozen:,} frozen",
-        "weights": f"{gigabytes(frozen * getattr(torch, config.dtype).itemsize)} in {config.dtype}",
-    }
-    if lora is not None:
+    return _model_facts(config, network.sizes()["parameters"], source)
+
+
+def plan_training(config: Model, train: Train, lora: Lora | None) -> dict:
+    """`plan_model`, and what training adds to it. `lora`: None if it is not known yet; a full fine-tune has none."""
+    network, source = describe_model(config)
+    facts = _model_facts(config, network.sizes()["parameters"], source)
+    if train.method == "full":
+        facts |= _full_facts(config, train, unfreeze(network, train.train_audio_tower))
+    elif lora is not None:
         network.model.requires_grad_(False)
         adapted = add_lora(network, lora, config)
         facts["trainable parameters"] = f"{adapted.sizes()['trainable_parameters']:,}"
         facts["adapter size"] = f"{gigabytes(adapter_bytes(adapted.model))} on disk"
     return facts
+
+
+def plan_cache(config: SftConfig | RaftConfig, lora: Lora | None, splits: list[str]) -> dict:
+    """The audio cache of each split that is packed."""
+    if not is_complete(config.dataset):
+        return {}
+    network, _ = describe_model(config.model)
+    network.model.requires_grad_(False)
+    if config.train.method == "full":
+        network = unfreeze(network, config.train.train_audio_tower)
+    elif lora is not None:
+        network = add_lora(network, lora, config.model)
+    found = [name for name in splits if has_split(config.dataset, name)]
+    return {f"audio cache, {name}": describe_cache(config, network, PackedSplit(config.dataset, name)) for name in found}
+
+
+def _model_facts(config: Model, parameters: int, source: str) -> dict:
+    return {
+        "model": f"{config.base}, shape from {source}",
+        "parameters": f"{parameters:,} frozen",
+        "weights": f"{gigabytes(parameters * getattr(torch, config.dtype).itemsize)} in {config.dtype}",
+    }
+
+
+def _full_facts(config: Model, train: Train, network: Network) -> dict:
+    """Float32 weights and their gradients take 4 bytes each, and the states what the optimizer says."""
+    sizes, stored_bytes = network.sizes(), getattr(torch, config.dtype).itemsize
+    trained = sizes["trainable_parameters"]
+    frozen = sizes["parameters"] - trained
+    states = trained * _STATE_BYTES[train.optimizer]
+    memory = frozen * stored_bytes + 8 * trained + states
+    return {
+        "parameters": f"{sizes['parameters']:,}, {frozen:,} of them frozen",
+        "weights": f"{gigabytes(frozen * stored_bytes + 4 * trained)}: trained ones in float32, frozen ones in {config.dtype}",
+        "trainable parameters": f"{trained:,}",
+        "gradients": f"{gigabytes(4 * trained)} in float32",
+        "optimizer states": f"{gigabytes(states)} ({train.optimizer})",
+        "memory": f"{gigabytes(memory)} in addition to activations, on all processes together with FSDP",
+        "checkpoint size": f"{gigabytes(4 * trained + states)} on disk, for each kept one",
+        "model size": f"{gigabytes(sizes['parameters'] * stored_bytes)} on disk",
+    }
 
 
 def plan_decoding(config: Model, batch_tokens: int) -> dict:
@@ -44,13 +93,28 @@ def plan_decoding(config: Model, batch_tokens: int) -> dict:
     return {"decoded together": f"{batch_tokens:,} tokens, {size} in addition to the weights"}
 
 
-def plan_adapter(path: Path) -> tuple[dict, Lora | None]:
-    """The facts of the adapter to start from, and its LoRA settings if it exists."""
+def plan_start(config: RaftConfig) -> dict:
+    """The model, what RAFT starts from, and what training adds. Raises UsageError when the two do not fit together."""
     try:
-        lora = adapter_lora(find_adapter(path))
+        adapter = find_adapter(config.adapter)
+    except UsageError:
+        return plan_training(config.model, config.train, None) | plan_adapter(config.adapter)
+    require_method(adapter, config)
+    lora = adapter_lora(adapter) if adapter.method == "lora" else None
+    facts = plan_training(config.model, config.train, lora) | plan_adapter(config.adapter)
+    return facts | plan_cache(config, lora, [config.split])
+
+
+def plan_adapter(path: Path) -> dict:
+    """Whether the adapter exists, and its settings."""
+    try:
+        adapter = find_adapter(path)
+        if adapter.method == "full":
+            return {"adapter": f"{path} (a full model)"}
+        lora = adapter_lora(adapter)
     except UsageError as error:
-        return {"adapter": f"does not exist yet: {error}"}, None
-    return {"adapter": f"{path} (r {lora.r}, alpha {lora.alpha:g})"}, lora
+        return {"adapter": f"does not exist yet: {error}"}
+    return {"adapter": f"{path} (r {lora.r}, alpha {lora.alpha:g})"}
 
 
 def count_packed_rows(dataset: Path, split: str) -> int | str:

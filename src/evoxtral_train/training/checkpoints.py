@@ -2,6 +2,10 @@
 
 The Trainer writes `trainer_state.json` last. A checkpoint is complete when that and every other file can be read to its end.
 After a kill or a full disk, a file is missing or cut short.
+
+    LoRA              adapter_model.safetensors                               optimizer.pt
+    full fine-tune    model.safetensors: what is trained                      optimizer.pt
+    with FSDP         pytorch_model_fsdp.bin, or pytorch_model_fsdp_0/        optimizer.bin, or optimizer_0/
 """
 
 import json
@@ -10,7 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-_FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0/.metadata")
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0/.metadata")
+_FILES = (_WEIGHTS, _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",), ("trainer_state.json",))
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -31,10 +37,10 @@ def step_of(checkpoint: Path) -> int:
 
 def fault_of(checkpoint: Path) -> str | None:
     """The fault: which file is missing or cannot be read; None when the checkpoint is complete."""
-    for name in _FILES:
-        paths = sorted(checkpoint.glob(name))
+    for names in _FILES:
+        paths = sorted(path for name in names for path in checkpoint.glob(name))
         if not paths:
-            return f"{name} is missing"
+            return f"{' or '.join(names[:2])} is missing"
         for path in paths:
             if not _is_whole(path):
                 return f"{path.name} is cut short or damaged"
@@ -43,6 +49,8 @@ def fault_of(checkpoint: Path) -> str | None:
 
 def _is_whole(path: Path) -> bool:
     try:
+        if path.name == ".metadata":  # of shards: written once all of them are on disk
+            return path.stat().st_size > 0
         if path.suffix == ".json":
             return "log_history" in json.loads(path.read_text("utf-8"))
         if path.suffix == ".safetensors":

@@ -1,12 +1,16 @@
 """The only place that sets up `transformers.Trainer`: SFT and SFT on curated rows both use it."""
 
 import math
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from .. import processes
@@ -15,41 +19,54 @@ from ..errors import EvoxtralError, UsageError
 from ..families.base import Network
 from ..jobs import Work
 from ..modeling.adapter_record import AdapterRecord
-from ..modeling.adapters import find_adapter
+from ..modeling.adapters import FOLDERS, find_adapter
 from ..modeling.audio_cache import CachedAudio
-from ..modeling.bases import pick_device
+from ..modeling.bases import Base, pick_device
 from ..modeling.out_of_memory import shrink
+from ..modeling.release import write_full_model
 from ..modeling.weights import require_finite_weights, save_errors
 from ..progress import Progress
 from ..runs import read_run
+from ..scoring.figures import FIGURES, shown
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
 from .dataset import StepSampler, TrainingSet
+from .validation import Validation
 
 
 def train_and_save(
-    work: Work, config: SftConfig | RaftConfig, network: Network, cache: CachedAudio | None, train: TrainingSet,
-    validation: TrainingSet | None = None,
+    work: Work, config: SftConfig | RaftConfig, base: Base, network: Network, cache: CachedAudio | None, train: TrainingSet,
+    validation: Validation | None = None,
 ) -> dict:  # fmt: skip
-    """Train the adapter on the network and save it to `adapter/`; returns the metrics. `cache`: the source of
-    the audio of `train`; with a cache the audio path is freed. Raises EvoxtralError when a weight is not finite."""
+    """Train the network's adapter and save it to `adapter/`, or for a full fine-tune the network itself to `model/`; returns the
+    metrics. `cache`: the source of the audio of `train`; what it saves from running is freed. Raises EvoxtralError when a weight
+    is not finite."""
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
-    if cache:
-        network.drop_audio_path()
+    if cache and (validation is None or validation.rows.cache):
+        network.drop_audio_path(projector=cache.stage == "embeds")
     network.place_language_model(pick_device(config.model.device))
-    measures = train_adapter(network, train, validation, config.train, work.path / "checkpoints", work.run.resumed, work.tracker)
-    return processes.first(lambda: _save(work, network, train, measures | sizes))
-
-
-def _save(work: Work, network: Network, train: TrainingSet, measures: dict) -> dict:
-    folder = work.path / "adapter"
+    measures, weights = train_network(
+        network, train, validation, config.train, config.model.dtype, work.path / "checkpoints", work.run.resumed, work.tracker
+    )
     require_finite_weights(network.model, measures["steps"], "lower train.learning_rate, and start again with --overwrite")
-    with save_errors(folder):
-        network.model.save_pretrained(folder)
-        AdapterRecord.of(train.split, read_run(work.path)["inputs"]["base"]).write(folder)
+    folder = work.path / FOLDERS[config.train.method]
+
+    def save() -> dict:
+        with save_errors(folder):
+            if config.train.method == "full":
+                write_full_model(base, config.model.dtype, weights, folder)
+            else:
+                network.model.save_pretrained(folder, state_dict=weights)
+            AdapterRecord.of(train.split, read_run(work.path)["inputs"]["base"]).write(folder)
+        return _finish(work, folder, measures | sizes)
+
+    return processes.first(save)
+
+
+def _finish(work: Work, folder: Path, measures: dict) -> dict:
     metrics = measures | {"seconds": work.seconds()}
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
@@ -65,16 +82,38 @@ def optimizer_steps(rows: int, config: Train) -> int:
     return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
-def train_adapter(
-    network: Network, train: TrainingSet, validation: TrainingSet | None, config: Train,
+def check_optimizer(config: Train, device: str) -> None:
+    """Raises UsageError for an optimizer that cannot run here."""
+    if config.optimizer == "adamw":
+        return
+    problem, fix = None, "set it to adamw"
+    if pick_device(device).type != "cuda":
+        problem = "runs only on CUDA"
+    elif find_spec("bitsandbytes") is None:
+        problem, fix = "needs bitsandbytes, which is not installed", "run: pip install bitsandbytes; or set it to adamw"
+    elif is_sharded():
+        problem = "does not run with FSDP, which shards the states anyway"
+    if problem:
+        raise UsageError(f"{config.optimizer} {problem}", where="train.optimizer", fix=fix)
+
+
+def is_sharded() -> bool:
+    """Whether accelerate's config asks for FSDP."""
+    return processes.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def train_network(
+    network: Network, train: TrainingSet, validation: Validation | None, config: Train, dtype: str,
     folder: Path, resume: bool, tracker: Tracker,
-) -> dict:  # fmt: skip
-    """Train the adapter in place; with a validation set, the checkpoint with the lowest validation loss is kept.
+) -> tuple[dict, dict[str, torch.Tensor]]:  # fmt: skip
+    """Train the network's unfrozen weights in place; with a validation, the checkpoint that is best in its measure is kept, of
+    equals the first. `dtype`: as in `Model`; with bfloat16, matrices are multiplied in it, and the trained weights stay float32.
 
     Checkpoints go to `folder`; `resume` continues from the last complete one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA
     runs out of memory the batch is made smaller and the accumulation larger, and training continues from
-    the last checkpoint. Returns the measures. Raises EvoxtralError as soon as the loss, the gradients or the weights
+    the last checkpoint. Returns the measures and all weights (empty in other processes than the first, if they are sharded).
+    Raises EvoxtralError as soon as the loss, the gradients or the weights
     are not finite; earlier checkpoints stay.
     """
     batch, accumulation = micro_batches(config, config.batch_size)
@@ -82,19 +121,22 @@ def train_adapter(
     model = network.model
     weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
+    beginning = {}
+    if processes.count() == 1:  # several processes do not begin again
+        beginning = {name: each.detach().to("cpu", copy=True) for name, each in trained.items()}
     while True:
-        arguments = _arguments(network, config, folder, validation is not None, batch, accumulation)
+        arguments = _arguments(network.device, config, dtype, folder, validation, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
         trainer = _Trainer(
             model=model,
             args=arguments,
             train_dataset=train,
-            eval_dataset=validation,
+            eval_dataset=validation.rows if validation else None,
             data_collator=network.collate,
             callbacks=[watcher],
         )
         trainer.weights, trainer.keep_checkpoints, trainer.remedy = weights, config.keep_checkpoints, _remedy(config)
+        trainer.validation = validation
         trainer.pop_callback(PrinterCallback)
         checkpoint = _checkpoint_to_resume(folder) if resume else None
         try:
@@ -108,6 +150,8 @@ def train_adapter(
                 ) from None
         finally:
             watcher.close()
+            if config.neftune_alpha and hasattr(trainer, "neftune_hook_handle"):  # the Trainer leaves its hook when it fails
+                trainer.neftune_hook_handle.remove()
         smaller, accumulation = micro_batches(config, batch - 1) if batch > 1 else (None, None)
         batch, resume = shrink(batch, smaller, "rows"), True
         model.zero_grad(set_to_none=True)
@@ -126,9 +170,24 @@ def train_adapter(
         "batch_size": batch,
     }
     if validation:
-        measures |= {"validation_rows": len(validation), "best_validation_loss": trainer.state.best_metric}
-        measures["best_step"] = trainer.state.best_global_step
-    return measures
+        measures |= _best(validation, trainer.state)
+    return measures, trainer.accelerator.get_state_dict(trainer.model)
+
+
+def _best(validation: Validation, state: TrainerState) -> dict:
+    """The step of the checkpoint that is kept, and its figures."""
+    step = state.best_global_step
+    found = {"validation_rows": len(validation.rows), "validation_measure": validation.measure, "best_step": step}
+    found[f"best_validation_{validation.measure}"] = state.best_metric
+    if validation.clips:
+        log = next(entry for entry in state.log_history if entry["step"] == step and "eval_loss" in entry)
+        found |= {"validation_clips": len(validation.clips), "validation_at_best_step": _figures(log)}
+    return found
+
+
+def _figures(log: dict[str, float]) -> dict[str, float]:
+    """{"eval_loss": 0.1, "eval_wer": 0.2, "eval_runtime": 3.0} -> {"loss": 0.1, "wer": 0.2}"""
+    return {name: log[f"eval_{name}"] for name in FIGURES if f"eval_{name}" in log}
 
 
 def micro_batches(config: Train, largest: int) -> tuple[int, int]:
@@ -161,36 +220,37 @@ def _remedy(config: Train) -> str:
 
 
 def _arguments(
-    network: Network, config: Train, folder: Path, validates: bool, batch: int, accumulation: int
+    device: torch.device, config: Train, dtype: str, folder: Path, validation: Validation | None, batch: int, accumulation: int
 ) -> TrainingArguments:
-    device = network.device
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
         gradient_accumulation_steps=accumulation,
+        optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[config.optimizer],
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps" if validates else "no",
+        eval_strategy="steps" if validation else "no",
         eval_steps=config.evaluate_every_steps,
         save_strategy="steps",
         save_steps=config.evaluate_every_steps,
         save_total_limit=None,  # see `_Trainer._save_checkpoint`
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss" if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=validation is not None,
+        metric_for_best_model=f"eval_{validation.measure}" if validation else None,
+        greater_is_better=validation.higher_is_better if validation else None,
         prediction_loss_only=True,  # or evaluation gathers N × T × 131,072 logits
         remove_unused_columns=False,  # or the mel is dropped
         label_names=["labels"],
         logging_steps=1,
         logging_nan_inf_filter=False,  # or a NaN loss is logged as the loss of earlier steps
-        bf16=stock_dtype(network.model) == torch.bfloat16,
+        bf16=dtype == "bfloat16",
+        neftune_noise_alpha=config.neftune_alpha,
         use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=False,  # every LoRA weight is used in every step
+        ddp_find_unused_parameters=False,  # every trained weight is used in every step
         seed=config.seed,
         report_to=[],
         disable_tqdm=True,
@@ -207,11 +267,6 @@ def _arguments(
     return arguments
 
 
-def stock_dtype(model) -> torch.dtype:
-    """The dtype of the frozen weights (LoRA's own are float32)."""
-    return next(each.dtype for each in model.parameters() if not each.requires_grad)
-
-
 class _Trainer(Trainer):
     """Transformers' Trainer with the order of `StepSampler`, and with a validation loss that is the mean over all
     learned tokens (Transformers takes the mean over batches, which changes with the batch size)."""
@@ -219,17 +274,36 @@ class _Trainer(Trainer):
     weights: np.ndarray | None = None  # of the training rows
     keep_checkpoints: int
     remedy: str  # advice in case of weights that are not finite
+    validation: Validation | None = None
 
     def _save_checkpoint(self, model, trial) -> None:
         """Weights that are not finite are not saved, and an old checkpoint is removed only when the new one is complete
         (Transformers removes it first)."""
         require_finite_weights(model, self.state.global_step, self.remedy)
         folder = Path(self.args.output_dir)
-        with save_errors(folder / f"checkpoint-{self.state.global_step}"):
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.is_fsdp_enabled:  # a process that did not find it would not load the best one back, and the others would wait
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        with save_errors(checkpoint):
             super()._save_checkpoint(model, trial)
         processes.wait()
         if self.args.should_save:
             rotate_checkpoints(str(folder), self.keep_checkpoints, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of a full fine-tune, the trained weights under the model's own names. Transformers would write the published names, and
+        then resume with none of them: it only warns. Sharded weights have files of their own."""
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save and not self.is_fsdp_enabled:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            trained = {name: each.detach() for name, each in self.model.named_parameters() if each.requires_grad}
+            save_file(trained, Path(output_dir) / "model.safetensors")
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A checkpoint has every trained weight, and no other."""
+        trained = {name for name, each in self.model.named_parameters() if each.requires_grad}
+        assert not load_result.unexpected_keys and not trained & {*load_result.missing_keys}, load_result
 
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
         rows, arguments = self.train_dataset, self.args
@@ -242,6 +316,13 @@ class _Trainer(Trainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def evaluation_loop(self, *arguments, **named):
+        """With the figures of decoding beside the loss, so that they are logged and compared with it."""
+        output = super().evaluation_loop(*arguments, **named)
+        if self.validation.clips:
+            output.metrics.update({f"eval_{name}": value for name, value in self.validation.clips.measure().items()})
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -275,7 +356,7 @@ class _Watcher(TrainerCallback):
         if "loss" in logs:
             self._note = f"loss {logs['loss']:.3f}"
         if "eval_loss" in logs:
-            self._note = f"validation loss {logs['eval_loss']:.3f}"
+            self._note = f"validation {shown(_figures(logs))}"
         self._tracker.log({f"train/{name}": value for name, value in logs.items()}, step=state.global_step)
 
     def _require_finite(self, logs: dict, state) -> None:

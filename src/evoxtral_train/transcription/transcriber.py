@@ -81,13 +81,13 @@ class Transcriber:
 
     def __init__(self, config: Transcription):
         self.config, self.adapters = config, [find_adapter(path) for path in config.adapters]
+        _check_adapters(self.adapters)
         self.model = _resolved(config, self.adapters)
         self.base: Base = open_base(self.model)
         for adapter in self.adapters:
             check_base(adapter, self.base.fingerprint, self.model.base)
         self._taxonomy = Taxonomy.load(config.tags_table)
         family = self.base.family
-        _check_adapters(self.adapters)
         if config.layout not in (None, *family.layouts):
             raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
         family.check_language(config.language)
@@ -325,7 +325,12 @@ def _resolved(config: Transcription, adapters: list[Adapter]) -> Model:
 
 
 def _check_adapters(adapters: list[Adapter]) -> None:
-    """Raises UsageError for one that is named twice: its tags would be written twice."""
+    """Raises UsageError for one that is named twice, whose tags would be written twice, and for a full model, whose rows cannot
+    share the base's weights."""
+    for adapter in adapters:
+        if adapter.method == "full":
+            fix = "set model.base to this folder, and leave it out of `adapters`"
+            raise UsageError("is a full model, not an adapter", where=str(adapter.folder), fix=fix)
     folders = [adapter.folder.resolve() for adapter in adapters]
     for adapter, folder in zip(adapters, folders, strict=True):
         if folders.count(folder) > 1:

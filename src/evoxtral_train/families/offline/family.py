@@ -16,8 +16,6 @@ from ..base import Family
 from ..checkpoint import copy_processor, in_mistral_layout, load_processor, load_weights
 from .transcription import CHUNK_FRAMES, CHUNK_TOKENS, FAMILY, PromptIds, Transcription
 
-_MARGIN_FRAMES = 3  # the first frame whose window, 200 samples to either side, holds nothing of the clip
-
 
 class Offline(Family):
     model_type = FAMILY
@@ -65,25 +63,22 @@ print(processor.batch_decode(written, skip_special_tokens=True)[0])"""
     def mel(self, samples: np.ndarray, frames: int) -> np.ndarray:
         """Mono float32 `samples` at 16 kHz -> float32 [128, frames], `frames` a multiple of 3,000.
 
-        Equal to the stock processor's (a test), which computes all of them; here the digital silence after the clip is filled
-        in. Its value is the floor of the log-mel, 8 below the clip's own maximum or −10, so it differs between clips. Raises
-        RowError when the clip is longer or a frame is not finite.
+        Equal to the stock processor's, bit by bit (a test): of fewer frames at once, a few would round differently. Raises
+        RowError when a frame is not finite.
         """
-        heard, count = _through_wav(samples), frames * HOP_SAMPLES
-        if len(heard) > count:
-            raise RowError(f"the clip has {len(heard):,} samples, but its row only {count:,}", fix="pack it again")
-        with_margin = -(-len(heard) // HOP_SAMPLES) * HOP_SAMPLES + _MARGIN_FRAMES * HOP_SAMPLES
-        padded = np.pad(heard, (0, min(with_margin, count) - len(heard)))
+        heard = _through_wav(samples)
+        padded = np.pad(heard, (0, frames * HOP_SAMPLES - len(heard)))
         extractor = self.processor.feature_extractor
         mel = extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding=False, truncation=False, return_tensors="np")
         mel = mel["input_features"][0]
         if not np.isfinite(mel).all():
             raise RowError("its features are not finite: its samples are far too large", fix="export it between -1 and 1")
-        return self.restore_silence(mel, 0, frames)
+        return mel
 
     @staticmethod
     def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
-        """Drops all but the first of the equal frames at the end: the floor differs between clips."""
+        """Drops all but the first of the equal frames at the end. Silence has the value of the log-mel's floor, 8 below the
+        clip's own maximum or −10, so it differs between clips."""
         differing = np.flatnonzero((mel != mel[:, -1:]).any(axis=0))
         return mel[:, : (differing[-1] + 2 if len(differing) else 1)], 0
 

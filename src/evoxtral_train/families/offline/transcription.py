@@ -44,7 +44,7 @@ class PromptIds:
 class Transcription(Layout):
     """The target after the prompt of a transcription request."""
 
-    name = "transcription"
+    name = "transcription_request"
     note = "it writes when the whole clip has been heard, after the prompt of a transcription request."
     hears_while_writing = False
     too_long_fix = "shorten the text, or raise layout.room_tokens"

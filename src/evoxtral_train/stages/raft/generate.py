@@ -17,13 +17,13 @@ from ...errors import EvoxtralError
 from ...families.base import Network
 from ...files import disk_errors, fingerprint_files, open_atomic
 from ...jobs import Work
-from ...modeling.adapters import load_adapter
 from ...modeling.audio_cache import AudioSource
-from ...modeling.bases import Base, Inputs, open_for_decoding
+from ...modeling.bases import Base, Inputs, load_network, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
 from ...runs import Options
-from ..plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
+from ...text.written import written_text
+from ..plans import count_packed_rows, plan_decoding, plan_start
 from ..report import Report
 from .rounds import RaftRound
 
@@ -42,7 +42,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.
-        network = load_adapter(base.family.load(config.model.dtype), inputs.adapter)
+        network = load_network(base, config.model.dtype, inputs.adapter)
         audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
         # 3. The candidates.
         decoding = _decoding(config.generate)
@@ -63,8 +63,7 @@ def run(round_: RaftRound, options: Options) -> Report:
 def plan(round_: RaftRound, options: Options) -> Report:
     config, job = round_.config, round_.job("generate", options)
     job.check()
-    adapter, lora = plan_adapter(config.adapter)
-    facts = _facts(config.generate, count_packed_rows(config.dataset, config.split)) | plan_model(config.model, lora) | adapter
+    facts = _facts(config.generate, count_packed_rows(config.dataset, config.split)) | plan_start(config)
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
     return Report("plan: raft generate", facts | {"output": job.output})
 
@@ -175,7 +174,7 @@ def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int
     return Candidate(
         utterance_id=completion.utterance_id,
         candidate_id=completion.candidate_id if name == _SAMPLED_FILE else GREEDY,
-        text=base.family.tokenizer.decode(completion.token_ids).strip(),
+        text=written_text(base.family.tokenizer, completion.token_ids),
         token_ids=completion.token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,

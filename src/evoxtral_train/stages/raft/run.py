@@ -16,13 +16,14 @@ from ...config.training import RaftConfig
 from ...dataset.reader import PackedSplit, has_split
 from ...errors import UsageError
 from ...jobs import Job, Work
-from ...modeling.adapters import find_adapter
+from ...modeling.adapters import FOLDERS, Adapter, find_adapter
 from ...modeling.bases import Inputs
 from ...progress import format_seconds
 from ...raft import reward
 from ...reading import read_record
 from ...records import Prediction, read_rows
 from ...reporting.tables import markdown_table
+from ...reporting.training import trained_at
 from ...run_folders import discard, is_complete, remove
 from ...runs import Options, read_run, require_same_config
 from ...tracking import Tracker
@@ -54,13 +55,13 @@ def run(config: RaftConfig, options: Options) -> Report:
         best = find_adapter(RaftRound.of(config, kept).folder("train")) if kept else inputs.adapter
         metrics = {"rounds": rounds, "kept_round": kept, "ended": end, "seconds": work.seconds()}
         work.tracker.summary({name: metrics[name] for name in ("kept_round", "seconds")})
-        processes.first(lambda: _copy_adapter(best.folder, work, metrics))
+        processes.first(lambda: _copy_adapter(best, work, metrics))
     # 3. The report.
     facts = {
         "rounds": f"{len(rounds) - 1}, {end}",
         "kept": f"the adapter of round {kept}" if kept else "the adapter from before RAFT: no round helped",
         "time": format_seconds(metrics["seconds"]),
-        "adapter": _result(config) / "adapter",
+        **trained_at(_result(config), config.train),
     }
     return Report("raft run", facts, table=_table(rounds, config.gate.measure))
 
@@ -231,6 +232,7 @@ def _cell(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _copy_adapter(adapter: Path, work: Work, metrics: dict) -> None:
-    shutil.copytree(adapter, work.path / "adapter", dirs_exist_ok=True)
-    work.done(metrics, find_adapter(work.path / "adapter").fingerprint)
+def _copy_adapter(adapter: Adapter, work: Work, metrics: dict) -> None:
+    target = work.path / FOLDERS[adapter.method]
+    shutil.copytree(adapter.folder, target, dirs_exist_ok=True)
+    work.done(metrics, find_adapter(target).fingerprint)

@@ -7,14 +7,14 @@ import torch
 from ... import processes
 from ...dataset.reader import PackedSplit
 from ...errors import EvoxtralError, UsageError
-from ...modeling.adapters import load_adapter
-from ...modeling.bases import Inputs, open_audio
+from ...modeling.adapters import unfreeze
+from ...modeling.bases import Inputs, load_network, open_audio
 from ...records import CuratedRow, read_rows
-from ...reporting.training import adapter_facts
+from ...reporting.training import training_facts
 from ...runs import Options, require_same_input
 from ...training.dataset import Target, TrainingSet
-from ...training.trainer import train_and_save
-from ..plans import plan_adapter, plan_curated, plan_model, plan_steps
+from ...training.trainer import check_optimizer, train_and_save
+from ..plans import plan_curated, plan_start, plan_steps
 from ..report import Report
 from .rounds import RaftRound
 
@@ -27,6 +27,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     # 1. What it reads.
     config, job = round_.config, round_.job("train", options)
     processes.join(config.model.device)
+    check_optimizer(config.train, config.model.device)
     curated = round_.require_curated()
     split = round_.require_split()
     targets = targets_of(_read_curated(round_.curated / "curated.jsonl"), split)
@@ -36,13 +37,15 @@ def run(round_: RaftRound, options: Options) -> Report:
     with job.shared(fingerprints, [*inputs.sources, round_.curated, round_.candidates]) as work:
         # 2. The base with the adapter that wrote the candidates.
         torch.manual_seed(config.train.seed)
-        network = load_adapter(inputs.base.family.load(config.model.dtype), inputs.adapter, trainable=True)
+        network = load_network(inputs.base, config.model.dtype, inputs.adapter, trainable=True)
+        if config.train.method == "full":
+            network = unfreeze(network, config.train.train_audio_tower)
         # 3. The rows.
         cache = open_audio(config, network, inputs.base, split, _room_needed(targets, split))
         train = TrainingSet(split, targets, cache, config.train.pad_weight)
         # 4. Training.
-        metrics = train_and_save(work, config, network, cache, train)
-    return Report("raft train", adapter_facts(job.output, metrics))
+        metrics = train_and_save(work, config, inputs.base, network, cache, train)
+    return Report("raft train", training_facts(job.output, config.train, metrics))
 
 
 def plan(round_: RaftRound, options: Options) -> Report:
@@ -53,8 +56,7 @@ def plan(round_: RaftRound, options: Options) -> Report:
         rows = len(_read_curated(curated))
     else:
         rows = plan_curated(config.dataset, config.split, config.curate)
-    adapter, lora = plan_adapter(config.adapter)
-    facts = plan_model(config.model, lora) | adapter | plan_steps(rows, config.train)
+    facts = plan_start(config) | plan_steps(rows, config.train)
     return Report("plan: raft train", facts | {"output": job.output})
 
 

@@ -13,7 +13,8 @@ from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.training import RaftConfig, SftConfig
 from evoxtral_train.dataset.augmentation import Bounds, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
-from evoxtral_train.families.checkpoint import open_family
+from evoxtral_train.dataset.rows import layout_name
+from evoxtral_train.families.checkpoint import family_named, open_family
 from evoxtral_train.records import Candidate, Prediction, read_rows
 from evoxtral_train.text.written import written_text
 
@@ -52,6 +53,7 @@ def test_the_published_recipe():
     """Of the card, and of the project's code where the card leaves it open."""
     pack = load_config(REPO / f"{PUBLISHED}pack.yaml", PackConfig)
     assert (pack.target, pack.language, pack.layout.room_tokens, pack.tags.unknown) == ("tagged_text", "en", 513, "keep")
+    assert layout_name(pack, family_named("voxtral")) == "transcription_request"
     sft = load_config(REPO / f"{PUBLISHED}sft.yaml", SftConfig)
     assert (sft.lora.r, sft.lora.alpha, sft.lora.dropout) == (64, 128, 0.05)
     train = sft.train

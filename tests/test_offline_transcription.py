@@ -1,6 +1,7 @@
 """A model that hears a whole clip before it writes: `transcribe`, `serve` and `export` with it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,17 @@ def test_tags_stand_where_the_adapter_wrote_them(family, adapters):
     assert segment.merged("front") == "[sighs] [whispers] [laughs] I told you. Come closer."
     only = transcriber.segment_of(sound, {1: completion(family, "[sighs] [pause]")})
     assert (only.text, only.merged("written")) == ("", "[sighs] [pause]")
+
+
+def test_a_full_model_that_writes_tags_is_a_base_of_its_own(family, adapters, tmp_path):
+    folder = shutil.copytree(TINY_OFFLINE_BASE, tmp_path / "model")
+    shutil.copyfile(adapters / "tagged_text" / "evoxtral.json", folder / "evoxtral.json")
+    transcriber = Transcriber.of(base=str(folder), kept_tags={"top_k": 1})
+    assert (transcriber.merge, transcriber.loaded[2].known_tags is None) == ("written", False)
+    written = completion(family, "I told you. [whispers] Come closer. [laughs]", 0)
+    segment = transcriber.segment_of(SoundSegment(0, np.zeros(160_000, np.float32), ()), {0: written})
+    assert (segment.text, segment.merged("written")) == ("I told you. Come closer.", "I told you. [whispers] Come closer.")
+    assert Transcriber.of(base=str(TINY_OFFLINE_BASE)).merge == "front"
 
 
 def test_subtitles_have_the_tags_where_they_were_written(family, adapters):

@@ -61,11 +61,12 @@ class RowKind:
     ends_stretch: bool = False  # the time of a manner of speaking is its end: see `Tag`
     tag_filter: TagFilter = TagFilter()
     language: str | None = None
+    is_tagger: bool = False  # a base that was itself trained to write tags
 
     @property
     def is_bound(self) -> bool:
         """Whether it may write known tags only: text in brackets is free for the base."""
-        return self.number > 0
+        return self.number > 0 or self.is_tagger
 
     def request(self, identity: str, samples: int, index: int) -> Request:
         clip = self.layout.measure(samples, self.prepad_samples, self.language)
@@ -91,9 +92,12 @@ class Transcriber:
         if config.layout not in (None, *family.layouts):
             raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
         family.check_language(config.language)
-        self.rows = [RowKind(0, family.own_layout(family.default_room_tokens), PREPAD_SAMPLES, language=config.language)]
+        layout, own = family.own_layout(family.default_room_tokens), AdapterRecord.read(family.folder)  # of a full fine-tune
+        is_tagger = own is not None and own.target != "text" and not layout.has_times
+        kept = _filter_of(config.kept_tags, find_adapter(family.folder)) if is_tagger else TagFilter()
+        self.rows = [RowKind(0, layout, PREPAD_SAMPLES, None, False, kept, config.language, is_tagger)]
         records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
-        self._known_tags = sorted({tag for record in records for tag in record.tags})
+        self._known_tags = sorted({tag for record in [*records, *([own] if is_tagger else [])] for tag in record.tags})
         for number, (adapter, record) in enumerate(zip(self.adapters, records, strict=True), start=1):
             self.rows.append(
                 RowKind(
@@ -101,8 +105,8 @@ class Transcriber:
                     record.target == "tags", _filter_of(config.kept_tags, adapter), config.language,
                 )
             )  # fmt: skip
-        self.merge = self._merge([path for path, record in zip(config.adapters, records, strict=True) if record.target != "tags"])
-        self.used_rows = self.rows[1:] if self.merge == "written" else self.rows
+        self.merge = self._merge(sum(record.target != "tags" for record in records))
+        self.used_rows = self.rows[-1:] if self.merge == "written" else self.rows
 
     @classmethod
     def of(cls, adapters: Iterable[Path | str] = (), base: str | None = None, **settings) -> "Transcriber":
@@ -147,15 +151,15 @@ class Transcriber:
         network.place_audio_path(device)
         network.place_language_model(device)
         known = None
-        if self.adapters and self.config.decode.known_tags_only:
+        if any(row.is_bound for row in self.rows) and self.config.decode.known_tags_only:
             known = KnownTags(self.base.family.tokenizer, self._known_tags, device)
         return network, adapters, Decoding.greedy(self.config.decode, known, self.base.family.default_new_tokens)
 
-    def _merge(self, writers: list[Path]) -> Merge:
-        """`writers`: the adapters that write words. Raises UsageError for "timed" without times and "written" without words."""
+    def _merge(self, writers: int) -> Merge:
+        """`writers`: how many adapters write words. Raises UsageError for "timed" without times and "written" without words."""
         base, *rows = self.rows
         without = [str(path) for path, row in zip(self.config.adapters, rows, strict=True) if not row.layout.has_times]
-        is_writer_alone = len(rows) == len(writers) == 1
+        is_writer_alone = len(rows) == writers == 1 or (not rows and base.is_tagger)
         if self.config.merge == "timed" and without:
             what = f"its layout has no times, so its tags have no place among the words: {', '.join(without)}"
             fix = "use merge: auto" + (", or train an adapter in the layout aligned" if base.layout.has_times else "")

@@ -93,7 +93,7 @@ def load_network(base: Base, dtype: str, adapter: Adapter, trainable: bool = Fal
         return load_adapter(base.family.load(dtype), adapter, trainable)
     family = open_family(adapter.folder)
     tokenizers = [fingerprint_files([folder / "tekken.json"]) for folder in (family.folder, base.family.folder)]
-    if family.model_type != base.family.model_type or len(set(tokenizers)) > 1:
+    if type(family) is not type(base.family) or len(set(tokenizers)) > 1:
         what = f"this full model is of another family or has another tokenizer than {base.family.folder}"
         raise UsageError(what, where=str(adapter.folder), fix="set model.base to the base that it was trained from")
     network = family.load(dtype)

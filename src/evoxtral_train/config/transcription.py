@@ -70,9 +70,8 @@ class Transcription(Section):
     )
     merge: Literal["auto", "front", "timed", "written", "none"] = Field(
         "auto",
-        description="Where tags stand: front (before a segment's words) | timed (where they were heard; needs layout aligned) | "
-        "written (where the one adapter wrote them among its own words) | none (beside the text) | auto (timed if all adapters "
-        "have times; written if the adapter writes words and the base has no times; else front).",
+        description="Where tags stand: front (of a segment) | timed (where heard; needs layout aligned) | written (as an adapter "
+        "wrote its text) | none (beside the text) | auto (the best of these).",
     )
     kept_tags: KeptTags = KeptTags()
     tags_table: Path = Field(Path("data/tags.yaml"), description="File with the groups of tags.")

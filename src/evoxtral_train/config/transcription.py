@@ -70,8 +70,8 @@ class Transcription(Section):
     )
     merge: Literal["auto", "front", "timed", "written", "none"] = Field(
         "auto",
-        description="Where tags stand: front | timed (needs layout aligned) | written (among the adapter's own words) | none | "
-        "auto (docs/transcription.md).",
+        description="Where tags stand: front (of a segment) | timed (where heard; needs layout aligned) | written (as an adapter "
+        "wrote its text) | none (beside the text) | auto (the best of these).",
     )
     kept_tags: KeptTags = KeptTags()
     tags_table: Path = Field(Path("data/tags.yaml"), description="File with the groups of tags.")

@@ -20,7 +20,7 @@ CONFIGS := configs/demo
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: chaos configs demo serve soak test hostile test-wheel bench scaling study install tiny-base tiny-tagger clean-demo
+.PHONY: chaos configs demo serve soak test hostile test-wheel bench scaling study install tiny-base tiny-offline-base tiny-tagger clean-demo
 
 install: .venv/installed
 
@@ -117,8 +117,14 @@ tiny-tagger: $(DEMO)/data/complete.json
 	mkdir -p data/tiny-tagger
 	cp runs/tagger/export/release/* data/tiny-tagger/
 
-# Retrains data/tiny-base from scratch.
+# Retrains data/tiny-base from scratch; tiny-offline-base does so for data/tiny-offline-base.
+TINY_FILES := README.md run.json metrics.json config.json generation_config.json model.safetensors preprocessor_config.json tekken.json
+
 tiny-base: .venv/installed
 	$(EVOXTRAL) tiny-base configs/tiny-base.yaml --overwrite
-	cd runs/tiny-base && cp README.md run.json metrics.json config.json generation_config.json \
-		model.safetensors preprocessor_config.json tekken.json ../../data/tiny-base/
+	cd runs/tiny-base && cp $(TINY_FILES) ../../data/tiny-base/
+
+tiny-offline-base: .venv/installed
+	$(EVOXTRAL) tiny-base configs/offline/tiny-base.yaml --overwrite
+	mkdir -p data/tiny-offline-base
+	cd runs/tiny-offline-base && cp $(TINY_FILES) ../../data/tiny-offline-base/

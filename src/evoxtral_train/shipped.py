@@ -1,4 +1,4 @@
-"""The files that come with evoxtral: configs, the tag table, the grammar, the tiny base and a tagger for it.
+"""The files that come with evoxtral: configs, the tag table, the grammar, the tiny bases and a tagger for one.
 
 A clone has them at its top level; a wheel has them inside the package (see pyproject.toml).
 """
@@ -11,7 +11,10 @@ _IN_WHEEL = _PACKAGE / "shipped"
 TAGS = Path("data/tags.yaml")
 GRAMMAR = Path("data/scripts/grammar.yaml")
 TINY_BASE = Path("data/tiny-base")
+TINY_OFFLINE_BASE = Path("data/tiny-offline-base")
 TINY_TAGGER = Path("data/tiny-tagger")
+
+_FILES = (TAGS, GRAMMAR, TINY_BASE, TINY_OFFLINE_BASE, TINY_TAGGER)
 
 
 def is_checkout() -> bool:
@@ -25,5 +28,5 @@ def root() -> Path:
 
 
 def find(path: Path) -> Path:
-    """`path`, relative to the current folder. If it is one of the four above and does not exist there, the shipped one."""
-    return root() / path if path in (TAGS, GRAMMAR, TINY_BASE, TINY_TAGGER) and not path.exists() else path
+    """`path`, relative to the current folder. If it is one of the five above and does not exist there, the shipped one."""
+    return root() / path if path in _FILES and not path.exists() else path

@@ -288,6 +288,9 @@ class TinyBaseConfig(Section):
     """`evoxtral tiny-base`"""
 
     output: Path = Field(description="Folder for the checkpoint.")
+    family: Literal["voxtral_realtime", "voxtral"] = Field(
+        "voxtral_realtime", description="Model family: voxtral_realtime | voxtral."
+    )
     grammar: Path = Field(Path("data/scripts/grammar.yaml"), description="Grammar that sentences are drawn from.")
     seed: int = Field(ge=0, description="Random seed of the clips and the weights.")
     clips: PositiveInt = Field(description="Spoken clips, all from the grammar's training share.")
@@ -303,11 +306,21 @@ class TinyBaseConfig(Section):
     epochs: PositiveInt = Field(description="Passes over the rows.")
     batch_size: PositiveInt = Field(description="Rows per optimizer step.")
     learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    muon_learning_rate: PositiveFloat | None = Field(
+        None, description="Peak learning rate of the linear layers, trained by Muon. null: AdamW trains them too."
+    )
     warmup_steps: PositiveInt = Field(description="Optimizer steps until the peak; then a cosine down to 2%.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of the activations in training; bfloat16 is faster on processors that have it."
+    )
     phoneme_weight: float = Field(
         ge=0, description="Weight of the phoneme read-out's loss; the read-out is thrown away afterwards."
     )
     acoustics_weight: float = Field(
         ge=0, description="Weight of the acoustic descriptions' loss; they are thrown away afterwards."
+    )
+    word_weight: float = Field(0.0, ge=0, description="voxtral only: weight of the word read-outs' loss; thrown away afterwards.")
+    listening_weight: float = Field(
+        0.0, ge=0, description="voxtral only: weight of the loss that pulls attention to the audio of the word being written."
     )
     tracking: Tracking = Tracking()

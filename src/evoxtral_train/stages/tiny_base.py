@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -11,11 +12,13 @@ from ..files import fingerprint_files
 from ..modeling.weights import save_errors
 from ..progress import Progress, format_seconds
 from ..runs import Options, Run, check_output
+from ..tiny_bases import offline, realtime
 from ..tiny_bases.held_out import transcribe_held_out
 from ..tiny_bases.pretraining import pretrain
-from ..tiny_bases.realtime import make
 from ..tracking import Tracker
 from .report import Report
+
+_TEACHERS = {"voxtral_realtime": realtime, "voxtral": offline}
 
 
 def run(config: TinyBaseConfig, options: Options) -> Report:
@@ -26,8 +29,11 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
         check_output(config.output, "tiny-base", resolved, inputs, options)
         return Report("plan: tiny-base", facts)
     run = Run.open(config.output, "tiny-base", resolved, inputs, options, [config.grammar])
+    teacher = _TEACHERS[config.family]
     torch.manual_seed(config.seed)
-    family, network = make(run.path, config)
+    family, network = teacher.make(run.path, config)
+    torch.manual_seed(config.seed)
+    lessons = teacher.Lessons(config, network, family)
     with Tracker(config.tracking, "tiny-base", run.path, config) as tracker:
         bar = None
 
@@ -37,15 +43,15 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
             bar.advance(measures["step"] - bar.done, f"loss {measures['text']:.3f}")
             tracker.log({f"train/{name}": value for name, value in measures.items()}, step=measures["step"])
 
-        metrics = pretrain(config, network, family, report)
+        metrics = pretrain(config, network, lessons, report)
         with save_errors(run.path):
             # Half the size; the saved weights are the measured ones.
             network.model.to(torch.bfloat16).save_pretrained(run.path)
         network.model.float().eval()
-        metrics |= transcribe_held_out(config, network, family)
+        metrics |= transcribe_held_out(config, network, family, family.own_layout(teacher.ROOM_TOKENS), teacher.measure)
         metrics["parameters"] = sum(parameter.numel() for parameter in network.model.parameters())
         tracker.summary(metrics)
-        write_readme(run.path, config, metrics)
+        write_readme(run.path, config, metrics, family.stock_class, teacher)
     run.finish(metrics, fingerprint_files(run.path.glob("*.safetensors")))
     facts |= {
         "parameters": f"{metrics['parameters']:,}",
@@ -55,24 +61,22 @@ def run(config: TinyBaseConfig, options: Options) -> Report:
     return Report("tiny-base", facts)
 
 
-def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict) -> None:
+def write_readme(folder: Path, config: TinyBaseConfig, metrics: dict, stock_class: str, teacher: ModuleType) -> None:
     """Describes the checkpoint, how it was made and how well it transcribes, from the run's record."""
     wer, plain = (
         f"{metrics[name]:.3f} | [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]" for name in ("wer", "plain_wer")
     )
+    threads = torch.get_num_threads()
+    cores = f"{threads} core{'s' if threads > 1 else ''}"
     recipe = json.dumps(config.model_dump(mode="json", exclude={"tracking"}), indent=2)
     (folder / "README.md").write_text(
         f"""# A tiny base for tests and the demo
 
-`VoxtralRealtimeForConditionalGeneration` with {metrics["parameters"]:,} parameters and real processor files, trained from
-scratch by `evoxtral tiny-base configs/tiny-base.yaml` in {format_seconds(metrics["train_s"])} on 2 cores. It is not a general
-speech recogniser: it knows the {metrics["words"]} words of `data/scripts/grammar.yaml`, spoken by espeak-ng.
+`{stock_class}` with {metrics["parameters"]:,} parameters and real processor files, trained from
+scratch by `evoxtral tiny-base {teacher.RECIPE}` in {format_seconds(metrics["train_s"])} on {cores}.
+It is not a general speech recogniser: it knows the {metrics["words"]} words of `data/scripts/grammar.yaml`, spoken by espeak-ng.
 
-It was trained to transcribe in the base model's own streaming format (each word 480 ms after it was heard). It heard speech
-in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
-subwords, it saw words and tags as text over silence, also in the streaming format. So it knows neither `packed` nor
-`deferred`. During training two linear heads on its audio path, since discarded, predicted phonemes and acoustic features
-(loudness, pitch, voicing, brightness, silence).
+{teacher.FORM}
 
 | measured on {metrics["held_out_clips"]} held-out clips, greedy | value | 95% bootstrap interval |
 |---|---|---|

@@ -84,7 +84,8 @@ def like_the_hub(folder: Path, splits: dict[str, list[dict]], name: str = "defau
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         files.append({"split": split, "path": f"data/{path.name}"})
     feature = {"name": "audio", "dtype": "audio"}
-    others = [{"name": key, "dtype": "string"} for key in rows[0] if key != "audio"]
+    types = {str: "string", int: "int64", float: "float64"}
+    others = [{"name": key, "dtype": types[type(value)]} for key, value in rows[0].items() if key != "audio"]
     about = {
         "configs": [{"config_name": name, "data_files": files}],
         "dataset_info": [{"config_name": name, "features": [feature, *others]}],
@@ -146,8 +147,9 @@ def librispeech(clips, folder):
         {
             "audio": embedded(clip),
             "text": f"CHAPTER {index} OF THE BOOK",
-            "speaker_id": "19",
-            "chapter_id": "1",
+            "file": f"19-1-{index}.flac",
+            "speaker_id": 19,
+            "chapter_id": 1,
             "id": f"19-1-{index}",
         }
         for index, clip in enumerate(clips)
@@ -155,12 +157,12 @@ def librispeech(clips, folder):
     return like_the_hub(folder, {"train.100": rows[:6], "validation": rows[6:7], "test": rows[7:]}, name="clean"), []
 
 
-def multimed(clips, folder):
+def multimed(clips, folder, name="English", validation="eval"):
     rows = [
-        {"audio": embedded(clip), "text": f"the patient has {index} complaints", "duration": "2.0"}
+        {"audio": embedded(clip), "text": f"the patient has {index} complaints", "duration": 2.0}
         for index, clip in enumerate(clips)
     ]
-    return like_the_hub(folder, {"train": rows[:6], "eval": rows[6:7], "test": rows[7:]}, name="English"), []
+    return like_the_hub(folder, {"train": rows[:6], validation: rows[6:7], "test": rows[7:]}, name), []
 
 
 def scripts(clips, folder):

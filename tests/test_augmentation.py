@@ -1,13 +1,15 @@
 """Changed audio: by seed, within what its tags can bear, on the clip's own clock."""
 
+import json
 import random
 import re
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
-from conftest import REPO, TINY_BASE
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Tracking
@@ -15,6 +17,7 @@ from evoxtral_train.config.training import Augmentation, SftConfig
 from evoxtral_train.dataset.augmentation import Augmenter, Bounds, augment, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.families.base import ClipSize
+from evoxtral_train.families.checkpoint import open_family
 from evoxtral_train.families.realtime.layouts import Aligned
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import pack
@@ -22,8 +25,8 @@ from evoxtral_train.training.dataset import TrainingSet
 
 ALWAYS = Augmentation(probability=1.0)
 SHIPPED = load_config(REPO / "configs/sft.yaml", SftConfig).augmentation
-ANY = Bounds(gain_db=6.0, noise_snr_db=(15.0, 40.0), stretch_to=(0.9, 1.1), pitch_semitones=1.0, room=True)
-NONE = Bounds(gain_db=0.0, noise_snr_db=None, stretch_to=None, pitch_semitones=0.0, room=False)
+ANY = Bounds(6.0, (15.0, 40.0), (0.9, 1.1), pitch_semitones=1.0, room=True, bit_depth=(8, 12))
+NONE = Bounds(0.0, None, None, pitch_semitones=0.0, room=False, bit_depth=None)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +58,11 @@ def test_nothing_allowed_and_nothing_wanted_change_nothing(samples):
         assert factor == 1.0
 
 
-def test_every_change_stays_within_its_bounds(samples):
-    def only(**bounds):
-        return Bounds(**{**vars(NONE), **bounds})
+def only(**bounds):
+    return Bounds(**{**vars(NONE), **bounds})
 
+
+def test_every_change_stays_within_its_bounds(samples):
     for seed in range(8):
         gained, _ = augment(samples, only(gain_db=6.0), ALWAYS, seed)
         assert abs(rms_db(gained) - rms_db(samples)) <= 6.01
@@ -76,6 +80,37 @@ def test_every_change_stays_within_its_bounds(samples):
         assert (len(roomy), factor) == (32_000, 1.0)
         assert not np.array_equal(roomy, samples)
         assert rms_db(roomy) == pytest.approx(rms_db(samples), abs=0.01), "as loud as before"
+        crushed, factor = augment(samples, only(bit_depth=(6, 8)), ALWAYS, seed)
+        assert (len(crushed), factor) == (32_000, 1.0)
+        step = np.diff(np.unique(crushed)).min()
+        assert any(step == pytest.approx(1 / (2 ** (bits - 1) + 1), rel=1e-4) for bits in (6, 7, 8))
+        assert np.abs(crushed - samples).max() <= step / 2 + 1e-6
+
+
+def test_the_quietest_clip_is_not_crushed_to_silence(samples):
+    """At 4 bits, everything below -25 dBFS would be."""
+    for level_db in (-20, -40, -60, -80):
+        quiet = samples * 10 ** (level_db / 20)
+        crushed, _ = augment(quiet, only(bit_depth=(4, 4)), ALWAYS, seed=1)
+        assert rms_db(quiet) - rms_db(crushed - quiet) > 8 if level_db > -80 else np.array_equal(crushed, quiet)
+    silence, _ = augment(samples * 0, only(bit_depth=(4, 4)), ALWAYS, seed=1)
+    assert not silence.any()
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.5, 2.0])
+def test_a_stretch_keeps_the_speech_to_its_end_and_moves_it_with_the_clock(factor):
+    """Two beeps, one of them at the very end."""
+    beep = 0.5 * np.sin(2 * np.pi * 440 * np.arange(1_600) / 16_000) * np.hanning(1_600)
+    silent = np.zeros(32_000)
+    silent[12_000:13_600] = silent[-1_600:] = beep
+    changed, measured = augment(silent.astype(np.float32), only(stretch_to=(factor, factor)), ALWAYS, seed=0)
+    assert (len(changed), measured) == (32_000 * factor, factor)
+    for start in (12_000, 30_400):
+        middle = (start + 800) * factor
+        around = slice(int(middle - 1_600 * factor), int(middle + 1_600 * factor))
+        energy = np.square(changed[around])
+        assert np.average(np.arange(len(changed))[around], weights=energy) == pytest.approx(middle, abs=160), "within 10 ms"
+        assert energy.sum() / np.square(beep).sum() == pytest.approx(factor, rel=0.25)
 
 
 def test_it_is_never_louder_than_full_scale(samples):
@@ -87,13 +122,16 @@ def test_it_is_never_louder_than_full_scale(samples):
 
 def test_the_tightest_limit_of_the_tags_counts():
     plain = bounds_of(SHIPPED, [], longest=2.0)
-    assert plain == Bounds(6.0, (15.0, 40.0), (0.9, 1.1), 1.0, True)
+    assert plain == Bounds(6.0, (15.0, 40.0), (1 / 1.1, 1.1), 1.0, True, None)
     whisper = bounds_of(SHIPPED, ["whispers"], longest=2.0)
     assert (whisper.gain_db, whisper.noise_snr_db, whisper.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
     both = bounds_of(SHIPPED, ["whispers", "calm", "pause"], longest=1.02)
     assert (both.gain_db, both.noise_snr_db, both.pitch_semitones) == (3.0, (30.0, 40.0), 0.0)
-    assert both.stretch_to == (0.95, 1.02), "and the clip's clock counts"
+    assert both.stretch_to == (1 / 1.05, 1.02), "and the clip's clock counts"
     assert bounds_of(Augmentation(limits={"Crying": {"room": False}}), ["crying"], 2.0).room is False
+    wide = Augmentation(stretch=1.0, bit_depth=(8, 12), limits={"whispers": {"bit_depth": 14}})
+    assert bounds_of(wide, [], longest=3.0).stretch_to == (0.5, 2.0)
+    assert [bounds_of(wide, tags, 3.0).bit_depth for tags in ([], ["whispers"])] == [(8, 12), (14, 14)]
 
 
 @pytest.fixture(scope="module", params=["packed", "deferred", "aligned"])
@@ -167,6 +205,7 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
             "dataset": packed["deferred"], "output": tmp_path / "run", "tracking.mode": "disabled",
             "augmentation.probability": 0.5,
             "train.epochs": 3, "train.batch_size": 4, "train.evaluate_every_steps": 2, "train.warmup_steps": 1,
+            "train.keep_checkpoints": 10,
             "train.sampling": "square_root", "train.untagged_share": 0.3,
         }  # fmt: skip
         overrides = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
@@ -189,3 +228,31 @@ def test_training_with_it_resumes_to_the_same_adapter(call, packed, tmp_path):
     refused = sft("--overwrite", "--set", "audio_cache=on")
     assert refused.exit_code == 2
     assert "augmentation changes the audio in every epoch" in refused.stderr
+
+
+def test_a_stretched_clip_of_the_offline_family_needs_no_further_chunk(tmp_path):
+    """Clips of 4 s and 28 s are one chunk, of 31 s two: as long, or shorter and in fewer chunks."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seconds in (4, 28, 31):
+        soundfile.write(tmp_path / f"{seconds}.wav", 0.1 * rng.standard_normal(16_000 * seconds), 16_000)
+        rows.append({"id": str(seconds), "audio": f"{seconds}.wav", "text": "[sighs] no.", "split": "train", "language": "de"})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = PackConfig(
+        manifest=tmp_path / "manifest.jsonl", output=tmp_path / "packed", base=str(TINY_OFFLINE_BASE), audio={"max_seconds": 60},
+        tracking=Tracking(mode="disabled"),
+    )  # fmt: skip
+    pack.run(config, Options())
+    split, config = PackedSplit(tmp_path / "packed", "train"), Augmentation(probability=1.0, stretch=1.0, room=False)
+    augmenter = Augmenter(config, split, open_family(TINY_OFFLINE_BASE))
+    for index, most in enumerate((1, 1, 2)):
+        prompt, chunks = split.layout.prompt_ids(split.clip(index)), set()
+        for epoch in range(4):
+            row, mel = augmenter.row(index, epoch)
+            count = mel.shape[1] // 3_000
+            assert mel.shape == (128, 3_000 * count)
+            assert row.ids[: row.prompt_tokens] == prompt[:3] + [24] * 375 * count + prompt[3 + 375 * most :]
+            learned = [*split.examples[index].target_ids, split.layout.eos_id]
+            assert row.labels[row.prompt_tokens : row.needed_tokens] == learned
+            chunks.add(count)
+        assert chunks <= set(range(1, most + 1))

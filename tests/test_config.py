@@ -33,7 +33,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 43
+    assert len(SHIPPED) == 55
 
 
 @shipped_configs
@@ -120,7 +120,7 @@ decode:                         # How the systems decode, always greedily.
 UNITS = (
     r"(?i)\b(s|seconds?|ms|db|dbfs|samples|semitones|tokens?|words?|clips?|rows?|tags?|steps?|batches|characters|requests|retries|usd|"
     r"letters per second|rounds?|candidates|checkpoints|processes|permutations|passes|layers|channels|entries|positions|points|"
-    r"share|probability|rate|factor|weight(ed)?|norm|rank|seed|f1|difference|quantile|threshold|gb)\b"
+    r"bits|share|probability|rate|factor|weight(ed)?|norm|rank|seed|f1|difference|quantile|threshold|gb)\b"
 )
 
 

@@ -88,6 +88,12 @@ def test_the_tower_is_frozen_unless_it_is_to_be_trained():
     assert trained == {False: 3_459_283_968, True: 4_429_679_360}
 
 
+def test_the_offline_family_trains_4039302144_parameters_beside_its_tower():
+    published = Model(base="mistralai/Voxtral-Mini-3B-2507", family="voxtral")
+    sizes = unfreeze(describe_model(published)[0], train_audio_tower=False).sizes()
+    assert sizes == {"parameters": 4_676_271_104, "trainable_parameters": 4_039_302_144}
+
+
 def test_what_is_trained_is_float32_and_the_rest_as_it_was_loaded():
     network = unfreeze(load_tiny("bfloat16"), train_audio_tower=False)
     types = {(each.requires_grad, each.dtype) for each in network.model.parameters()}
@@ -144,13 +150,16 @@ def test_an_8_bit_optimizer_needs_its_package_and_no_shards(monkeypatch):
     train = Train(epochs=1, learning_rate=1e-5, optimizer="adamw_8bit")
     monkeypatch.setattr(trainer, "pick_device", lambda device: torch.device("cuda"))
     with pytest.raises(UsageError, match="adamw_8bit needs bitsandbytes, which is not installed — run: pip install bitsandbytes"):
-        trainer.check_optimizer(train, "auto")
+        trainer.check_launch(train, "auto")
     monkeypatch.setattr(trainer, "find_spec", lambda name: object())
-    trainer.check_optimizer(train, "auto")
+    trainer.check_launch(train, "auto")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="version 1 of FSDP is not supported"):
+        trainer.check_launch(train, "auto")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UsageError, match="does not run with FSDP"):
-        trainer.check_optimizer(train, "auto")
+        trainer.check_launch(train, "auto")
 
 
 # What is saved.
@@ -183,8 +192,8 @@ def test_resumed_equals_uninterrupted(train, tmp_path, stop_at_two):
     for name in ("train_loss", "best_validation_loss", "best_step", "trainable_parameters", "parameters"):
         assert metrics[0][name] == metrics[1][name]
     assert metrics[0]["trainable_parameters"] == metrics[0]["parameters"] == 2_691_264
-    before = load_file(TINY_BASE / "model.safetensors")
-    assert any((before[name].float() != each).any() for name, each in weights(tmp_path / "cut").items() if "audio_tower" in name)
+    tower = load_network(open_base(BASE), "float32", find_adapter(tmp_path / "cut")).audio_parts[0].parameters()
+    assert all((one != two).any() for one, two in zip(tower, load_tiny().audio_parts[0].parameters(), strict=True))
 
 
 def test_the_best_checkpoint_is_the_one_that_is_saved(train, tmp_path):
@@ -229,7 +238,7 @@ def test_the_stock_class_loads_it_and_writes_the_same_tokens(full, packed):
     found = [each for batch in decode(network, LiveAudio(network, split), requests, settings) for each in batch]
     texts = []
     for completion, request in zip(sorted(found, key=lambda each: each.utterance_id), requests, strict=True):
-        length = min(len(request.prompt) + 24, request.row_tokens)
+        length = min(len(request.prompt) + 24, request.end)
         mel = torch.from_numpy(split.mel_of(request.index, length))[None]
         written = stock.eval().generate(
             input_ids=torch.tensor([request.prompt]), input_features=mel, num_delay_tokens=6, do_sample=False, max_length=length

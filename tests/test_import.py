@@ -1,6 +1,7 @@
 """Every shape a corpus has: imported, checked, packed and trained on for one step; and what is said where it does not fit."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -123,6 +124,50 @@ def test_what_the_presets_make_of_a_row(clips, data_import, tmp_path):
             yaml.safe_load((REPO / f"configs/import/{name}.yaml").read_text("utf-8"))["license"]
         }
     assert "tags [lipsmack] dropped" not in result.stdout
+
+
+def test_each_language_of_multimed_by_two_settings(clips, data_import, tmp_path):
+    """The names of configurations and splits on the public card."""
+    for name, code in {"German": "de", "French": "fr", "Chinese": "zh", "Vietnamese": "vi"}.items():
+        source, _ = multimed(clips, tmp_path / name, name, "dev" if name == "Vietnamese" else "eval")
+        splits = ["source.splits={train: train, dev: validation, test: test}"] if name == "Vietnamese" else []
+        overrides = [f"source.name={name}", f"language={code}", *splits]
+        result = data_import("import/multimed", source, *overrides, options=("--overwrite",))
+        assert result.exit_code == 0, result.stderr
+        assert [(row["language"], row["split"]) for row in manifest(tmp_path)] == [
+            *[(code, "train")] * 6, (code, "validation"), (code, "test"),
+        ]  # fmt: skip
+
+
+def test_languages_of_rows_as_codes_and_mixed(clips, data_import, call, tmp_path):
+    given = ["de", "de-DE", "deu", "German", "zh_TW", "", "Klingon", 7]
+    rows = [
+        {"audio": str(clip["audio"]), "text": f"{index}.", "spoken": language}
+        for index, (clip, language) in enumerate(zip(clips, given, strict=True))
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    result = data_import("import", source, "source.kind=jsonl", "columns.language=spoken", "language=en")
+    assert result.exit_code == 0, result.stderr
+    assert [row["language"] for row in manifest(tmp_path)] == ["de", "de", "de", "de", "zh", "en"]
+    assert [each["reason"] for each in rejected(tmp_path)] == [
+        f"'{name}' is not a language with a code of two letters — write its ISO 639-1 code: en, de, fr, vi, zh …"
+        for name in ("Klingon", 7)
+    ]
+    read = sets(f"manifest={tmp_path / 'imported/manifest.jsonl'}")
+    result = call("data", "check", REPO / "configs/demo/pack.yaml", *read)
+    assert re.search(r"languages +de 4, zh 1, en 1\n", result.stdout)
+    result = call("data", "stats", REPO / "configs/stats.yaml", *read, *sets(f"output={tmp_path / 'stats'}"))
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "stats/stats.json").read_text("utf-8"))["languages"] == {"de": 4, "zh": 1, "en": 1}
+    assert "<h2>Languages</h2>" in (tmp_path / "stats/report.html").read_text("utf-8")
+
+
+def test_an_unknown_language_in_the_config_is_refused_before_anything_is_written(clips, data_import, tmp_path):
+    source, _ = parquet(clips, tmp_path / "source")
+    result = data_import("import", source, "source.kind=parquet", "language=xx")
+    assert result.exit_code == 2
+    assert "language: 'xx' is not a language with a code of two letters" in result.stderr
+    assert not (tmp_path / "imported").exists()
 
 
 def test_what_was_done_to_tags_is_counted_and_reported(clips, data_import, tmp_path):

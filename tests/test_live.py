@@ -39,7 +39,7 @@ class Setup:
             LiveRowKind(0, family.own_layout(65), 240_480),
             LiveRowKind(1, record.restore_layout(), record.prepad_samples, True),
         ]
-        self.settings = Decoding.greedy(Decode(), KnownTags(family.tokenizer, record.tags))
+        self.settings = Decoding.greedy(Decode(max_new_tokens=64), KnownTags(family.tokenizer, record.tags))
 
     def live(self, slots: int) -> LiveDecoder:
         encoder = self.network.streams(self.family, slots, LONGEST_TOKENS)

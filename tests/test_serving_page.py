@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import REPO
+from conftest import REPO, TINY_OFFLINE_BASE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 from serving import Configured, config_of, serving, serving_anew  # noqa: E402 - it needs the extra `serve`
@@ -149,6 +149,26 @@ def test_what_one_says_appears_with_its_tags(page, speech):
     assert duration_s == pytest.approx(len(samples) / rate_hz, abs=0.001)
     button(page, "Play").click()
     expect(button(page, "Pause")).to_be_visible()
+
+
+def test_a_model_that_hears_the_whole_recording_gets_it_when_one_stops(browser):
+    config = config_of(model={"base": str(TINY_OFFLINE_BASE)}, decode={"max_new_tokens": 8})
+    with serving_anew(config) as running, _opened(browser, running.url) as page:
+        expect(page.get_by_text("the text comes when you stop")).to_be_visible()
+        button(page, "Record").click()
+        expect(status(page)).to_have_text("Recording")
+        expect(page.get_by_role("timer")).to_have_text("0:02")
+        expect(page.get_by_role("meter", name="Lag")).to_be_hidden()
+        button(page, "Stop").click()
+        expect(status(page)).to_have_text("Ready")
+        expect(transcript(page).get_by_role("listitem")).to_have_count(1)
+        button(page, "Continue").click()
+        expect(page.get_by_role("timer")).to_have_text("0:04")
+        button(page, "Stop").click()
+        expect(status(page)).to_have_text("Ready")
+        samples, rate_hz = soundfile.read(downloaded(page, "WAV").path())
+        content = json.loads(downloaded(page, "JSON").path().read_text("utf-8"))
+        assert content["text"] and content["duration_s"] == pytest.approx(len(samples) / rate_hz, abs=0.001)
 
 
 def test_a_file_with_markers_threshold_and_downloads(page, speech):

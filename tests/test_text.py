@@ -2,8 +2,10 @@ import pytest
 
 from evoxtral_train.errors import RowError
 from evoxtral_train.text import tags
+from evoxtral_train.text.languages import _codes, language_code
 from evoxtral_train.text.normalize import normalize_words
 from evoxtral_train.text.tags import Piece
+from evoxtral_train.text.written import without_language
 
 
 def test_there_are_15_base_tags():
@@ -48,3 +50,38 @@ def test_strip_and_filter():
 def test_normalize_words():
     assert normalize_words("I'm — well — FINE! 'Yes'  don’t") == "i'm well fine yes don't"
     assert normalize_words("…!?") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lang:en Hello", "Hello"), ("lang:enHello", "Hello"), (" lang:de[sighs] Na ja.", "[sighs] Na ja."), ("lang:en", ""),
+        ("language is lang:en here", "language is lang:en here"), ("Lang: the film", "Lang: the film"), ("lang:1", "lang:1"),
+        ("Hello", "Hello"), (" Hello ", " Hello "), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_transcript_never_begins_with_its_language(text, expected):
+    assert without_language(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("en", "en"), ("DE", "de"), ("de-DE", "de"), ("zh_Hant_TW", "zh"), ("deu", "de"), ("ger", "de"), ("Vietnamese", "vi"),
+        ("no", "no"),
+    ],
+)  # fmt: skip
+def test_the_code_of_a_language(value, code):
+    assert language_code(value) == code
+
+
+@pytest.mark.parametrize("value", ["xx", "", "enc", "Klingon", "lang:en", "e", "-en"])
+def test_what_is_no_language(value):
+    with pytest.raises(RowError, match="is not a language with a code of two letters"):
+        language_code(value)
+
+
+def test_the_codes_are_those_that_the_tokenizer_accepts():
+    from pydantic_extra_types.language_code import _index_by_alpha2
+
+    assert set(_codes().values()) == set(_index_by_alpha2())

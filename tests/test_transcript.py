@@ -15,8 +15,6 @@ from evoxtral_train.transcription.transcript import (
     heard_words,
     insert,
     locate,
-    merge_front,
-    merge_timed,
     places,
     tokens_of,
 )  # fmt: skip
@@ -24,6 +22,14 @@ from evoxtral_train.transcription.transcript import (
 TEXT = "come back at five, our neighbor is tired. they left."
 ENDS_S = [0.55, 0.84, 1.02, 1.55, 3.49, 3.84, 3.98, 4.52, 5.0, 5.4]
 WORDS = heard_words(list(zip(TEXT.split(), ENDS_S, strict=True)), 0.0)
+
+
+def merge_front(text: str, tags: list[Tag]) -> str:
+    return Segment(0.0, 30.0, text, tags=tags).merged("front")
+
+
+def merge_timed(text: str, words: list[Word], tags: list[Tag]) -> str:
+    return Segment(0.0, 30.0, text, words, tags).merged("timed")
 
 
 def sound(tag: str, at_s: float | None) -> Tag:

@@ -268,12 +268,13 @@ def test_words_without_a_cache_and_with_gradient_checkpointing(call, known, tmp_
 
 def test_the_offline_family(call, packed, tmp_path):
     base, most = f"model.base={TINY_OFFLINE_BASE}", 12
-    done = sft(call, packed["transcription"], tmp_path / "sft", base, "train.epochs=1", "train.evaluate_every_steps=1",
+    done = sft(call, packed["transcription_request"], tmp_path / "sft", base, "train.epochs=1", "train.evaluate_every_steps=1",
                "validation.measure=cer", f"validation.decode.max_new_tokens={most}", "train.learning_rate=0.02")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     figures = metrics_of(tmp_path / "sft")["validation_at_best_step"]
     assert set(figures) == {"loss", "wer", "cer", "micro_f1", "false_tags_per_untagged_clip"}
-    report = evaluated(call, packed["transcription"], tmp_path / "sft", tmp_path / "eval", base, f"decode.max_new_tokens={most}")
+    limit = f"decode.max_new_tokens={most}"
+    report = evaluated(call, packed["transcription_request"], tmp_path / "sft", tmp_path / "eval", base, limit)
     assert (figures["wer"], figures["cer"]) == (report["wer"]["micro"]["value"], report["cer"]["micro"]["value"])
 
 

@@ -156,6 +156,7 @@ def transcribe(
     recordings: Annotated[list[str] | None, typer.Argument(help="files, folders and globs", show_default=False)] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="run or PEFT folder whose tags to write; repeatable")] = None,
     base: Annotated[str | None, typer.Option(help="hub id or folder; default: the base that the adapter names")] = None,
+    language: Annotated[str | None, typer.Option(help="such as en; default: the model finds it")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="files to write: txt,json,srt,vtt,tsv")] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the files; default: print the text")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML config for the rest, such as configs/transcribe.yaml")] = None,
@@ -166,8 +167,8 @@ def transcribe(
 ) -> None:
     formats = None if format_ is None else [name.strip() for name in format_.split(",")]
     named = {
-        "recordings": recordings or None, "adapters": adapter or None, "model.base": base, "formats": formats,
-        "output": None if output is None else str(output),
+        "recordings": recordings or None, "adapters": adapter or None, "model.base": base, "language": language,
+        "formats": formats, "output": None if output is None else str(output),
     }  # fmt: skip
     run_stage("transcribe", config, [*_as_overrides(named), *(set_ or [])], options_of(resume, overwrite, dry_run))
 

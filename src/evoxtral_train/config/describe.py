@@ -142,9 +142,10 @@ def write() -> None:
 
 
 def config_of(path: Path) -> type[BaseModel]:
-    """The class of a shipped file: `configs/demo/eval-sft.yaml` is an EvalConfig."""
+    """The class of a shipped file: `configs/demo/eval-sft.yaml` is an EvalConfig, `configs/published/offline-sft.yaml` an
+    SftConfig."""
     name = "import" if path.parent.name == "import" else path.stem
-    return CONFIGS[name] if name in CONFIGS else CONFIGS[name.partition("-")[0]]
+    return CONFIGS[name] if name in CONFIGS else next(CONFIGS[part] for part in name.split("-") if part in CONFIGS)
 
 
 if __name__ == "__main__":

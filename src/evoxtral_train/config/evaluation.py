@@ -73,7 +73,9 @@ class Gates(Section):
 class Decode(Section):
     """How the systems decode, always greedily."""
 
-    max_new_tokens: PositiveInt = Field(64, description="Most tokens to write for a clip.")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Most tokens to write for a clip. null: 64 for Voxtral Realtime, 512 for Voxtral."
+    )
     batch_tokens: BatchTokens = 65_536
     compile: Compile = False
     known_tags_only: bool = Field(True, description="Let adapters write only tags that exist; free text is not affected.")

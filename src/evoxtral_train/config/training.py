@@ -1,7 +1,7 @@
 """The configs of `sft`, `raft …` and `tiny-base`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -111,13 +111,17 @@ class Validation(Section):
         return content
 
 
+Bits = Annotated[int, Field(ge=1, le=16)]
+
+
 class Limits(Section):
     """What a clip with a certain tag can bear. null: as much as any."""
 
     gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
     noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")
-    stretch: float | None = Field(None, ge=0, lt=0.5, description="Largest change of length, as a share.")
+    stretch: float | None = Field(None, ge=0, le=1, description="Largest change of length, as a share.")
     pitch_semitones: float | None = Field(None, ge=0, description="Largest change of pitch, in semitones.")
+    bit_depth: int | None = Field(None, ge=1, le=16, description="Fewest bits per sample.")
     room: bool = Field(True, description="Allow reverberation.")
 
 
@@ -126,14 +130,23 @@ class Augmentation(Section):
 
     probability: float = Field(0.0, ge=0, le=1, description="Probability of each change, for each clip. 0: none. [3B]")
     gain_db: float = Field(6.0, ge=0, le=60, description="Louder or softer by up to this, in dB.")
-    noise_snr_db: Range[float] = Field((15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB.")
+    noise_snr_db: Range[float] | None = Field(
+        (15.0, 40.0), description="Lowest and highest signal-to-noise ratio, in dB. null: no noise."
+    )
     noise_folder: Path | None = Field(None, description="Recordings of noise. null: coloured noise.")
     room: bool = Field(True, description="Add reverberation.")
     room_folder: Path | None = Field(None, description="Impulse responses. null: simulated rooms.")
     stretch: float = Field(
-        0.1, ge=0, lt=0.5, description="Longer or shorter by up to this share, as far as the clip's row has room."
+        0.1,
+        ge=0,
+        le=1,
+        description="Longer by up to this share, as far as the clip's row has room, or shorter by the same factor; "
+        "1.0: half to twice the length.",
     )
     pitch_semitones: float = Field(1.0, ge=0, le=24, description="Higher or lower by up to this, in semitones.")
+    bit_depth: Range[Bits] | None = Field(
+        None, description="Fewest and most bits per sample; quiet clips keep more. null: the recording's."
+    )
     limits: dict[str, Limits] = Field(
         {},
         description="Tighter limits for a tag, so that it stays true. A clip keeps to those of all its tags. "

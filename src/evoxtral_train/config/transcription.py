@@ -63,12 +63,15 @@ class Transcription(Section):
     model: TranscribeModel = TranscribeModel()
     adapters: list[Path] = Field([], description="Runs or PEFT folders whose tags to write; none: the base's words alone.")
     layout: str | None = Field(
-        None, description="For an adapter trained elsewhere, which does not record its layout: packed | deferred | aligned."
+        None, description="For a Realtime adapter trained elsewhere, which does not record it: packed | deferred | aligned."
     )
-    merge: Literal["auto", "front", "timed", "none"] = Field(
+    language: str | None = Field(
+        None, description="ISO 639-1 code, such as en, of the language that the prompt names. null: the model finds it itself."
+    )
+    merge: Literal["auto", "front", "timed", "written", "none"] = Field(
         "auto",
-        description="Where tags stand: front (before a segment's words) | timed (where they were heard; needs layout aligned) | "
-        "none (beside the text) | auto (timed if all adapters have times).",
+        description="Where tags stand: front (of a segment) | timed (where heard; needs layout aligned) | written (as an adapter "
+        "wrote its text) | none (beside the text) | auto (the best of these).",
     )
     kept_tags: KeptTags = KeptTags()
     tags_table: Path = Field(Path("data/tags.yaml"), description="File with the groups of tags.")

@@ -29,6 +29,7 @@ class MeasuredClip:
     text: str
     speaker: str | None = None
     license: str | None = None
+    language: str | None = None
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Statistics:
     words_per_second: float
     speakers: dict[str, float]
     licenses: dict[str, int]
+    languages: dict[str, int]
     advice: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
@@ -57,7 +59,7 @@ class Statistics:
 
 def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
     """Raises ValueError if there is no clip."""
-    count, hours, speakers, licenses = Counter(), Counter(), Counter(), Counter()
+    count, hours, speakers, licenses, languages = Counter(), Counter(), Counter(), Counter(), Counter()
     per_clip, occurrences, together = Counter(), Counter(), Counter()
     tags: dict[str, Counter] = {tag: Counter() for tag in taxonomy.tags}
     durations, words = [], 0
@@ -75,6 +77,7 @@ def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
         if clip.speaker:
             speakers[clip.speaker] += clip.duration_s / 3600
         licenses[clip.license or "not given"] += 1
+        languages[clip.language or "not given"] += 1
     if not durations:
         raise ValueError("there is no clip")
     order = [split for split in SPLITS if count[split]]
@@ -92,6 +95,7 @@ def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
         words_per_second=words / max(sum(durations), 1e-9),
         speakers=dict(speakers.most_common()),
         licenses=dict(licenses.most_common()),
+        languages=dict(languages.most_common()),
     )
     statistics.advice = advise(statistics)
     return statistics

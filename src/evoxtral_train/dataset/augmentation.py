@@ -1,4 +1,4 @@
-"""Changes to a clip while training: loudness, noise, a room, speed and pitch, by audiomentations.
+"""Changes to a clip while training: loudness, noise, a room, speed, pitch and bit depth, by audiomentations.
 
 The changes to a clip depend only on the seed, the epoch and its id. A tag must stay true: a loud whisper is no
 longer a whisper. `limits` therefore limits the changes for each tag, and the tightest limit counts.
@@ -24,6 +24,8 @@ from ..text.tags import find_tags
 from ..units import SAMPLE_RATE_HZ
 from .reader import Example, PackedSplit
 
+_MOST_BITS = 16  # of a recording
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -34,6 +36,7 @@ class Bounds:
     stretch_to: tuple[float, float] | None
     pitch_semitones: float
     room: bool
+    bit_depth: tuple[int, int] | None
 
 
 def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
@@ -43,15 +46,20 @@ def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
     def tightest(name: str, least: float) -> float:
         return min([least, *(value for each in limits if (value := getattr(each, name)) is not None)])
 
-    stretch = tightest("stretch", config.stretch)
-    low, high = config.noise_snr_db
-    low = max([low, *(each.noise_snr_db for each in limits if each.noise_snr_db is not None)])
+    def at_least(name: str, span: tuple[float, float] | None) -> tuple[float, float] | None:
+        if span is None:
+            return None
+        low = max([span[0], *(value for each in limits if (value := getattr(each, name)) is not None)])
+        return low, max(low, span[1])
+
+    stretch = 1 + tightest("stretch", config.stretch)
     return Bounds(
         gain_db=tightest("gain_db", config.gain_db),
-        noise_snr_db=(low, max(low, high)),
-        stretch_to=(1 - stretch, min(1 + stretch, longest)) if stretch else None,
+        noise_snr_db=at_least("noise_snr_db", config.noise_snr_db),
+        stretch_to=(1 / stretch, min(stretch, longest)) if stretch > 1 else None,
         pitch_semitones=tightest("pitch_semitones", config.pitch_semitones),
         room=config.room and all(each.room for each in limits),
+        bit_depth=at_least("bit_depth", config.bit_depth),
     )
 
 
@@ -62,7 +70,7 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
     """
     transforms = _package()
     rng = np.random.default_rng(seed)
-    wanted = rng.random(5) < config.probability
+    wanted = rng.random(6) < config.probability
     drawn = rng.uniform(-1, 1, 4)
     with _seeded(int(rng.integers(2**31))):
         length = len(samples)
@@ -82,8 +90,10 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
         if wanted[4] and bounds.gain_db:
             gain = float(drawn[3] * bounds.gain_db)
             samples = transforms.Gain(min_gain_db=gain, max_gain_db=gain, p=1.0)(samples, SAMPLE_RATE_HZ)
-    peak = float(np.abs(samples).max(initial=0.0))
-    return np.ascontiguousarray(samples / max(peak, 1.0), np.float32), factor
+        samples = samples / max(float(np.abs(samples).max(initial=0.0)), 1.0)
+        if wanted[5] and bounds.bit_depth:
+            samples = _crushed(transforms, samples, bounds.bit_depth)
+    return np.ascontiguousarray(samples, np.float32), factor
 
 
 def check_folders(config: Augmentation) -> None:
@@ -103,8 +113,22 @@ def _room(transforms, config: Augmentation):
 
 def _at_level_of(samples: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """A simulated room makes speech softer. Restore the level, which is part of the meaning."""
-    before, after = (float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) for each in (samples, changed))
+    before, after = _level(samples), _level(changed)
     return changed * (before / after) if after else changed
+
+
+def _level(samples: np.ndarray) -> float:
+    """Root mean square; 1 is full scale."""
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def _crushed(transforms, samples: np.ndarray, bit_depth: tuple[int, int]) -> np.ndarray:
+    """With fewer bits, but with steps no larger than the clip's level: larger ones would leave silence of a quiet clip."""
+    level = _level(samples)
+    low = max(bit_depth[0], math.ceil(1 - math.log2(level)) if level else _MOST_BITS)
+    if low >= _MOST_BITS:
+        return samples
+    return transforms.BitCrush(low, max(low, bit_depth[1]), p=1.0)(samples, SAMPLE_RATE_HZ)
 
 
 def _noise(transforms, config: Augmentation, snr_db: tuple[float, float]):

@@ -105,9 +105,10 @@ class Decoding:
     known_tags: KnownTags | None = None
 
     @classmethod
-    def greedy(cls, config: Decode, known_tags: KnownTags | None = None) -> "Decoding":
-        """One candidate, the most probable tokens."""
-        return cls(1, Sampling(), config.max_new_tokens, config.batch_tokens, config.compile, known_tags)
+    def greedy(cls, config: Decode, known_tags: KnownTags | None = None, default_new_tokens: int | None = None) -> "Decoding":
+        """One candidate, the most probable tokens. `default_new_tokens`: the family's, for a config without `max_new_tokens`."""
+        new_tokens = config.max_new_tokens or default_new_tokens
+        return cls(1, Sampling(), new_tokens, config.batch_tokens, config.compile, known_tags)
 
     def reach(self, request: "Request") -> int:
         """One past the last possible position of a row of this clip."""

@@ -8,6 +8,7 @@ from ..dataset.reader import Example, PackedSplit
 from ..families.base import Network
 from ..modeling.audio_cache import AudioSource
 from ..records import Prediction
+from ..text.written import written_text
 from .confidences import tag_confidences
 from .decoder import Completion, Decoding, Request, decode
 
@@ -24,7 +25,7 @@ class Written:
     def of(cls, completion: Completion, tokenizer, split: PackedSplit) -> "Written":
         """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
         return cls(
-            tokenizer.decode(completion.token_ids).strip(),
+            written_text(tokenizer, completion.token_ids),
             split.layout.tag_times(tokenizer, completion.token_ids),
             tag_confidences(tokenizer, completion.token_ids, completion.token_logprobs),
         )

@@ -184,7 +184,7 @@ class LiveDecoder:
     @staticmethod
     def bytes_per_row(network: Network, longest_tokens: int) -> int:
         config = network.text_config
-        places = min(longest_tokens, config.sliding_window or longest_tokens) + 1
+        places = min(longest_tokens, getattr(config, "sliding_window", None) or longest_tokens) + 1
         elements = 2 * config.num_hidden_layers * places * config.num_key_value_heads * config.head_dim
         return elements * network.dtype.itemsize
 

@@ -10,7 +10,7 @@ To add a family, add a folder with these three classes and list it in `FAMILIES`
 from __future__ import annotations  # torch appears only in annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,13 @@ class Family(ABC):
     default_layout: ClassVar[str]
     default_target: ClassVar[str]
     default_room_tokens: ClassVar[int]
+    default_new_tokens: ClassVar[int]
+    """How many tokens a clip's text may take where no config says it."""
     writes_while_listening: ClassVar[bool]
+    has_mistral_format: ClassVar[bool]
+    """Whether `save_mistral` writes it."""
+    usage: ClassVar[str] = ""
+    """For the model card: how `model` and `processor`, of transformers' own classes, transcribe a file."""
     folder: Path
     tokenizer: object
 
@@ -231,6 +237,28 @@ class Family(ABC):
             return
         raise UsageError(f"{cls.title} does not write while it listens, so it cannot time words", where="model.base",
                          fix="use a Voxtral Realtime base")  # fmt: skip
+
+    @property
+    def languages(self) -> Collection[str]:
+        """The codes (ISO 639-1) of the languages that its prompt can name; none if it names no language."""
+        return ()
+
+    def check_language(self, language: str | None) -> None:
+        """Raises UsageError for a language that its prompt cannot name."""
+        if language is None or language in self.languages:
+            return
+        if not self.languages:
+            what, fix = f"{self.title} finds the language itself: its prompt names none", "set it to null"
+            raise UsageError(what, where="language", fix=fix)
+        fix = "use an ISO 639-1 code such as en, or leave it out"
+        raise UsageError(f"unknown language {language!r}", where="language", fix=fix)
+
+    @classmethod
+    def require_mistral_format(cls) -> None:
+        """Raises UsageError for a family that `save_mistral` does not write."""
+        if not cls.has_mistral_format:
+            what, fix = f"{cls.title} is not written in Mistral's own format", "use format: transformers"
+            raise UsageError(what, where="format", fix=fix)
 
     @abstractmethod
     def load(self, dtype: str) -> Network:

@@ -93,7 +93,7 @@ def load_network(base: Base, dtype: str, adapter: Adapter, trainable: bool = Fal
         return load_adapter(base.family.load(dtype), adapter, trainable)
     family = open_family(adapter.folder)
     tokenizers = [fingerprint_files([folder / "tekken.json"]) for folder in (family.folder, base.family.folder)]
-    if family.model_type != base.family.model_type or len(set(tokenizers)) > 1:
+    if type(family) is not type(base.family) or len(set(tokenizers)) > 1:
         what = f"this full model is of another family or has another tokenizer than {base.family.folder}"
         raise UsageError(what, where=str(adapter.folder), fix="set model.base to the base that it was trained from")
     network = family.load(dtype)
@@ -156,6 +156,16 @@ def open_audio(
     if stage == "states":
         network.audio_parts[1].to(device)
     return cache
+
+
+def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit, new_tokens: int = 0) -> str:
+    """What `open_audio` will do with this split. `network`: with what is trained, or on the meta device."""
+    stage = cached_stage(network)
+    obstacle = _obstacle(config, network, split, stage, new_tokens)
+    if config.audio_cache == "off" or obstacle:
+        return f"none: {obstacle or 'audio_cache is off'}"
+    what = " (what enters the projector, which is trained)" if stage == "states" else ""
+    return f"{cache_bytes(network, split, stage) / 1e9:.1f} GB on disk{what}"
 
 
 def _obstacle(

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import shipped
 from ..config.evaluation import ExportConfig
+from ..families.base import Family
 from ..modeling.adapter_thresholds import THRESHOLDS, Calibration
 from ..plain_text import code, escape_markdown, listed, one_line
 from .results import sentences
@@ -63,17 +64,17 @@ class Trained:
 
 
 def model_card(
-    config: ExportConfig, stock_class: str, method: str, runs: list[Trained], evaluated: Evaluated | None,
+    config: ExportConfig, family: Family, method: str, runs: list[Trained], evaluated: Evaluated | None,
     calibration: Calibration | None,
 ) -> ModelCard:  # fmt: skip
-    """The card; missing facts appear as unknown. `stock_class`: the transformers class that loads the base. `method`: as in
-    `train.method`."""
+    """The card; missing facts appear as unknown. `family`: the base's. `method`: as in `train.method`."""
     results = "\n\n".join([_results(evaluated), *([_thresholds(calibration, evaluated)] if calibration else [])])
     data = runs[-1].data if runs else {}
-    layout, target = data.get("layout", "unknown"), data.get("target", "tags")
+    layout, target = data.get("layout", "unknown"), data.get("target", family.default_target)
     base, on_hub = public_name(config.model.base), _is_on_hub(config.model.base)
     text = _template().render(
-        title=escape_markdown(config.card.name), stock_class=stock_class, method=method, what=_WHAT[target], layout=code(layout),
+        title=escape_markdown(config.card.name), stock_class=family.stock_class, method=method, what=_WHAT[target],
+        layout=code(layout), usage=f"\n{family.usage}\n" if family.usage else "",
         base=json.dumps(base if on_hub else f"path/to/{base}", ensure_ascii=False), dtype=config.model.dtype,
         base_link=f"[`{base}`](https://huggingface.co/{base})" if on_hub else f"the base {code(base)}",
         intended_use=f"{escape_markdown(config.card.intended_use)}\n\n" if config.card.intended_use else "",
@@ -87,7 +88,10 @@ def model_card(
         license=one_line(config.card.license),
         language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
-        tags=[*(["lora", "peft"] if method == "lora" else []), "voxtral-realtime", "expressive-tags", "evoxtral"],
+        tags=[
+            *(["lora", "peft"] if method == "lora" else []), family.title.lower().replace(" ", "-"),
+            "expressive-tags", "evoxtral",
+        ],
     )  # fmt: skip
     return ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n")
 

@@ -72,14 +72,15 @@ async def _check(connection: HTTPConnection) -> None:
 
 @_open.get("/health", summary="What this server is, and what it does now")
 async def health(request: Request) -> Response:
-    """`status`: starting, ok, or, with 503, stopped: then only a restart helps. `tags`: tag -> group."""
+    """`status`: starting, ok, or, with 503, stopped: then only a restart helps. `live`: whether the WebSocket routes transcribe.
+    `tags`: tag -> group."""
     engine, config, state = request.app.state.engine, request.app.state.config, request.app.state
     is_ready = engine.is_ready
     status = "ok" if is_ready else "stopped" if engine.was_started else "starting"
     facts = {
         "status": status, "model": config.public_name, "base": engine.transcriber.model.base,
         "adapters": [path.name for path in config.adapters], "merge": engine.transcriber.merge, "rows": config.live.rows,
-        "version": _VERSION, "tags": state.groups,
+        "live": engine.has_streams, "version": _VERSION, "tags": state.groups,
     }  # fmt: skip
     if is_ready:
         stats = engine.stats()

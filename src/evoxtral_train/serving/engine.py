@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..modeling.bases import describe_model, pick_device
 from ..transcription.segment_audio import SegmentAudio
 from ..transcription.transcriber import RowKind, Transcriber
 from ..transcription.transcript import Transcript
-from ..units import samples_to_seconds, seconds_to_samples
+from ..units import SAMPLE_RATE_HZ, samples_to_seconds, seconds_to_samples
 from .events import LiveEvent, UtteranceEnded
 from .file_transcription import FileTranscription
 from .segment_jobs import SegmentJob, SegmentJobs
@@ -73,6 +73,9 @@ class Engine:
     def __init__(self, config: ServeConfig):
         """Opens base and adapters without weights. Raises UsageError."""
         self.config, self.transcriber = config, Transcriber(config)
+        if self.has_streams and self.transcriber.merge == "written":
+            what = "under merge: written the words are the adapter's, but while people speak they are the base's"
+            raise UsageError(what, where="merge", fix="use auto, front, timed or none")
         self.slots = 0
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
@@ -96,14 +99,15 @@ class Engine:
         """Load the weights, size the slots, start the thread. Blocks until the first step could run. Raises UsageError if not
         even one stream fits into memory."""
         network, adapters, settings = self.transcriber.loaded
-        kinds = self._live_kinds()
         family = self.transcriber.base.family
         longest_tokens, row_bytes, stream_bytes = self._sizes(network, settings)
         free_bytes = _free_bytes(network.device)
-        self.slots = self._slots_for(stream_bytes, free_bytes, network.device)
-        encoder = network.streams(family, self.slots, longest_tokens)
-        rows = self.slots * len(kinds)
-        self._decoder = LiveDecoder(network, encoder, settings, kinds, self.slots, rows, longest_tokens, adapters)
+        if self.has_streams:
+            kinds = self._live_kinds()
+            self.slots = self._slots_for(stream_bytes, free_bytes, network.device)
+            encoder = network.streams(family, self.slots, longest_tokens)
+            rows = self.slots * len(kinds)
+            self._decoder = LiveDecoder(network, encoder, settings, kinds, self.slots, rows, longest_tokens, adapters)
         spare_tokens = int((free_bytes - self.slots * stream_bytes) / 2 / (row_bytes / longest_tokens))
         budget_tokens = max(min(settings.batch_tokens, spare_tokens), longest_tokens)
         # Streams wait for a step of the files: it reads one new segment at most.
@@ -113,12 +117,20 @@ class Engine:
         self._warm_up()
         self._thread.start()
 
+    @property
+    def has_streams(self) -> bool:
+        """Whether people can be heard while they speak; otherwise only files are transcribed."""
+        return self.transcriber.base.family.writes_while_listening
+
     def plan(self) -> tuple[int, int]:
-        """Memory per stream in bytes, and slots if the weights leave as much memory as is free now; without loading them. Raises
-        UsageError as `start` does."""
+        """Memory per stream in bytes, and slots if the weights leave as much memory as is free now; without loading them. (0, 0)
+        without streams. Raises UsageError as `start` does."""
+        if not self.has_streams:
+            return 0, 0
         network, device = describe_model(self.transcriber.model)[0], pick_device(self.transcriber.model.device)
         network.model.to(getattr(torch, self.transcriber.model.dtype))
-        stream_bytes = self._sizes(network, Decoding.greedy(self.config.decode))[2]
+        settings = Decoding.greedy(self.config.decode, None, self.transcriber.base.family.default_new_tokens)
+        stream_bytes = self._sizes(network, settings)[2]
         weights_bytes = network.sizes()["parameters"] * network.dtype.itemsize
         return stream_bytes, self._slots_for(stream_bytes, _free_bytes(device) - weights_bytes, device)
 
@@ -126,10 +138,12 @@ class Engine:
         return [live_kind(kind) for kind in self.transcriber.rows if kind.layout.has_times]
 
     def _sizes(self, network: Network, settings: Decoding) -> tuple[int, int, int]:
-        """The longest utterance in tokens; bytes of a row, and of a stream with all its rows."""
-        longest_samples = seconds_to_samples(self.config.segmentation.max_s + _SPARE_S)
+        """The longest utterance in tokens; bytes of a row, and of a stream with all its rows (0 without streams)."""
+        longest_samples = seconds_to_samples(self.config.segmentation.max_s + (_SPARE_S if self.has_streams else 0.0))
         longest_tokens = max(settings.reach(row.request("", longest_samples, 0)) for row in self.transcriber.rows)
         row_bytes = LiveDecoder.bytes_per_row(network, longest_tokens)
+        if not self.has_streams:
+            return longest_tokens, row_bytes, 0
         encoder_bytes = network.streams(self.transcriber.base.family, 1, longest_tokens).bytes_per_slot
         return longest_tokens, row_bytes, encoder_bytes + len(self._live_kinds()) * row_bytes
 
@@ -147,6 +161,13 @@ class Engine:
 
     def _warm_up(self) -> None:
         """The first step is slow; no client should wait for it."""
+        if not self.has_streams:
+            silence = SoundSegment(0, np.zeros(SAMPLE_RATE_HZ, np.float32), ())
+            job = SegmentJob(silence, self.transcriber.used_rows, lambda _: None)
+            self._segments.start(job)
+            self._segments.step()
+            self._segments.drop(job)
+            return
         utterance = self._decoder.seat(self._live_kinds())
         utterance.hear(np.zeros(self._decoder.window_samples, np.float32))
         self._decoder.step([utterance])
@@ -162,7 +183,11 @@ class Engine:
         return self._thread.is_alive() and not self._is_stopping
 
     def open_stream(self, rows: Rows | None = None) -> LiveStream:
-        """`rows` None: the config's. Raises ServerFull; UsageError for rows that this server has not (no adapter)."""
+        """`rows` None: the config's. Raises ServerFull; UsageError for rows that this server has not (no adapter), and without
+        `has_streams`."""
+        if not self.has_streams:
+            what = f"{self.transcriber.base.family.title} hears a whole recording before it writes, so there are no live streams"
+            raise UsageError(what, fix="send a file to /v1/audio/transcriptions")
         kinds = self._kinds(rows)
         if self._is_draining or len(self._streams) >= self.slots:
             self._refuse(f"all {self.slots} streams are in use")
@@ -183,15 +208,16 @@ class Engine:
             raise UsageError(f"there are no rows {rows!r}", fix="use base, adapter or both")
         if rows != "base" and not adapters:
             raise UsageError("this server has no adapter, so it writes no tags", fix="use rows: base")
-        return {"base": [base], "adapter": adapters, "both": [base, *adapters]}[rows]
+        return {"base": [base], "adapter": adapters, "both": self.transcriber.used_rows}[rows]
 
     async def transcribe(
-        self, path: Path, rows: Rows | None = None, on_delta: Callable[[str], None] | None = None
+        self, path: Path, rows: Rows | None = None, on_delta: Callable[[str], None] | None = None, language: str | None = None
     ) -> Transcript:
         """A file of any length, cut into segments as `evoxtral transcribe` does. `on_delta(text)` is called in the event loop as
-        the base writes; the deltas joined are `Transcript.text`. A cancelled call frees its rows. Raises RowError for a file
-        that cannot be read or is longer than `limits.upload_s`, ServerFull."""
-        kinds = self._kinds(rows)
+        the base writes; the deltas joined are `Transcript.text`. `language`: for the prompt, if it names any; None: the config's.
+        A cancelled call frees its rows. Raises RowError for a file that cannot be read or is longer than `limits.upload_s`,
+        UsageError for an unknown language, ServerFull."""
+        kinds = self._in_language(self._kinds(rows), language)
         if self._is_draining or self._files >= self.config.limits.uploads:
             self._refuse(f"{self._files} files are being transcribed")
         self._files += 1
@@ -201,6 +227,13 @@ class Engine:
         finally:
             self._files -= 1
             file.cancel()
+
+    def _in_language(self, kinds: list[RowKind], language: str | None) -> list[RowKind]:
+        family = self.transcriber.base.family
+        if language is None or not family.languages:
+            return kinds
+        family.check_language(language)
+        return [replace(kind, language=language) for kind in kinds]
 
     def stats(self) -> EngineStats:
         return EngineStats(

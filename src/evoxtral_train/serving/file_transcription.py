@@ -16,6 +16,8 @@ from ..data.recordings import open_recording
 from ..data.segments import SoundSegment, segments_of
 from ..decoding.decoder import Completion
 from ..errors import RowError
+from ..text.tags import strip_tags
+from ..text.written import without_language
 from ..transcription.transcriber import RowKind
 from ..transcription.transcript import Segment, Transcript
 from ..units import samples_to_seconds
@@ -35,7 +37,8 @@ class FileTranscription:
         self._engine, self._kinds, self._on_delta = engine, kinds, on_delta
         self._loop = asyncio.get_running_loop()
         self._pending: deque[tuple[SegmentJob, asyncio.Future]] = deque()
-        self._texts: dict[int, str] = {}  # of segments, as far as they are written
+        self._written: dict[int, str] = {}  # by segments, so far
+        self._texts: dict[int, str] = {}  # their words, as far as they are certain
         self._finished = self._sent = self._samples = 0  # segments; characters of the oldest pending one; of the whole file
         self._has_text = False
         self._begun = time.monotonic()
@@ -68,7 +71,7 @@ class FileTranscription:
         text = self._on_delta and GrowingText(self._engine.transcriber.base.family.tokenizer)
         on_text = text and (lambda delta: self._call(self._write, key, delta))
         job = SegmentJob(sound, self._kinds, lambda result: self._call(_settle, future, result), on_text, text)
-        self._texts[key] = ""
+        self._written[key] = self._texts[key] = ""
         self._pending.append((job, future))
         self._engine.submit(job)
 
@@ -80,7 +83,7 @@ class FileTranscription:
         self._send()
         self._pending.popleft()
         self._engine.file_samples += len(job.sound.samples)
-        del self._texts[self._finished]
+        del self._texts[self._finished], self._written[self._finished]
         self._finished += 1
         self._has_text |= bool(segment.text)
         self._sent = 0
@@ -89,7 +92,8 @@ class FileTranscription:
 
     def _write(self, key: int, delta: str) -> None:
         if key in self._texts:
-            self._texts[key] += delta
+            self._written[key] += delta
+            self._texts[key] = certain_words(self._written[key], self._kinds[0].is_bound)
             self._send()
 
     def _send(self) -> None:
@@ -109,6 +113,17 @@ class FileTranscription:
     def _call(self, function: Callable, *arguments) -> None:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def certain_words(written: str, has_tags: bool) -> str:
+    """What a growing text already has of `Segment.text`: its beginning may become `lang:xx`, and an open bracket a tag."""
+    if "lang:".startswith(written[:5]) and len(written) < len("lang:xx"):
+        return ""
+    text = without_language(written)
+    if not has_tags:
+        return text
+    opened = text.rfind("[")
+    return strip_tags(text if opened <= text.rfind("]") else text[:opened])
 
 
 def _settle(future: asyncio.Future, result: dict[int, Completion] | Exception) -> None:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from ..config.serving import Rows
 from ..errors import RowError
 from ..transcription.formats import FORMATS
 from ..transcription.transcript import Transcript
@@ -54,11 +53,11 @@ async def transcriptions(request: Request, upload: Received) -> Response:
     if form.stream:
         if is_mistral:
             return await _events(
-                request, upload, form.rows, answers.mistral_delta,
+                request, upload, form, answers.mistral_delta,
                 lambda transcript: answers.mistral_done(transcript, granularities, language, name),
             )  # fmt: skip
-        return await _events(request, upload, form.rows, answers.openai_delta, answers.openai_done)
-    transcript = await _transcript(request, upload, form.rows)
+        return await _events(request, upload, form, answers.openai_delta, answers.openai_done)
+    transcript = await _transcript(request, upload, form)
     if is_mistral:
         return JSONResponse(answers.mistral_json(transcript, granularities, language, name))
     match form.response_format:
@@ -76,8 +75,7 @@ async def transcriptions(request: Request, upload: Received) -> Response:
 @router.post("/transcribe", summary="A recording's transcript with everything in it", openapi_extra=_body(Form))
 async def transcribe(request: Request, upload: Received) -> Response:
     """`text`, `tags_filtered`, `merged` and the other fields that `evoxtral transcribe` writes."""
-    form = read_form(Form, upload.fields)
-    transcript = await _transcript(request, upload, form.rows)
+    transcript = await _transcript(request, upload, read_form(Form, upload.fields))
     return JSONResponse(answers.our_json(transcript, upload.name, request.app.state.config.public_name))
 
 
@@ -87,22 +85,23 @@ async def transcribe_stream(request: Request, upload: Received) -> Response:
     and all fields of `/transcribe`."""
     form, name = read_form(Form, upload.fields), request.app.state.config.public_name
     return await _events(
-        request, upload, form.rows, answers.our_delta, lambda transcript: answers.our_done(transcript, upload.name, name)
+        request, upload, form, answers.our_delta, lambda transcript: answers.our_done(transcript, upload.name, name)
     )
 
 
-async def _transcript(request: Request, upload: Upload, rows: Rows | None) -> Transcript:
+async def _transcript(request: Request, upload: Upload, form: Form) -> Transcript:
     """Raises ClientDisconnect as soon as the client has left."""
-    upload.job = asyncio.create_task(request.app.state.engine.transcribe(upload.path, rows))
+    upload.job = asyncio.create_task(request.app.state.engine.transcribe(upload.path, form.rows, None, form.language))
     return await _unless_gone(request, _outcome(upload))
 
 
 async def _events(
-    request: Request, upload: Upload, rows: Rows | None, delta: Callable[[str], dict], done: Callable[[Transcript], dict]
+    request: Request, upload: Upload, form: Form, delta: Callable[[str], dict], done: Callable[[Transcript], dict]
 ) -> Response:
     """Server-sent events. What fails before the first of them is answered with a status, like any other request."""
     news: asyncio.Queue[str | None] = asyncio.Queue()
-    upload.job = asyncio.create_task(request.app.state.engine.transcribe(upload.path, rows, news.put_nowait))
+    engine = request.app.state.engine
+    upload.job = asyncio.create_task(engine.transcribe(upload.path, form.rows, news.put_nowait, form.language))
     upload.job.add_done_callback(lambda _: news.put_nowait(None))
 
     async def contents(first: str | None) -> AsyncIterator[str]:

@@ -17,7 +17,9 @@ class Form(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    language: str | None = Field(None, description="Accepted for existing clients. The model finds the language itself.")
+    language: str | None = Field(
+        None, description="ISO 639-1 code, such as en, for the prompt. No effect for Voxtral Realtime, whose prompt names none."
+    )
     rows: Rows | None = Field(None, description="What to decode: base (words), adapter (tags) or both. Default: the server's.")
 
 

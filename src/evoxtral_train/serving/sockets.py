@@ -132,7 +132,7 @@ class _Connection:
         except ServerFull as full:
             raise _Closed("server_full", f"{full}; connect again later") from None
         except UsageError as error:
-            raise _Closed("invalid_message", str(error)) from None
+            raise _Closed("invalid_message" if self._engine.has_streams else "no_live_streams", str(error)) from None
         self._pcm, self._has_ended = None, False
         self._opened.put_nowait(self._stream)
         return self._stream

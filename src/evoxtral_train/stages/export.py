@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.evaluation import ExportConfig
 from ..errors import EvoxtralError, UsageError
-from ..families.checkpoint import family_named
+from ..families.checkpoint import family_for, family_named
 from ..files import fingerprint_files, write_atomic
 from ..modeling.adapter_record import FILE as RECORD
 from ..modeling.adapter_record import AdapterRecord
@@ -37,6 +37,8 @@ def run(config: ExportConfig, options: Options) -> Report:
     evaluated, calibration = _evaluated(config, adapter), find_calibration(adapter)
     facts: dict[str, Any] = {"adapter": config.adapter, "output": config.output}
     facts["figures"] = f"{config.system} of {config.evaluation}" if evaluated else "none: no evaluation was given"
+    if config.format == "mistral":
+        family_for(config.model.base, config.model.revision, config.model.family)[0].require_mistral_format()
     if options.dry_run:
         check_plan(config.output, "export", resolved, options)
         return Report("plan: export", facts | {"push to": config.push_to or "nowhere"})
@@ -85,7 +87,7 @@ def _card(
     config: ExportConfig, base: Base, adapter: Adapter, evaluated: Evaluated | None, calibration: Calibration | None
 ) -> ModelCard:
     try:
-        return model_card(config, base.family.stock_class, adapter.method, _trained(config.adapter), evaluated, calibration)
+        return model_card(config, base.family, adapter.method, _trained(config.adapter), evaluated, calibration)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the records of its runs cannot be read: {type(error).__name__}: {error}"
         raise UsageError(what, where=str(config.adapter), fix="export only the adapter's folder, without records") from None

@@ -36,7 +36,8 @@ def decode_greedily(
             known = None
             if path and config.decode.known_tags_only:
                 known = KnownTags(base.family.tokenizer, split.tags, system.device)
-            decoding, requests = Decoding.greedy(config.decode, known), _requests(path, base, split)
+            decoding = Decoding.greedy(config.decode, known, base.family.default_new_tokens)
+            requests = _requests(path, base, split)
             on_clips = partial(bar.advance, note=str(path or BASE))
             written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
             if path and adapters[path].method == "lora":
@@ -59,7 +60,7 @@ def _audio(
     if path is None and split.target != "tags" and not split.layout.hears_whole_clip:
         network.place_language_model(pick_device(config.model.device))
         return open_whole_clips(config, network, base, split)
-    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens)
+    return open_for_decoding(config, network, base, split, config.decode.max_new_tokens or base.family.default_new_tokens)
 
 
 def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:

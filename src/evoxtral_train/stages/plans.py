@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from ..config.sections import Model
-from ..config.training import Curate, Lora, RaftConfig, Train
-from ..dataset.reader import PackedSplit, require_packed
+from ..config.training import Curate, Lora, RaftConfig, SftConfig, Train
+from ..dataset.reader import PackedSplit, has_split, require_packed
 from ..errors import UsageError
 from ..families.base import Network
 from ..modeling.adapters import adapter_bytes, adapter_lora, add_lora, find_adapter, unfreeze
-from ..modeling.bases import describe_model, require_method
+from ..modeling.bases import describe_cache, describe_model, require_method
 from ..raft.curation import clips_kept
+from ..run_folders import is_complete
 from ..training.trainer import optimizer_steps
 from .report import gigabytes
 
@@ -41,6 +42,20 @@ def plan_training(config: Model, train: Train, lora: Lora | None) -> dict:
         facts["trainable parameters"] = f"{adapted.sizes()['trainable_parameters']:,}"
         facts["adapter size"] = f"{gigabytes(adapter_bytes(adapted.model))} on disk"
     return facts
+
+
+def plan_cache(config: SftConfig | RaftConfig, lora: Lora | None, splits: list[str]) -> dict:
+    """The audio cache of each split that is packed."""
+    if not is_complete(config.dataset):
+        return {}
+    network, _ = describe_model(config.model)
+    network.model.requires_grad_(False)
+    if config.train.method == "full":
+        network = unfreeze(network, config.train.train_audio_tower)
+    elif lora is not None:
+        network = add_lora(network, lora, config.model)
+    found = [name for name in splits if has_split(config.dataset, name)]
+    return {f"audio cache, {name}": describe_cache(config, network, PackedSplit(config.dataset, name)) for name in found}
 
 
 def _model_facts(config: Model, parameters: int, source: str) -> dict:
@@ -86,7 +101,8 @@ def plan_start(config: RaftConfig) -> dict:
         return plan_training(config.model, config.train, None) | plan_adapter(config.adapter)
     require_method(adapter, config)
     lora = adapter_lora(adapter) if adapter.method == "lora" else None
-    return plan_training(config.model, config.train, lora) | plan_adapter(config.adapter)
+    facts = plan_training(config.model, config.train, lora) | plan_adapter(config.adapter)
+    return facts | plan_cache(config, lora, [config.split])
 
 
 def plan_adapter(path: Path) -> dict:

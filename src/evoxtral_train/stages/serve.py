@@ -33,9 +33,12 @@ def _plan(config: ServeConfig) -> Report:
     facts = {"base": transcriber.model.base} | _adapters(config, transcriber)
     facts["rows"] = config.live.rows if transcriber.adapters else "base: there is no adapter"
     facts |= plan_model(transcriber.model)
-    stream_bytes, slots = engine.plan()
-    facts["memory"] = f"{gigabytes(stream_bytes)} per stream"
-    facts["streams"] = f"{slots} at a time" + ("" if config.live.streams else ", with the memory that is free now")
+    if engine.has_streams:
+        stream_bytes, slots = engine.plan()
+        facts["memory"] = f"{gigabytes(stream_bytes)} per stream"
+        facts["streams"] = f"{slots} at a time" + ("" if config.live.streams else ", with the memory that is free now")
+    else:
+        facts["streams"] = "none: this model hears a whole recording before it writes"
     listen = config.listen
     host = f"[{listen.host}]" if ":" in listen.host else listen.host
     facts["address"] = f"http://{host}:{listen.port}" if listen.port else f"http://{host}, any free port"
@@ -46,7 +49,8 @@ def _plan(config: ServeConfig) -> Report:
 
 def _adapters(config: ServeConfig, transcriber: Transcriber) -> dict[str, str]:
     """When the tags of each adapter come."""
-    when = {True: "tags while people speak", False: "tags when an utterance has ended"}
+    late = "tags when an utterance has ended" if transcriber.base.family.writes_while_listening else "tags of whole segments"
+    when = {True: "tags while people speak", False: late}
     rows = zip(config.adapters, transcriber.rows[1:], strict=True)
     return {f"adapter {path}": f"layout {row.layout.name}: {when[row.layout.has_times]}" for path, row in rows}
 

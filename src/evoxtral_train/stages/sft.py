@@ -13,9 +13,9 @@ from ..reporting.training import training_facts
 from ..run_folders import is_complete
 from ..runs import Options
 from ..training.dataset import TrainingSet
-from ..training.trainer import check_optimizer, train_and_save
+from ..training.trainer import check_launch, train_and_save
 from ..training.validation import ClipDecoder, Validation, decoded_examples, validation_split
-from .plans import count_packed_rows, plan_decoding, plan_steps, plan_training
+from .plans import count_packed_rows, plan_cache, plan_decoding, plan_steps, plan_training
 from .report import Report
 
 
@@ -26,7 +26,7 @@ def run(config: SftConfig, options: Options) -> Report:
         return _plan(job, config)
     # 1. What it reads.
     processes.join(config.model.device)
-    check_optimizer(config.train, config.model.device)
+    check_launch(config.train, config.model.device)
     if config.augmentation.probability:
         check_folders(config.augmentation)
     split, held_out = PackedSplit(config.dataset, "train"), validation_split(config)
@@ -61,6 +61,7 @@ def _plan(job: Job, config: SftConfig) -> Report:
     facts |= plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     if is_complete(config.dataset):
         facts |= _plan_validation(config, validation_split(config))
+        facts |= plan_cache(config, config.lora, ["train", "validation"])
     if config.validation.decode:
         facts |= plan_decoding(config.model, config.validation.decode.batch_tokens)
     return Report("plan: sft", facts | {"output": config.output})

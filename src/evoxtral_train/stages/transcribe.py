@@ -36,13 +36,15 @@ _AUDIO_SUFFIXES = {
 _SHOWN_FAILURES, _SHOWN_TEXTS = 10, 3
 _STEM_BYTES = 200  # file systems allow names of 255 bytes, suffixes included
 _MERGE_SHOWN: dict[Merge, str] = {
-    "front": "before each segment's words", "timed": "where they were heard", "none": "beside the text",
+    "front": "before each segment's words", "timed": "where they were heard",
+    "written": "where the adapter wrote them, among its own words", "none": "beside the text",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Transcribed:
-    """`recordings.jsonl`: a recording that is finished. `stem`: its transcripts, below the output, without their suffix."""
+    """`recordings.jsonl`: a recording that is finished. `stem`: its transcripts, below the output, without their suffix.
+    `cut_segments`: how many had more to write than `decode.max_new_tokens`."""
 
     file: str
     stem: str
@@ -50,6 +52,7 @@ class Transcribed:
     segments: int
     tags: int
     seconds: float
+    cut_segments: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,13 +180,14 @@ def _inputs(transcriber: Transcriber, files: Sequence[Path]) -> dict[str, str]:
 
 
 def _printed(transcriber: Transcriber, files: Sequence[Path], facts: dict) -> Report:
-    failed, texts, seconds = [], [], 0.0
+    failed, texts, seconds, cut = [], [], 0.0, 0
     with progress("transcribing", _total_seconds(files), "s of audio") as bar:
         meter = _Meter(bar)
         for transcript in transcriber.transcribe(files, _into(failed), meter.advance):
             texts.append(_shown(transcript))
             seconds += transcript.duration_s
-    facts |= _speed(seconds, meter)
+            cut += transcript.cut_segments
+    facts |= _speed(seconds, meter) | _cut(cut)
     return Report("transcribe", facts, table="\n".join([*texts, *_listed(failed)]), exit_code=1 if failed else 0)
 
 
@@ -216,8 +220,9 @@ def _shown(transcript: Transcript) -> str:
 def _row(transcript: Transcript, stem: str) -> Transcribed:
     seconds = round(transcript.timings["seconds"], 3)
     return Transcribed(
-        transcript.file, stem, round(transcript.duration_s, 3), len(transcript.segments), len(transcript.tags_filtered), seconds
-    )
+        transcript.file, stem, round(transcript.duration_s, 3), len(transcript.segments), len(transcript.tags_filtered), seconds,
+        transcript.cut_segments,
+    )  # fmt: skip
 
 
 def _finished_before(work: Work) -> dict[str, Transcribed]:
@@ -238,7 +243,7 @@ def _finish(
     audio_s = sum(row.duration_s for row in rows)
     metrics = {
         "transcribed": len(ordered), "failed": len(failed), "audio_s": sum(row.duration_s for row in ordered),
-        "tags": sum(row.tags for row in ordered), "seconds": seconds,
+        "tags": sum(row.tags for row in ordered), "cut_segments": sum(row.cut_segments for row in ordered), "seconds": seconds,
         "times_real_time": audio_s / seconds if seconds else None,
     }  # fmt: skip
     work.tracker.summary(metrics)
@@ -251,6 +256,7 @@ def _report(config: TranscribeConfig, facts: dict, metrics: dict, failed: list[F
     facts["time"] = f"{format_seconds(metrics['seconds'])}" + (
         f", {metrics['times_real_time']:.1f} × real time" if metrics["times_real_time"] else ""
     )
+    facts |= _cut(metrics["cut_segments"])
     names = ", ".join(f"*.{name}" for name in config.formats)
     if metrics["transcribed"] > len(texts):
         texts = [*texts, f"… {metrics['transcribed'] - len(texts)} more\n"]
@@ -267,6 +273,13 @@ def _listed(failed: list[Failed], written: Path | None = None) -> list[str]:
         lines.append(f"  … {len(failed) - len(lines)} more")
     where = f" (all in {written})" if written else ""
     return [f"not transcribed: {len(failed)}{where}\n" + "\n".join(lines) + "\n"]
+
+
+def _cut(segments: int) -> dict[str, str]:
+    """Empty if every row ended by itself."""
+    if not segments:
+        return {}
+    return {"cut short": f"{segments} segments had more to write: raise decode.max_new_tokens"}
 
 
 def _speed(audio_s: float, meter: "_Meter") -> dict[str, str]:

@@ -80,6 +80,17 @@ def strip_tags(text: str) -> str:
     return " ".join(TAG.sub(" ", text).split())
 
 
+def tag_offsets(text: str) -> list[int]:
+    """For each of `find_tags`, where it stands in `strip_tags(text)`: at the start of the word after it, or at the end.
+    "[sighs] oh no [pause]" -> [0, 5]."""
+    words, offsets = strip_tags(text), []
+    for match in TAG.finditer(text):
+        if canonical(match.group(1)):
+            before = len(strip_tags(text[: match.start()]))
+            offsets.append(before + (0 < before < len(words)))
+    return offsets
+
+
 def canonical(name: str) -> str:
     """Lower case, single spaces: "Clears  Throat" -> "clears throat"."""
     return " ".join(name.lower().split())

@@ -46,7 +46,7 @@ class TrainingSet(Dataset):
         augmenter: Augmenter | None = None,
     ):
         assert augmenter is None or (targets is None and cache is None), "the cache and other targets do not fit changed audio"
-        self.split, self._cache, self._pad_weight = split, cache, pad_weight
+        self.split, self.cache, self._pad_weight = split, cache, pad_weight
         self._targets, self._augmenter, self._epoch = targets, augmenter, 0
         learned = split.target_tokens if targets is None else [len(target.target_ids) for target in targets]
         prompts = [split.layout.prompt_tokens(split.clip(self._clip(index))) for index in range(len(learned))]
@@ -99,8 +99,8 @@ class TrainingSet(Dataset):
         if self._weighs_filler:
             is_pad = item["labels"] == self.split.layout.filler_id
             item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
-        if self._cache:
-            name, features = f"audio_{self._cache.stage}", self._cache.row(clip, tokens)
+        if self.cache:
+            name, features = f"audio_{self.cache.stage}", self.cache.row(clip, tokens)
         else:
             name, features = "input_features", torch.from_numpy(self.split.mel_of(clip, tokens) if mel is None else mel)
         if not features.isfinite().all():

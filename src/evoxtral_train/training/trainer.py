@@ -45,7 +45,7 @@ def train_and_save(
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
         network.checkpoint_language_model()
-    if cache:
+    if cache and (validation is None or validation.rows.cache):
         network.drop_audio_path(projector=cache.stage == "embeds")
     network.place_language_model(pick_device(config.model.device))
     measures, weights = train_network(
@@ -71,7 +71,8 @@ def _finish(work: Work, folder: Path, measures: dict) -> dict:
     if torch.cuda.is_available():
         metrics["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     work.tracker.summary(metrics)
-    work.tracker.artifact(f"{work.run.output.name}-adapter", "model", sorted(folder.glob("adapter_*")))
+    if adapter := sorted(folder.glob("adapter_*")):  # a full model is too large to upload
+        work.tracker.artifact(f"{work.run.output.name}-adapter", "model", adapter)
     work.done(metrics, find_adapter(folder).fingerprint)
     return metrics
 
@@ -82,8 +83,11 @@ def optimizer_steps(rows: int, config: Train) -> int:
     return math.ceil(config.epochs * math.ceil(batches / config.gradient_accumulation))
 
 
-def check_optimizer(config: Train, device: str) -> None:
-    """Raises UsageError for an optimizer that cannot run here."""
+def check_launch(config: Train, device: str) -> None:
+    """Raises UsageError for an optimizer that cannot run here, and for the first version of FSDP."""
+    if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
+        what = "version 1 of FSDP is not supported: it needs weights of one dtype"
+        raise UsageError(what, where="fsdp_version in accelerate's config", fix="set it to 2")
     if config.optimizer == "adamw":
         return
     problem, fix = None, "set it to adamw"
@@ -119,6 +123,9 @@ def train_network(
     batch, accumulation = micro_batches(config, config.batch_size)
     even = config.sampling == "natural" and config.untagged_share is None
     model = network.model
+    if is_sharded():  # accelerate looks for all kinds of layers that are sharded one by one, those of a dropped tower too
+        kinds = {type(part).__name__ for part in model.modules()}
+        network.stock._no_split_modules = sorted(kinds & {*network.stock._no_split_modules})
     weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     beginning = {}

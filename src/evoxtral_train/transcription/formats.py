@@ -14,7 +14,7 @@ import numpy as np
 
 from ..text.normalize import ends_sentence
 from ..text.tags import format_tags
-from .transcript import LONGEST_WORD_S, Segment, Tag, Transcript, locate, places, tokens_of
+from .transcript import LONGEST_WORD_S, Merge, Segment, Tag, Transcript, locate, tokens_of
 
 LINE_CHARACTERS = 42
 CUE_LINES = 2
@@ -76,7 +76,7 @@ def cues(transcript: Transcript) -> list[Cue]:
     groups = [
         part
         for segment in transcript.segments
-        for group in _groups(_units(segment, timed=transcript.merge == "timed"))
+        for group in _groups(_units(segment, transcript.merge))
         for part in _split(group)
     ]
     made: list[Cue] = []
@@ -99,8 +99,8 @@ class _Unit:
     end_s: float
 
 
-def _units(segment: Segment, timed: bool) -> list[_Unit]:
-    placed = places(segment.text, segment.words, segment.tags) if timed else [(0, tag) for tag in segment.tags_filtered]
+def _units(segment: Segment, merge: Merge) -> list[_Unit]:
+    placed = segment.placed(merge)
     tokens = tokens_of(segment.text)
     located = locate(tokens, segment.words)
     time_at = {0: segment.start_s, len(segment.text): segment.end_s}  # by character

@@ -36,14 +36,14 @@ from ..modeling.adapters import Adapter, base_of, check_base, find_adapter
 from ..modeling.bases import Base, open_base, pick_device
 from ..modeling.row_adapters import RowAdapters
 from ..scoring.tag_filter import TagFilter
-from ..text.tags import find_tags, strip_tags
+from ..text.tags import find_tags, strip_tags, tag_offsets
 from ..text.taxonomy import Taxonomy
+from ..text.written import written_text
 from ..units import PREPAD_SAMPLES, samples_to_seconds
 from .segment_audio import SegmentAudio
 from .transcript import Merge, Segment, Tag, Transcript, heard_words
 
 _DEFAULT_BASE = "mistralai/Voxtral-Mini-4B-Realtime-2602"
-_ROOM_TOKENS = 65  # the base's, as in configs/pack.yaml
 _SEGMENTS = 64  # in memory at once; of 30 s, in two rows each, they fill the default `batch_tokens`
 
 Source = Path | str | np.ndarray
@@ -60,19 +60,22 @@ class RowKind:
     name: str | None = None
     ends_stretch: bool = False  # the time of a manner of speaking is its end: see `Tag`
     tag_filter: TagFilter = TagFilter()
+    language: str | None = None
+    is_tagger: bool = False  # a base that was itself trained to write tags
 
     @property
     def is_bound(self) -> bool:
         """Whether it may write known tags only: text in brackets is free for the base."""
-        return self.number > 0
+        return self.number > 0 or self.is_tagger
 
     def request(self, identity: str, samples: int, index: int) -> Request:
-        clip = self.layout.measure(samples, self.prepad_samples)
+        clip = self.layout.measure(samples, self.prepad_samples, self.language)
         return Request.of(identity, self.layout, clip, index, self.number, self.is_bound)
 
 
 class Transcriber:
-    """A base with adapters. Weights are loaded once, at the first recording.
+    """A base with adapters. Weights are loaded once, at the first recording. `rows`: the base's and the adapters'; `used_rows`:
+    those that the transcripts are made from.
 
     Raises UsageError for a base or adapter that does not exist, and for an adapter of another base.
     """
@@ -88,17 +91,22 @@ class Transcriber:
         family = self.base.family
         if config.layout not in (None, *family.layouts):
             raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
-        self.rows = [RowKind(0, family.own_layout(_ROOM_TOKENS), PREPAD_SAMPLES)]
+        family.check_language(config.language)
+        layout, own = family.own_layout(family.default_room_tokens), AdapterRecord.read(family.folder)  # of a full fine-tune
+        is_tagger = own is not None and own.target != "text" and not layout.has_times
+        kept = _filter_of(config.kept_tags, find_adapter(family.folder)) if is_tagger else TagFilter()
+        self.rows = [RowKind(0, layout, PREPAD_SAMPLES, None, False, kept, config.language, is_tagger)]
         records = [_record_of(adapter, config, self.base, self._taxonomy) for adapter in self.adapters]
-        self._known_tags = sorted({tag for record in records for tag in record.tags})
+        self._known_tags = sorted({tag for record in [*records, *([own] if is_tagger else [])] for tag in record.tags})
         for number, (adapter, record) in enumerate(zip(self.adapters, records, strict=True), start=1):
             self.rows.append(
                 RowKind(
                     number, record.restore_layout(), record.prepad_samples, _name(config.adapters, number),
-                    record.target == "tags", _filter_of(config.kept_tags, adapter),
+                    record.target == "tags", _filter_of(config.kept_tags, adapter), config.language,
                 )
             )  # fmt: skip
-        self.merge = self._merge()
+        self.merge = self._merge(sum(record.target != "tags" for record in records))
+        self.used_rows = self.rows[-1:] if self.merge == "written" else self.rows
 
     @classmethod
     def of(cls, adapters: Iterable[Path | str] = (), base: str | None = None, **settings) -> "Transcriber":
@@ -129,7 +137,7 @@ class Transcriber:
         _require_list("sources", sources)
         network, adapters, settings = self.loaded
         work = _Work(self, sources, SegmentAudio(network, self.base.family), on_progress)
-        window = _SEGMENTS * len(self.rows)
+        window = _SEGMENTS * len(self.used_rows)
         for completions in decode(network, work.audio, work.requests(), settings, adapters, window, hand_over=1):
             work.take(completions)
             yield from work.finished(on_error)
@@ -143,26 +151,35 @@ class Transcriber:
         network.place_audio_path(device)
         network.place_language_model(device)
         known = None
-        if self.adapters and self.config.decode.known_tags_only:
+        if any(row.is_bound for row in self.rows) and self.config.decode.known_tags_only:
             known = KnownTags(self.base.family.tokenizer, self._known_tags, device)
-        return network, adapters, Decoding.greedy(self.config.decode, known)
+        return network, adapters, Decoding.greedy(self.config.decode, known, self.base.family.default_new_tokens)
 
-    def _merge(self) -> Merge:
-        """Raises UsageError for "timed" without times."""
-        without = [str(path) for path, row in zip(self.config.adapters, self.rows[1:], strict=True) if not row.layout.has_times]
+    def _merge(self, writers: int) -> Merge:
+        """`writers`: how many adapters write words. Raises UsageError for "timed" without times and "written" without words."""
+        base, *rows = self.rows
+        without = [str(path) for path, row in zip(self.config.adapters, rows, strict=True) if not row.layout.has_times]
+        is_writer_alone = len(rows) == writers == 1 or (not rows and base.is_tagger)
         if self.config.merge == "timed" and without:
             what = f"its layout has no times, so its tags have no place among the words: {', '.join(without)}"
-            raise UsageError(what, where="merge", fix="use merge: front, or train an adapter in the layout aligned")
-        if self.config.merge == "auto":
-            return "front" if without or not self.adapters else "timed"
-        return self.config.merge
+            fix = "use merge: auto" + (", or train an adapter in the layout aligned" if base.layout.has_times else "")
+            raise UsageError(what, where="merge", fix=fix)
+        if self.config.merge == "written" and not is_writer_alone:
+            what = "written takes the words and tags of one adapter, which must write both"
+            fix = "name one adapter that was trained with target tagged_text, or use merge: auto"
+            raise UsageError(what, where="merge", fix=fix)
+        if self.config.merge != "auto":
+            return self.config.merge
+        if rows and not without:
+            return "timed"
+        return "written" if is_writer_alone and not base.layout.has_times else "front"
 
     def segment_of(self, sound: SoundSegment, completions: dict[int, Completion]) -> Segment:
         """`completions`: by the number of the row kind. Without the base's, the words are those that the first adapter wrote."""
         tokenizer, start_s = self.base.family.tokenizer, samples_to_seconds(sound.start_samples)
         rows = [row for row in self.rows if row.number in completions]
         writer = completions[rows[0].number]
-        text = tokenizer.decode(writer.token_ids).strip()
+        text = written_text(tokenizer, writer.token_ids)
         heard = rows[0].layout.word_times(tokenizer, writer.token_ids) or []
         if rows[0].is_bound:
             text, heard = strip_tags(text), []
@@ -170,12 +187,14 @@ class Transcriber:
         return Segment(
             start_s, samples_to_seconds(sound.end_samples), text,
             heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s, sound.quiet), tags,
+            any(_is_cut(row, completions[row.number]) for row in rows),
         )  # fmt: skip
 
     def tags_of(self, row: RowKind, completion: Completion, start_s: float) -> list[Tag]:
         """The tags that an adapter wrote for a segment that begins at `start_s`."""
         tokenizer = self.base.family.tokenizer
-        tags = find_tags(tokenizer.decode(completion.token_ids))
+        text = written_text(tokenizer, completion.token_ids)
+        tags = find_tags(text)
         confidences = tag_confidences(tokenizer, completion.token_ids, completion.token_logprobs)
         times = row.layout.tag_times(tokenizer, completion.token_ids) or []
         if [time["tag"] for time in times] != tags:
@@ -184,9 +203,11 @@ class Transcriber:
         return [
             Tag(
                 tag, confidence, None if time["at_s"] is None else start_s + time["at_s"], row.name, place in kept,
-                row.ends_stretch and not self._taxonomy.lies_between_words(tag),
+                row.ends_stretch and not self._taxonomy.lies_between_words(tag), offset,
             )
-            for place, (tag, confidence, time) in enumerate(zip(tags, confidences, times, strict=True))
+            for place, (tag, confidence, time, offset) in enumerate(
+                zip(tags, confidences, times, tag_offsets(text), strict=True)
+            )
         ]  # fmt: skip
 
 
@@ -254,7 +275,7 @@ class _Work:
     def _requests_of(self, recording: _RecordingInWork, sound: SoundSegment) -> list[Request]:
         index, samples = self._count, len(sound.samples)
         self._count += 1
-        requests = [row.request(str(index), samples, index) for row in self._transcriber.rows]
+        requests = [row.request(str(index), samples, index) for row in self._transcriber.used_rows]
         self.audio.add(index, sound.samples, requests)
         self._open[str(index)] = _OpenSegment(recording, len(recording.segments), sound)
         recording.segments.append(None)
@@ -265,7 +286,7 @@ class _Work:
         for completion in completions:
             segment = self._open[completion.utterance_id]
             segment.completions[completion.adapter] = completion
-            if len(segment.completions) == len(self._transcriber.rows):
+            if len(segment.completions) == len(self._transcriber.used_rows):
                 del self._open[completion.utterance_id]
                 self.audio.remove(int(completion.utterance_id))
                 segment.recording.segments[segment.place] = self._transcriber.segment_of(segment.sound, segment.completions)
@@ -325,15 +346,22 @@ def _record_of(adapter: Adapter, config: Transcription, base: Base, taxonomy: Ta
     record, family = AdapterRecord.read(adapter.folder), base.family
     if record is not None:
         return record
-    if config.layout is None:
+    name = family.default_layout if len(family.layouts) == 1 else config.layout
+    if name is None:
         raise UsageError(
             "this adapter does not record its layout", where=str(adapter.folder),
             fix=f"set `layout` to the one that it was trained in: {', '.join(family.layouts)}; the published adapters: packed",
         )  # fmt: skip
-    layout = family.layout(config.layout, _ROOM_TOKENS).record()
     return AdapterRecord(
-        layout=layout, target="tags", prepad_samples=PREPAD_SAMPLES, tags=list(taxonomy.tags), base=base.fingerprint
-    )
+        layout=family.layout(name, family.default_room_tokens).record(), target=family.default_target,
+        prepad_samples=PREPAD_SAMPLES, tags=list(taxonomy.tags), base=base.fingerprint,
+    )  # fmt: skip
+
+
+def _is_cut(row: RowKind, completion: Completion) -> bool:
+    """Whether it had more to write when it reached its last token: a row that only waits is not cut."""
+    written = completion.token_ids
+    return completion.finish_reason == "length" and bool(written) and written[-1] != row.layout.filler_id
 
 
 def _filter_of(kept: KeptTags, adapter: Adapter) -> TagFilter:

@@ -6,6 +6,8 @@ the tags alone. Removing what was inserted therefore gives back the base's text,
     text    come back at five, our neighbor is tired.
     front   [clears throat] [whispers] come back at five, our neighbor is tired.
     timed   [whispers] come back at five, [clears throat] our neighbor is tired.
+
+An adapter may write the words as well. Under "written" the text is its words, and each tag stands where it wrote it.
 """
 
 import re
@@ -19,7 +21,7 @@ from typing import Literal
 from ..text.normalize import ends_sentence, normalize_words
 from ..units import TOKEN_S
 
-Merge = Literal["front", "timed", "none"]
+Merge = Literal["front", "timed", "written", "none"]
 
 LONGEST_WORD_S = 1.0
 # Base and adapter each hear on a grid of 80 ms, and miss by a token or two. Times that differ by less are taken for equal.
@@ -44,6 +46,7 @@ class Tag:
     `at_s`: when it had been heard, on the recording's clock; None without times. `adapter`: its name, if there are several.
     `kept`: whether it passed the filters. `ends_stretch`: whether `at_s` is the end of the words that it describes (a manner
     of speaking in a `tags` target), not the place where it is written (a sound or a pause; every tag of `tagged_text`).
+    `offset`: where it stands among the words that its adapter wrote, in characters.
     """
 
     tag: str
@@ -52,6 +55,7 @@ class Tag:
     adapter: str | None = None
     kept: bool = True
     ends_stretch: bool = False
+    offset: int = 0
 
     def as_json(self) -> dict:
         content = {"tag": self.tag, "confidence": self.confidence, "at_s": _rounded(self.at_s), "kept": self.kept}
@@ -60,23 +64,30 @@ class Tag:
 
 @dataclass(frozen=True)
 class Segment:
-    """At most 30 s of a recording. `text`: the base's, unchanged. `words`: empty if the base gives no times."""
+    """At most 30 s of a recording. `text`: the base's, unchanged; under `merge: written` the adapter's words. `words`: empty if
+    the base gives no times. `is_cut`: whether a row had more to write when it reached its last token."""
 
     start_s: float
     end_s: float
     text: str
     words: Sequence[Word] = ()
     tags: Sequence[Tag] = ()
+    is_cut: bool = False
 
     @property
     def tags_filtered(self) -> list[Tag]:
         return [tag for tag in self.tags if tag.kept]
 
+    def placed(self, merge: Merge) -> list[tuple[int, Tag]]:
+        """(offset in the text, tag) of each kept tag, in order; in front under "front", as the published system writes it:
+        "[whispers] [pause] Listen, I know"; also under "none"."""
+        if merge == "timed":
+            return places(self.text, self.words, self.tags)
+        return [(tag.offset if merge == "written" else 0, tag) for tag in self.tags_filtered]
+
     def merged(self, merge: Merge) -> str:
         """The text with its kept tags; under "none", the text."""
-        if merge == "none":
-            return self.text
-        return merge_front(self.text, self.tags) if merge == "front" else merge_timed(self.text, self.words, self.tags)
+        return self.text if merge == "none" else insert(self.text, self.placed(merge))
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,11 @@ class Transcript:
         return [word for segment in self.segments for word in segment.words]
 
     @property
+    def cut_segments(self) -> int:
+        """How many had more to write."""
+        return sum(segment.is_cut for segment in self.segments)
+
+    @property
     def tags(self) -> list[Tag]:
         return [tag for segment in self.segments for tag in segment.tags]
 
@@ -117,7 +133,7 @@ class Transcript:
             {
                 "start_s": _rounded(segment.start_s), "end_s": _rounded(segment.end_s), "text": segment.text,
                 "merged": segment.merged(self.merge), "tags": [tag.as_json() for tag in segment.tags],
-            }
+            } | ({"is_cut": True} if segment.is_cut else {})
             for segment in self.segments
         ]  # fmt: skip
         return {
@@ -149,16 +165,6 @@ def heard_words(
         words.append(Word(word, max(previous_s, end_s - LONGEST_WORD_S, *silences), end_s))
         previous_s = end_s
     return words
-
-
-def merge_front(text: str, tags: Sequence[Tag]) -> str:
-    """The kept tags, then the text, as the published system writes it: "[whispers] [pause] Listen, I know"."""
-    return insert(text, [(0, tag) for tag in tags if tag.kept])
-
-
-def merge_timed(text: str, words: Sequence[Word], tags: Sequence[Tag]) -> str:
-    """Each kept tag where it was heard among the base's words: "Listen, [sighs] I know". See `places`."""
-    return insert(text, places(text, words, tags))
 
 
 def insert(text: str, placed: Sequence[tuple[int, Tag]]) -> str:

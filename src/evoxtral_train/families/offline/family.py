@@ -4,6 +4,7 @@ Its features are those of the stock processor, bit by bit, which passes the audi
 """
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ class Offline(Family):
     default_layout = Transcription.name
     default_target = "tagged_text"
     default_room_tokens = 256
+    has_mistral_format = False
+    default_new_tokens = 512  # as the published evaluation
+    usage = """\
+inputs = processor.apply_transcription_request("talk.wav", model_id="", language="en")  # or no language: it finds it itself
+inputs = inputs.to(model.device, dtype=model.dtype)
+written = model.generate(**inputs, max_new_tokens=512, do_sample=False)[:, inputs.input_ids.shape[1] :]
+print(processor.batch_decode(written, skip_special_tokens=True)[0])"""
     writes_while_listening = False
 
     def __init__(self, folder: Path, processor):
@@ -99,8 +107,12 @@ class Offline(Family):
         model.save_pretrained(folder)
         copy_processor(self.folder, folder)
 
+    @property
+    def languages(self) -> Collection[str]:
+        return self.prompt_ids.languages
+
     def save_mistral(self, model, folder: Path) -> None:
-        raise UsageError("Voxtral is not written in Mistral's own format", where="format", fix="use format: transformers")
+        self.require_mistral_format()
 
 
 def _through_wav(samples: np.ndarray) -> np.ndarray:

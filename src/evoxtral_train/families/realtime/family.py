@@ -30,6 +30,8 @@ class Realtime(Family):
     writes_while_listening = True
     default_target = "tags"
     default_room_tokens = 65  # 64 new tokens and EOS, as in the published recipe
+    default_new_tokens = 64
+    has_mistral_format = True
 
     def __init__(self, folder: Path, processor):
         self.folder, self.processor, self.clock = folder, processor, Clock.of(processor)

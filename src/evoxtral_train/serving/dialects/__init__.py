@@ -15,7 +15,7 @@ from ..pcm import RATES_HZ
 
 ErrorCode = Literal[
     "invalid_json", "invalid_message", "invalid_audio", "message_too_large", "unauthorized", "origin_not_allowed",
-    "server_full", "idle", "too_slow", "session_too_long", "shutting_down", "internal_error",
+    "server_full", "no_live_streams", "idle", "too_slow", "session_too_long", "shutting_down", "internal_error",
 ]  # fmt: skip
 
 

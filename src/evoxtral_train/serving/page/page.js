@@ -14,6 +14,7 @@ const address = (path) => new URL(path, document.baseURI);
 
 let apiKey = sessionStorage.getItem("evoxtral-key");
 let groups = {}; // tag -> group
+let hearsLive = true; // or the server transcribes whole recordings only
 let recording = new Recording();
 let transcript = new Transcript();
 let microphone = null;
@@ -51,8 +52,9 @@ async function record() {
   source = "microphone";
   saved = false;
   player.unload();
-  live = new Live(recording, start, openSocket, { event: heard, lost: forget, state: connection });
+  if (hearsLive) live = new Live(recording, start, openSocket, { event: heard, lost: forget, state: connection });
   setRecord("recording");
+  if (!live) connectionText("live", "Recording");
   showParts();
   redraw();
 }
@@ -69,8 +71,18 @@ async function stop(reason = null) {
   setRecord("finishing");
   await stopping.stop();
   notice(reason);
-  live.finish();
+  if (live) live.finish();
+  else await transcribeRecording();
   showRecording();
+}
+
+/** For a server that does not hear while people speak: the whole recording, again if it was continued. */
+async function transcribeRecording() {
+  const { threshold } = transcript;
+  transcript = new Transcript(groups);
+  transcript.threshold = threshold;
+  view.show(transcript);
+  await send(new File([recording.wav()], `${name}.wav`), "this recording");
 }
 
 function openSocket() {
@@ -124,15 +136,20 @@ async function open(file) {
   source = "file";
   name = file.name.replace(/\.[^.]*$/, "") || "evoxtral";
   saved = false;
+  await send(file, file.name, drawFile(file));
+}
+
+/** Shows what the server heard in a whole recording. */
+async function send(file, title, drawn = null) {
   upload = new AbortController();
   setRecord("uploading");
-  connectionText("finishing", `Transcribing ${file.name} …`);
+  connectionText("finishing", `Transcribing ${title} …`);
   const form = new FormData();
   form.append("file", file);
   try {
     const [answer] = await Promise.all([
       fetch(address("transcribe"), { method: "POST", body: form, headers: authorization(), signal: upload.signal }),
-      drawFile(file),
+      drawn,
     ]);
     if (answer.status === 401) askKey();
     if (!answer.ok) throw new Error(await reason(answer));
@@ -143,9 +160,9 @@ async function open(file) {
       view.changed(utterance);
       announce(utterance);
     }
-    if (!transcript.utterances.length) notice("Nothing was heard in this file.");
+    if (!transcript.utterances.length) notice(`Nothing was heard in ${title}.`);
   } catch (error) {
-    if (error.name !== "AbortError") notice(`${file.name} was not transcribed: ${error.message}`);
+    if (error.name !== "AbortError") notice(`${title} was not transcribed: ${error.message}`);
   }
   upload = null;
   setRecord("idle");
@@ -188,7 +205,10 @@ const authorization = () => (apiKey ? { Authorization: `Bearer ${apiKey}` } : {}
 async function greet() {
   try {
     const answer = await fetch(address("health"), { headers: authorization() });
-    const { model, base, tags } = await answer.json();
+    const { model, base, tags, live: isLive } = await answer.json();
+    hearsLive = isLive;
+    $("whole").hidden = hearsLive;
+    $("lag").parentElement.hidden = !hearsLive;
     const isPath = /^[./]|^data\//.test(base);
     $("model").textContent = `${model} on ${isPath ? base.split("/").at(-1) : base}`;
     groups = tags;
@@ -272,7 +292,7 @@ function showParts() {
     button.disabled = button.dataset.format === "wav" ? !recording.length : !any;
   }
   $("clear").hidden = source === null || busy;
-  $("meters").hidden = !live;
+  $("meters").hidden = !live && !microphone;
 }
 
 function showLag(seconds) {

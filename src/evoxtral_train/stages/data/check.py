@@ -34,7 +34,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)
     all_findings: list[Finding] = []
-    seconds, tags, untagged, good = 0.0, 0, 0, 0
+    seconds, tags, untagged, good, languages = 0.0, 0, 0, 0, Counter()
     with progress("checking", rows, "clips") as bar:
         for row, sound in _sounds(config, folder, chunks(iter_manifest(config.manifest, rules, tally), _CHUNK_ROWS), rows):
             bar.advance()
@@ -43,6 +43,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
                 continue
             all_findings += check_sound(row, sound, config.check)
             corpus.add(row, sound)
+            languages[row.language or "not given"] += 1
             count = len(find_tags(row.text))
             seconds, tags, untagged, good = seconds + sound.duration_s, tags + count, untagged + (count == 0), good + 1
     all_findings = sorted([*all_findings, *corpus.findings(config.check)], key=lambda finding: (finding.line, finding.kind))
@@ -55,6 +56,8 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
         "tags per clip": f"{tags / good:.2f}" if good else "—",
         "without tags": f"{untagged / good:.0%}" if good else "—",
     }
+    if set(languages) - {"not given"}:
+        facts["languages"] = ", ".join(f"{name} {count}" for name, count in languages.most_common())
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     for kind, count in sorted(counts.items()):
         facts[kind.replace("_", " ")] = f"{count}, allowed by check.allow" if kind in config.check.allow else count

@@ -23,6 +23,7 @@ from ...reading import parse_json, shown, writable
 from ...records import JsonlAppender, read_jsonl
 from ...runs import Options, Run, check_output
 from ...synthesis.scripts import check_script
+from ...text.languages import language_code
 from ...text.normalize import normalize_words
 from ...text.tags import find_tags, strip_tags
 from ...text.taxonomy import TagRules, describe_changes
@@ -39,6 +40,8 @@ def run(config: ImportConfig, options: Options) -> Report:
     Existing audio files are not copied; the manifest refers to them where they are.
     """
     _check_license(config.license, config)
+    if config.language:
+        _check_language(config.language)
     rules = TagRules.of(config.tags)
     facts: dict[str, Any] = {"source": f"{config.source.kind} {config.source.path}", "output": config.output}
     if config.license:
@@ -109,6 +112,13 @@ def _check_license(name: str | None, config: ImportConfig, error: type[UsageErro
             where=config.source.path if error is UsageError else None,
             fix=f"if you accept that, set accept_license: {name}",
         )
+
+
+def _check_language(name: str) -> None:
+    try:
+        language_code(name)
+    except RowError as error:
+        raise UsageError(error.what, where="language", fix=error.fix) from None
 
 
 def _license_fact(name: str) -> str:
@@ -186,6 +196,8 @@ def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: Ta
     if license_name:
         _check_license(license_name, config, RowError)
         content["license"] = license_name
+    if language := columns.language and _name(row, columns.language) or config.language:
+        content["language"] = language_code(language)
     if columns.speaker and (speaker := _name(row, columns.speaker)):
         content["speaker"] = speaker
     if columns.words:

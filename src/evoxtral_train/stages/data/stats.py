@@ -69,7 +69,7 @@ def _clips(config: StatsConfig, rules: TagRules, rejected: Counter, bar: Progres
             rejected[row.reason] += 1
             continue
         try:
-            yield MeasuredClip(row.split, duration_of(row.audio), row.text, row.speaker, row.license)
+            yield MeasuredClip(row.split, duration_of(row.audio), row.text, row.speaker, row.license, row.language)
         except RowError as error:
             rejected[Rejected.of(config.manifest, row.line, row.id, error).reason] += 1
 
@@ -136,6 +136,9 @@ def _sections(statistics: Statistics, pictures: dict[str, bytes], rejected: Coun
     if "speakers" in pictures:
         what = f"{len(statistics.speakers)} speakers."
         sections.append(Section("Speakers", text=what, pictures={"hours of each speaker": pictures["speakers"]}))
+    if set(statistics.languages) != {"not given"}:
+        languages = [[name, f"{count:,}"] for name, count in statistics.languages.items()]
+        sections.append(Section("Languages", table=Table(("language", "clips"), languages)))
     licenses = [[name, f"{count:,}"] for name, count in statistics.licenses.items()]
     sections.append(Section("Licenses", table=Table(("license", "clips"), licenses)))
     if rejected:

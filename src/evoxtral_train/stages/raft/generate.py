@@ -22,6 +22,7 @@ from ...modeling.bases import Base, Inputs, load_network, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
 from ...runs import Options
+from ...text.written import written_text
 from ..plans import count_packed_rows, plan_decoding, plan_start
 from ..report import Report
 from .rounds import RaftRound
@@ -173,7 +174,7 @@ def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int
     return Candidate(
         utterance_id=completion.utterance_id,
         candidate_id=completion.candidate_id if name == _SAMPLED_FILE else GREEDY,
-        text=base.family.tokenizer.decode(completion.token_ids).strip(),
+        text=written_text(base.family.tokenizer, completion.token_ids),
         token_ids=completion.token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,

@@ -13,7 +13,7 @@ from ...records import CuratedRow, read_rows
 from ...reporting.training import training_facts
 from ...runs import Options, require_same_input
 from ...training.dataset import Target, TrainingSet
-from ...training.trainer import check_optimizer, train_and_save
+from ...training.trainer import check_launch, train_and_save
 from ..plans import plan_curated, plan_start, plan_steps
 from ..report import Report
 from .rounds import RaftRound
@@ -27,7 +27,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     # 1. What it reads.
     config, job = round_.config, round_.job("train", options)
     processes.join(config.model.device)
-    check_optimizer(config.train, config.model.device)
+    check_launch(config.train, config.model.device)
     curated = round_.require_curated()
     split = round_.require_split()
     targets = targets_of(_read_curated(round_.curated / "curated.jsonl"), split)

@@ -32,6 +32,7 @@ from evoxtral_train.tracking import Tracker
 from evoxtral_train.training import trainer
 from evoxtral_train.training.checkpoints import fault_of, last_whole_checkpoint
 from evoxtral_train.training.dataset import TrainingSet
+from evoxtral_train.training.validation import Validation
 
 BASE = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 FULL = (
@@ -365,7 +366,7 @@ def test_neftune_is_noise_in_training_and_none_in_evaluation(packed, tmp_path, m
         config = Train(epochs=1, learning_rate=1e-12, method=method, neftune_alpha=alpha, warmup_steps=0)
         tracker = Tracker(Tracking(mode="disabled"), "sft", tmp_path, Tracking())
         folder = tmp_path / f"{alpha}"
-        trainer.train_network(network, rows, rows, config, "float32", folder, False, tracker)
+        trainer.train_network(network, rows, Validation(rows, None, "loss"), config, "float32", folder, False, tracker)
         assert not network.stock.get_input_embeddings()._forward_hooks
         state = json.loads((folder / "checkpoint-1/trainer_state.json").read_text("utf-8"))
         return [entry[name] for entry in state["log_history"] for name in ("loss", "eval_loss") if name in entry]

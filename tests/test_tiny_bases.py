@@ -43,7 +43,7 @@ def test_the_offline_base_loads_with_the_stock_classes():
     assert model.dtype == torch.bfloat16
     positions = model.model.audio_tower.embed_positions.weight
     assert positions.dtype == torch.float32
-    assert torch.equal(positions, offline._sinusoids(1500, 128))  # Whisper's, not trained
+    torch.testing.assert_close(positions, offline._sinusoids(1500, 128), atol=4e-3, rtol=0)  # Whisper's, saved in bfloat16
     silence = np.zeros(16_000, np.float32)
     for language, ids in (("en", [4, *processor.tokenizer.encode("lang:en", add_special_tokens=False), 34]), (None, [4, 34])):
         inputs = processor.apply_transcription_request(

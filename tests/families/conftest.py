@@ -23,12 +23,14 @@ from evoxtral_train.modeling.adapters import add_lora
 @dataclass(frozen=True)
 class Subject:
     """`inputs(split, index, tokens)`: what the stock forward takes beside `input_ids` for the first tokens of a clip's row.
-    `layouts`: those that are packed for the battery, the cheapest first."""
+    `layouts`: those that are packed for the battery, the cheapest first. `split`: whose clips it takes; a chunk of 30 s costs
+    more."""
 
     checkpoint: Path
     stock_class: type[PreTrainedModel]
     inputs: Callable[[PackedSplit, int, int], dict]
     layouts: tuple[str, ...]
+    split: str = "train"
 
     def stock(self) -> PreTrainedModel:
         return self.stock_class.from_pretrained(self.checkpoint, dtype=torch.float32).eval().requires_grad_(False)
@@ -47,7 +49,9 @@ def offline_inputs(split: PackedSplit, index: int, tokens: int) -> dict:
 
 
 SUBJECTS = {
-    "voxtral": Subject(TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription_request",)),
+    "voxtral": Subject(
+        TINY_OFFLINE_BASE, VoxtralForConditionalGeneration, offline_inputs, ("transcription_request",), "validation"
+    ),
     "voxtral_realtime": Subject(TINY_BASE, VoxtralRealtimeForConditionalGeneration, realtime_inputs, ("packed", "deferred")),
 }
 
@@ -83,8 +87,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def split(subject, packed, request) -> PackedSplit:
-    """The training clips, packed in one of the family's layouts."""
-    return PackedSplit(packed[request.param], "train")
+    """A few clips, packed in one of the family's layouts."""
+    return PackedSplit(packed[request.param], subject.split)
 
 
 @pytest.fixture(scope="session")

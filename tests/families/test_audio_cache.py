@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def copied(split, tmp_path):
     """A copy of the dataset: its cache lies beside it."""
     shutil.copytree(split.folder, tmp_path / "dataset", ignore=shutil.ignore_patterns("audio-cache"))
-    return PackedSplit(tmp_path / "dataset", "train")
+    return PackedSplit(tmp_path / "dataset", split.split)
 
 
 def test_loss_and_gradients_equal_the_stock_forwards(split, network, subject, family):

@@ -361,7 +361,7 @@ VALUES = st.recursive(
 def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, family):
     """Whatever JSON can say: never another error; a good row can be written and packed, and so can a rejection."""
     from evoxtral_train.config.data import PackConfig
-    from evoxtral_train.dataset.rows import columns_of
+    from evoxtral_train.dataset.rows import columns_of, with_family_defaults
     from evoxtral_train.dataset.writer import SCHEMA
 
     row |= {name: good("x")[name] for name in there}
@@ -370,7 +370,7 @@ def test_any_row_is_good_or_rejected(row, there, tmp_path_factory, tag_rules, fa
     [found] = iter_manifest(folder / "any.jsonl", tag_rules)
     if isinstance(found, ManifestRow):
         try:
-            config = PackConfig(manifest=folder, output=folder, base="x")
+            config = with_family_defaults(PackConfig(manifest=folder, output=folder, base="x"), type(family))
             columns = columns_of(found, 16_000, config, family)
         except RowError as error:
             found = Rejected.of("any.jsonl", 1, found.id, error)

@@ -311,7 +311,7 @@ class TinyBaseConfig(Section):
     )
     warmup_steps: PositiveInt = Field(description="Optimizer steps until the peak; then a cosine down to 2%.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type of the activations in training; bfloat16 is faster on processors that have it."
+        "float32", description="float32 | bfloat16: type of the activations in training. bfloat16 is faster where it is native."
     )
     phoneme_weight: float = Field(
         ge=0, description="Weight of the phoneme read-out's loss; the read-out is thrown away afterwards."
@@ -319,8 +319,10 @@ class TinyBaseConfig(Section):
     acoustics_weight: float = Field(
         ge=0, description="Weight of the acoustic descriptions' loss; they are thrown away afterwards."
     )
-    word_weight: float = Field(0.0, ge=0, description="voxtral only: weight of the word read-outs' loss; thrown away afterwards.")
+    word_weight: float = Field(
+        0.0, ge=0, description="Weight of the word read-outs' loss, for family voxtral; they are thrown away."
+    )
     listening_weight: float = Field(
-        0.0, ge=0, description="voxtral only: weight of the loss that pulls attention to the audio of the word being written."
+        0.0, ge=0, description="Weight of the loss that pulls attention to the word being written, for family voxtral."
     )
     tracking: Tracking = Tracking()

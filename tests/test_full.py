@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, VoxtralRealtimeForConditionalGeneration
+from transformers import AutoProcessor, VoxtralForConditionalGeneration, VoxtralRealtimeForConditionalGeneration
 
-from conftest import REPO, TINY_BASE, load_tiny
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, load_tiny
 from evoxtral_train.config.evaluation import EvalConfig, System
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Model
@@ -22,6 +22,7 @@ from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.decoding.decoder import Decoding, decode, requests_of
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import UsageError
+from evoxtral_train.families.offline.model import chunked
 from evoxtral_train.modeling.adapter_thresholds import find_thresholds
 from evoxtral_train.modeling.adapters import find_adapter, unfreeze
 from evoxtral_train.modeling.audio_cache import LiveAudio
@@ -248,6 +249,41 @@ def test_the_stock_class_loads_it_and_writes_the_same_tokens(full, packed):
         assert completion.token_ids == expected
         texts.append(tokenizer.decode(expected).strip())
     assert sum("[" in text for text in texts) > 1, texts
+
+
+@pytest.mark.slow
+def test_the_offline_family_resumes_and_is_read_by_the_stock_class(train, packed, tmp_path, stop_at_two):
+    """The projector is trained, from the cache of what enters it."""
+    settings = [f"dataset={packed['transcription_request']}", f"model.base={TINY_OFFLINE_BASE}", "train.epochs=1"]
+    settings += ["lora={}", "train.evaluate_every_steps=1"]
+    offline = {"config": "configs/offline/demo/sft.yaml"}
+    assert train("cut", *settings, **offline).exit_code == 130
+    stop_at_two.undo()
+    resumed = train("cut", *settings, options=["--resume"], **offline)
+    assert (resumed.exit_code, "resumed from step     1" in resumed.stdout) == (0, True), resumed.stderr
+    assert train("whole", *settings, **offline).exit_code == 0
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert list((packed["transcription_request"] / "audio-cache").glob("*-states/train.json"))
+    stock, info = VoxtralForConditionalGeneration.from_pretrained(tmp_path / "cut/model", output_loading_info=True)
+    assert not any(info.values())
+    assert any((one != two).any() for one, two in zip(stock.parameters(), stock_base().parameters(), strict=True))
+    split = PackedSplit(packed["transcription_request"], "train")
+    network = load_network(open_base(BASE.model_copy(update={"base": str(TINY_OFFLINE_BASE)})), "float32",
+                           find_adapter(tmp_path / "cut"))  # fmt: skip
+    requests = list(requests_of(split))[:2]
+    settings = Decoding(candidates=1, sampling=Sampling(), max_new_tokens=12, batch_tokens=2000)
+    found = {each.utterance_id: each.token_ids
+             for batch in decode(network, LiveAudio(network, split), requests, settings) for each in batch}  # fmt: skip
+    for request in requests:
+        mel = chunked([torch.from_numpy(split.mel_of(request.index, request.end))])
+        ids = torch.tensor([request.prompt])
+        written = stock.eval().generate(input_ids=ids, input_features=mel, do_sample=False, max_new_tokens=12)
+        written = written[0, len(request.prompt) :].tolist()
+        assert found[request.utterance_id] == (written[: written.index(2)] if 2 in written else written) != []
+
+
+def stock_base() -> VoxtralForConditionalGeneration:
+    return VoxtralForConditionalGeneration.from_pretrained(TINY_OFFLINE_BASE)
 
 
 # Wherever an adapter is.

@@ -97,7 +97,7 @@ class Validation(Section):
     """Which checkpoint SFT keeps: the best on the split validation."""
 
     measure: Literal["loss", "wer", "cer", "micro_f1"] = Field(
-        "loss", description="loss | wer | cer | micro_f1: what the kept checkpoint is best in. All but loss need decoding."
+        "loss", description="loss | wer | cer | micro_f1: what chooses the best checkpoint. All but loss need decoding."
     )
     decode: ValidationDecode | None = Field(
         None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if measure needs it."
@@ -115,7 +115,7 @@ Bits = Annotated[int, Field(ge=1, le=16)]
 
 
 class Limits(Section):
-    """What a clip with a certain tag can bear. null: as much as any."""
+    """Tighter bounds for clips with a certain tag. null: no tighter."""
 
     gain_db: float | None = Field(None, ge=0, description="Largest gain, in dB.")
     noise_snr_db: float | None = Field(None, description="Lowest signal-to-noise ratio, in dB.")

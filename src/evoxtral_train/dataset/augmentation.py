@@ -123,7 +123,7 @@ def _level(samples: np.ndarray) -> float:
 
 
 def _crushed(transforms, samples: np.ndarray, bit_depth: tuple[int, int]) -> np.ndarray:
-    """With fewer bits, but with steps no larger than the clip's level: larger ones would leave silence of a quiet clip."""
+    """With fewer bits, but with steps no larger than the clip's level: larger ones would turn a quiet clip into silence."""
     level = _level(samples)
     low = max(bit_depth[0], math.ceil(1 - math.log2(level)) if level else _MOST_BITS)
     if low >= _MOST_BITS:

@@ -1,4 +1,4 @@
-"""LoRA on the language model's attention: create it, load it, and check that it fits its base.
+"""What is trained, an adapter or the weights themselves: create it, find it, load it, and check that it fits its base.
 
 A full fine-tune is accepted wherever an adapter is: `find_adapter` finds either, and `bases.load_network` loads either.
 """
@@ -169,7 +169,7 @@ def add_lora(network: Network, lora: Lora, model_config: Model) -> Network:
 
 
 def trains_audio_path(model: PeftModel) -> bool:
-    """Whether a wrapped model has LoRA in its audio tower or projector; if so, its audio cannot be cached."""
+    """Whether a wrapped model has LoRA in its audio tower or projector; if so, it cannot share the base's audio."""
     return any("lora_" in name and "language_model" not in name for name, _ in model.named_parameters())
 
 

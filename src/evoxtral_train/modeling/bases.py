@@ -105,7 +105,7 @@ def load_network(base: Base, dtype: str, adapter: Adapter, trainable: bool = Fal
 
 
 def require_method(adapter: Adapter, config: RaftConfig) -> None:
-    """RAFT goes on with what it starts from. Raises UsageError when the config says otherwise."""
+    """RAFT trains with the method of its start: an adapter stays an adapter. Raises UsageError when the config says otherwise."""
     if adapter.method != config.train.method:
         started = "a full model" if adapter.method == "full" else "an adapter"
         what = f"is {config.train.method}, but RAFT would start from {started}, {config.adapter}"
@@ -177,7 +177,7 @@ def _obstacle(
         return "a full model has an audio path of its own, and the cache is the base's"
     if stage is None:
         return "the audio tower is trained, or has an adapter, so its output cannot be cached"
-    if isinstance(config, SftConfig) and config.augmentation.probability:
+    if isinstance(config, SftConfig) and config.augmentation.probability and split.split == "train":
         return "augmentation changes the audio in every epoch, so the audio tower's output cannot be cached"
     room = split.layout.room_tokens
     if new_tokens > room and split.layout.hears_while_writing:

@@ -46,7 +46,7 @@ def run(folder: Path) -> Report:
     """Copies the full recipe's configs into `folder`. If one of the files exists, raises UsageError and writes nothing."""
     configs = shipped.root() / "configs"
     names = (path.relative_to(configs) for path in configs.rglob("*.yaml"))
-    files = {name: configs / name for name in names if name.parts[0] not in ("demo", "tagger")}
+    files = {name: configs / name for name in names if not {"demo", "tagger"} & set(name.parts)}
     return _write(folder, "init", {name: path.read_text("utf-8") for name, path in files.items()}, _FULL_SIZE)
 
 

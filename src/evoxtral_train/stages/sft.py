@@ -70,6 +70,6 @@ def _plan(job: Job, config: SftConfig) -> Report:
 def _plan_validation(config: SftConfig, split: PackedSplit | None) -> dict:
     chosen, steps = config.validation, config.train.evaluate_every_steps
     if split is None:
-        return {"validation": "none; the last step's adapter is kept"}
+        return {"validation": "none; the last step's weights are kept"}
     decoded = f", {len(decoded_examples(chosen.decode, split))} of them decoded" if chosen.decode else ""
     return {"validation": f"{len(split)} clips{decoded}, every {steps} steps; the best in {chosen.measure} is kept"}

@@ -40,7 +40,7 @@ def train_and_save(
     validation: Validation | None = None,
 ) -> dict:  # fmt: skip
     """Train the network's adapter and save it to `adapter/`, or for a full fine-tune the network itself to `model/`; returns the
-    metrics. `cache`: the source of the audio of `train`; what it saves from running is freed. Raises EvoxtralError when a weight
+    metrics. `cache`: the source of the audio of `train`; the parts that it replaces are freed. Raises EvoxtralError when a weight
     is not finite."""
     sizes = network.sizes()
     if config.train.gradient_checkpointing:
@@ -110,8 +110,8 @@ def train_network(
     network: Network, train: TrainingSet, validation: Validation | None, config: Train, dtype: str,
     folder: Path, resume: bool, tracker: Tracker,
 ) -> tuple[dict, dict[str, torch.Tensor]]:  # fmt: skip
-    """Train the network's unfrozen weights in place; with a validation, the checkpoint that is best in its measure is kept, of
-    equals the first. `dtype`: as in `Model`; with bfloat16, matrices are multiplied in it, and the trained weights stay float32.
+    """Train the network's unfrozen weights in place; with a validation, the best checkpoint by its measure is kept; of
+    equals, the first. `dtype`: as in `Model`; with bfloat16, matrices are multiplied in it, and the trained weights stay float32.
 
     Checkpoints go to `folder`; `resume` continues from the last complete one. An optimizer step sees
     `batch_size` × `gradient_accumulation` rows on any number of processes: each accumulates less. When CUDA

@@ -93,6 +93,10 @@ class Transcriber:
             raise UsageError(f"there is no layout {config.layout!r}", where="layout", fix=f"use {', '.join(family.layouts)}")
         family.check_language(config.language)
         layout, own = family.own_layout(family.default_room_tokens), AdapterRecord.read(family.folder)  # of a full fine-tune
+        if own is not None and (own.target == "tags" or own.restore_layout().name != layout.name):
+            what = f"this full model learned {own.target} in the layout {own.restore_layout().name}, not whole transcripts"
+            fix = "train it with target tagged_text or text in the family's own layout; `evoxtral eval` measures any"
+            raise UsageError(what, where="model.base", fix=fix)
         is_tagger = own is not None and own.target != "text" and not layout.has_times
         kept = _filter_of(config.kept_tags, find_adapter(family.folder)) if is_tagger else TagFilter()
         self.rows = [RowKind(0, layout, PREPAD_SAMPLES, None, False, kept, config.language, is_tagger)]

@@ -15,9 +15,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from ...units import MEL_BINS
 from ..base import IGNORED, Network
 from ..loss import loss_of
-from .transcription import CHUNK_FRAMES, CHUNK_TOKENS, FAMILY, PromptIds
-
-_AUDIO_START = 3  # after <s> [INST] [BEGIN_AUDIO]
+from .transcription import AUDIO_START, CHUNK_FRAMES, CHUNK_TOKENS, FAMILY, PromptIds
 
 
 class CachedAudioVoxtralForConditionalGeneration(VoxtralForConditionalGeneration):
@@ -75,7 +73,7 @@ class OfflineNetwork(Network):
         states, first = flat.new_zeros(len(mels), tokens, self.state_width), 0
         for row, mel in zip(states, mels, strict=True):
             count = mel.shape[-1] // CHUNK_FRAMES * CHUNK_TOKENS
-            part = row[_AUDIO_START : _AUDIO_START + count]
+            part = row[AUDIO_START : AUDIO_START + count]
             part.copy_(flat[first : first + len(part)])
             first += count
         return states

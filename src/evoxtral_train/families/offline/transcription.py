@@ -21,7 +21,8 @@ CHUNK_TOKENS = 375
 CHUNK_FRAMES = 3000
 """Mel frames of a chunk."""
 
-_BEFORE_AUDIO = 3  # <s> [INST] [BEGIN_AUDIO]
+AUDIO_START = 3
+"""The first [AUDIO] comes after <s> [INST] [BEGIN_AUDIO]."""
 _LONGEST_ROW_TOKENS = 131_072  # positions of the published language model
 
 
@@ -82,7 +83,7 @@ class Transcription(Layout):
         return [self.ids.end_instruction, *language, self.ids.transcribe]
 
     def _audio_end(self, clip: ClipSize) -> int:
-        return _BEFORE_AUDIO + CHUNK_TOKENS * chunks(clip.utterance_tokens)
+        return AUDIO_START + CHUNK_TOKENS * chunks(clip.utterance_tokens)
 
     def room_start(self, clip: ClipSize) -> int:
         return self.prompt_tokens(clip)
@@ -99,7 +100,7 @@ class Transcription(Layout):
         return CHUNK_FRAMES * chunks(clip.utterance_tokens)
 
     def sound(self, clip: ClipSize) -> tuple[int, int]:
-        return _BEFORE_AUDIO, _BEFORE_AUDIO + clip.utterance_tokens
+        return AUDIO_START, AUDIO_START + clip.utterance_tokens
 
     def longest_samples(self, clip: ClipSize, target_tokens: int) -> int:
         """A further chunk would make the prompt longer."""

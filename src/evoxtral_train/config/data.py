@@ -195,6 +195,9 @@ class PackConfig(Section):
     output: Path = Field(description="Folder for the packed dataset.")
     base: str = Field(description="Hub id or folder with the tokenizer and feature extractor.")
     revision: str | None = Field(None, description="Hub branch, tag or commit. null: the latest.")
+    family: str | None = Field(
+        None, description="For dry runs without the checkpoint, which says it itself: voxtral_realtime | voxtral."
+    )
     audio: Audio = Audio()
     target: Literal["tags", "text", "tagged_text"] | None = Field(
         None,

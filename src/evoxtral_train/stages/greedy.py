@@ -42,6 +42,7 @@ def decode_greedily(
             written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
             if path and adapters[path].method == "lora":
                 network = network.around(system.model.unload())
+            del system, audio  # a full model is freed before the next system is loaded
     return written
 
 

@@ -29,7 +29,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     `findings`, a JSONL of {line, id, kind, reason}."""
     if findings:
         _require_own(findings)
-    config = with_family_defaults(config, family_for(config.base, config.revision)[0])
+    config = with_family_defaults(config, family_for(config.base, config.revision, config.family)[0])
     rules, tally, corpus = TagRules.of(config.tags), Counter(), Corpus()
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)

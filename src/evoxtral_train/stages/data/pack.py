@@ -25,7 +25,7 @@ def run(config: PackConfig, options: Options) -> Report:
 
     Several processes pack chunks of rows; `--resume` continues after the last whole chunk.
     """
-    family = family_for(config.base, config.revision)[0]
+    family = family_for(config.base, config.revision, config.family)[0]
     config = with_family_defaults(config, family)
     rules, tally = TagRules.of(config.tags), Counter()
     rows = count_rows(config.manifest)

@@ -552,7 +552,7 @@ def test_twenty_minutes_of_speech(running, clips, clip, watched):
         assert transcript["text"] == session.text == words
         assert "".join(message["delta"] for message in session.of("transcription.delta")) == words
         tokens = session.of("evoxtral.ended")[0]["tokens"]
-        most = running.config.decode.max_new_tokens  # after the audio, in each of two rows
+        most = running.engine._decoder._settings.max_new_tokens  # after the audio, in each of two rows
         assert tokens <= 2 * (1200 / 0.08 + most * len(segments))
     assert watched.position < longest_tokens
     assert watched.waiting_s < QUEUE_S + 3  # an utterance begins a little before its first sound

@@ -141,8 +141,8 @@ def open_cache(
 def _needed_tokens(split: PackedSplit) -> np.ndarray:
     """For each clip: the audio up to the end of the longest text that may be trained on or decoded for it."""
     layout, needed = split.layout, np.empty(len(split), np.int64)
-    for index, target_tokens in enumerate(split.target_tokens.tolist()):
-        clip = split.clip(index)
+    for index in range(len(split)):
+        clip, target_tokens = split.clip(index), int(split.target_tokens[index])
         reach = max(layout.prompt_tokens(clip) + target_tokens + 1, layout.room_start(clip) + layout.room_tokens)
         needed[index] = layout.audio_tokens(clip, min(clip.row_tokens, reach))
     return needed

@@ -348,9 +348,10 @@ class Network(ABC):
         """All but the audio path."""
 
     @property
-    @abstractmethod
     def audio_parts(self) -> Sequence[torch.nn.Module]:
         """The audio tower, then the projector."""
+        inner = self.stock.model
+        return inner.audio_tower, inner.multi_modal_projector
 
     def place_language_model(self, device: torch.device) -> None:
         """Separate from the audio path: with an audio cache, a GPU never holds both."""
@@ -361,10 +362,13 @@ class Network(ABC):
         for part in self.audio_parts:
             part.to(device)
 
-    @abstractmethod
     def drop_audio_path(self, projector: bool = True) -> None:
         """Free the audio tower once its output is cached, and the projector unless it is trained; otherwise `Trainer` would
         move them to the GPU too."""
+        inner = self.stock.model
+        inner.audio_tower = None
+        if projector:
+            inner.multi_modal_projector = None
 
     @abstractmethod
     def checkpoint_language_model(self) -> None:

@@ -158,10 +158,10 @@ def open_audio(
     return cache
 
 
-def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit, new_tokens: int = 0) -> str:
+def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit) -> str:
     """What `open_audio` will do with this split. `network`: with what is trained, or on the meta device."""
     stage = cached_stage(network)
-    obstacle = _obstacle(config, network, split, stage, new_tokens)
+    obstacle = _obstacle(config, network, split, stage, new_tokens=0)
     if config.audio_cache == "off" or obstacle:
         return f"none: {obstacle or 'audio_cache is off'}"
     what = " (what enters the projector, which is trained)" if stage == "states" else ""

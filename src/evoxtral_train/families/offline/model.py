@@ -46,17 +46,6 @@ class OfflineNetwork(Network):
         inner = self.stock
         return inner.model.language_model, inner.lm_head
 
-    @property
-    def audio_parts(self) -> Sequence[torch.nn.Module]:
-        inner = self.stock.model
-        return inner.audio_tower, inner.multi_modal_projector
-
-    def drop_audio_path(self, projector: bool = True) -> None:
-        inner = self.stock.model
-        inner.audio_tower = None
-        if projector:
-            inner.multi_modal_projector = None
-
     def checkpoint_language_model(self) -> None:
         self.stock.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 

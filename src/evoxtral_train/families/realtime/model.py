@@ -59,17 +59,6 @@ class RealtimeNetwork(Network):
         inner = self.stock
         return inner.model.language_model, inner.model.time_embedding, inner.lm_head
 
-    @property
-    def audio_parts(self) -> Sequence[torch.nn.Module]:
-        inner = self.stock.model
-        return inner.audio_tower, inner.multi_modal_projector
-
-    def drop_audio_path(self, projector: bool = True) -> None:
-        inner = self.stock.model
-        inner.audio_tower = None
-        if projector:
-            inner.multi_modal_projector = None
-
     def checkpoint_language_model(self) -> None:
         """Non-reentrant. Enabled on the whole model, it would crash: its hook makes the embeddings a leaf, which the stock
         forward then adds to in place."""

@@ -66,7 +66,7 @@ class Variant:
 VARIANTS = {
     "Realtime, tags": Variant(DEMO, "data/tiny-base", "tags", 3e-3),
     "Realtime, tagged text": Variant(DEMO, "data/tiny-base", "tagged_text", 3e-3),
-    "offline, tagged text": Variant(OFFLINE_DEMO, "data/tiny-offline-base", "tagged_text", 3e-3),
+    "offline, tagged text": Variant(OFFLINE_DEMO, "data/tiny-offline-base", "tagged_text", 2e-3),
 }
 
 
@@ -90,11 +90,11 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
     packs, trains, evaluations = [], [], []
     for name, variant in VARIANTS.items():
         dataset = root / "packed" / variant.dataset
-        layout = {"layout__kind": "deferred"} if variant.configs == DEMO else {}
+        own = {"layout__kind": "deferred"} if variant.configs == DEMO else {"language": "en"}
         packs.append(
             Command.of(
                 "data pack", variant.configs / "pack.yaml", dataset, manifest=root / "data" / "manifest.jsonl",
-                target=variant.target, language="en", **layout,
+                target=variant.target, **own,
             )
         )  # fmt: skip
         folders = {seed: root / "sft" / slug(name) / f"seed-{seed}" for seed in options.seeds}

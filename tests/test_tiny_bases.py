@@ -79,16 +79,19 @@ def test_each_token_of_a_spoken_row_listens_to_its_word(tmp_path):
     """Text-only rows hear nothing; a token of word k listens where word k is spoken."""
     lessons, family, _ = a_lesson(tmp_path)
     *spoken, silent = lessons.rows
+    assert any(not row.learned.all() for row in spoken)  # tags drawn at random
     assert (silent.tokens, silent.spans, silent.mel.shape[1]) == (0, [], 1)
     assert "[" in family.tokenizer.decode(silent.target)
     for row in spoken:
-        text = family.tokenizer.decode(row.target[:-1])
+        learned = [token for token, is_learned in zip(row.target, row.learned, strict=True) if is_learned]
+        text = family.tokenizer.decode(learned[:-1])
         assert text == strip_tags(text)
-        assert len(row.spans) == len(row.target) - 1
-        assert len(dict.fromkeys(row.spans)) == len(text.split())
+        assert len(row.spans) == len(row.target) - 1 == len(row.manner) - 1 == len(row.learned) - 1
+        of_words = [span for span, is_learned in zip(row.spans, row.learned, strict=False) if is_learned]
+        assert len(dict.fromkeys(of_words)) == len(text.split())
         assert row.spans == sorted(row.spans)
         assert max(end for _, end in row.spans) <= row.tokens
-        for begin, end in row.spans:
+        for begin, end in of_words:
             assert len(set(row.words[begin:end, 0].tolist()) - {0}) >= 1
 
 
@@ -96,11 +99,11 @@ def test_the_losses_of_the_offline_base(tmp_path):
     """At first the language model rests; at the end rows are whole chunks."""
     lessons, _, _ = a_lesson(tmp_path)
     first = lessons.losses(lessons.rows, 0.0)
-    assert (float(first["text"]), float(first["listening"])) == (0.0, 0.0)
-    assert float(first["phonemes"]) > 0
+    assert (first["text"].item(), first["listening"].item(), first["manner"].item()) == (0.0, 0.0, 0.0)
+    assert first["phonemes"].item() > 0
     for progress in (0.5, 1.0):
         losses = lessons.losses(lessons.rows, progress)
-        assert all(float(loss) > 0 for loss in losses.values())
+        assert all(loss.item() > 0 for loss in losses.values())
         assert set(losses) == {"text", *lessons.weights}
 
 

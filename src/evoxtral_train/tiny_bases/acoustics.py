@@ -11,8 +11,14 @@ from ..units import SAMPLE_RATE_HZ, TOKEN_S, TOKEN_SAMPLES
 
 BANDS = 16
 DESCRIPTORS = 8 + BANDS
+PROSODY = 14
 _SILENT_DB = -55.0
 _SLOW_S = 1.0
+_WINDOW_TOKENS = 25
+"""Prosody is measured over two seconds around a token."""
+_RHYTHM_HZ = ((1.5, 3.5), (3.5, 6.0), (6.0, 10.0))
+"""Sobs, laughter and stammering repeat at these rates."""
+_RHYTHM_FRAMES, _FRAMES_PER_S = 128, 100
 
 
 def describe(samples: np.ndarray, mel: np.ndarray) -> np.ndarray:
@@ -40,6 +46,51 @@ def describe(samples: np.ndarray, mel: np.ndarray) -> np.ndarray:
     ]  # fmt: skip
     bands = mel.reshape(BANDS, 128 // BANDS, tokens, 8).mean(axis=(1, 3)).T
     return np.concatenate([np.stack(columns, axis=1), bands], axis=1).astype(np.float32)
+
+
+def prosody(description: np.ndarray, mel: np.ndarray) -> np.ndarray:
+    """`describe`'s result and the log-mel it was made from -> float32 [tokens, 14], each over about two seconds around a token:
+    mean and spread of the sounding tokens' loudness and brightness, of the voiced tokens' pitch; the changes of loudness
+    and pitch from token to token; the shares of sounding and of voiced tokens; of the loudness contour, its spread within a
+    token (80 ms) and its rhythm at about 2, 5 and 8 Hz.
+    """
+    loudness, pitch, voicing, brightness = description[:, :4].T
+    sounding = loudness > _SILENT_DB
+    voiced = sounding & (voicing > 0.5)
+    contour = mel.mean(axis=0)
+    within = contour.reshape(len(description), -1).std(axis=1)
+    everywhere = np.ones(len(description), bool)
+    spans = [
+        *_around(loudness, sounding), *_around(brightness, sounding), *_around(pitch, voiced),
+        _around(np.abs(np.diff(loudness, prepend=loudness[:1])), sounding)[0],
+        _around(np.abs(np.diff(pitch, prepend=pitch[:1])), voiced)[0],
+        _around(sounding.astype(float), everywhere)[0], _around(voiced.astype(float), everywhere)[0],
+        _around(within, everywhere)[0],
+    ]  # fmt: skip
+    return np.concatenate([np.stack(spans, axis=1), _rhythm(contour, len(description))], axis=1).astype(np.float32)
+
+
+def _around(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread over the tokens around each one that count; 0 where none does."""
+
+    def total(each: np.ndarray) -> np.ndarray:
+        return np.convolve(each, np.ones(_WINDOW_TOKENS), "full")[_WINDOW_TOKENS // 2 :][: len(each)]
+
+    size = np.maximum(total(counts.astype(float)), 1.0)
+    mean = total(np.where(counts, values, 0.0)) / size
+    square = total(np.where(counts, values**2, 0.0)) / size
+    return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+
+
+def _rhythm(contour: np.ndarray, tokens: int) -> np.ndarray:
+    """How strongly the loudness contour [8 × tokens] repeats at each rate, around each token: [tokens, 3]."""
+    half = _RHYTHM_FRAMES // 2
+    padded = np.pad(contour, half, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _RHYTHM_FRAMES)[4::8][:tokens]
+    windows = (windows - windows.mean(axis=1, keepdims=True)) * np.hanning(_RHYTHM_FRAMES)
+    power = np.abs(np.fft.rfft(windows, axis=1)) ** 2
+    hertz = np.fft.rfftfreq(_RHYTHM_FRAMES, 1 / _FRAMES_PER_S)
+    return np.stack([np.log1p(power[:, (hertz >= low) & (hertz < high)].mean(axis=1)) for low, high in _RHYTHM_HZ], axis=1)
 
 
 def _pitch(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ but attention says which word of the clip comes next. So while it is trained,
 
 - the language model rests until the audio path can name phonemes and words;
 - one attention head in each inner layer is pulled to the audio of the word being written;
+- how that word sounds is read from what enters the last layer: SFT must find it at the text, as the audio is frozen;
+- some spoken rows hold tags drawn at random, which it neither learns to write nor to choose: it learns to keep listening there;
 - a batch holds only as much audio as its longest clip, at the positions of the whole row, so that the silence of a 30 s chunk
   is computed in few steps only.
 """
@@ -25,7 +27,7 @@ from ..families.offline.model import OfflineNetwork, network_of
 from ..families.offline.transcription import CHUNK_FRAMES, CHUNK_TOKENS
 from ..synthesis.scripts import Grammar, draw_scripts
 from ..synthesis.synthesizer import VOICES, SpokenClip, Synthesizer
-from ..text.tags import strip_tags
+from ..text.tags import BASE_TAGS, strip_tags
 from ..units import FRAMES_PER_TOKEN, TOKEN_S, samples_to_seconds
 from . import acoustics, pretraining
 from .pretraining import Normal, phoneme_frames
@@ -35,10 +37,11 @@ RECIPE = "configs/offline/tiny-base.yaml"
 FORM = """\
 It was trained to transcribe in the stock prompt of a transcription request, in four of five rows with `lang:en`. It heard
 speech in every style and every sound that the demo's tags name, but never a tag together with its sound. To learn the tags'
-subwords, it saw tagged sentences as text over silence. During training linear heads on its audio path, since discarded,
-predicted phonemes, words and acoustic features (loudness, pitch, voicing, brightness, silence), and some of its attention
-heads were pulled to the audio of the word being written. Most batches were heard without the silence that fills a chunk of
-30 s, some of them with it."""
+subwords, it saw tagged sentences as text over silence. Spoken rows held tags drawn at random, whatever was heard, and it did not
+learn to write those. During training linear heads on its audio path, since discarded, predicted phonemes, words and acoustic
+features (loudness, pitch, voicing, brightness, silence, rhythm); another one, before the last layer, predicted those of the
+word being written; and some of its attention heads were pulled to that word's audio. Most batches were heard without the
+silence that fills a chunk of 30 s, some of them with it."""
 """For the checkpoint's README: what it learned, and how."""
 
 _SPECIAL_TOKENS = {34: "[TRANSCRIBE]"}
@@ -56,6 +59,10 @@ _WHOLE_CHUNKS = 0.06
 _WHOLE_CHUNK_ROWS = 4
 _WITHOUT_LANGUAGE = 0.2
 """The share of rows without a language in the prompt."""
+_WITH_RANDOM_TAGS = 0.6
+"""The share of spoken rows with one to three tags that have nothing to do with the sound."""
+_DESCRIPTORS = acoustics.DESCRIPTORS + acoustics.PROSODY
+_MANNER = 4 * _DESCRIPTORS + 2
 
 
 def make(folder: Path, config: TinyBaseConfig) -> tuple[Offline, OfflineNetwork]:
@@ -126,18 +133,21 @@ def _sinusoids(positions: int, width: int) -> torch.Tensor:
 @dataclass
 class PretrainRow:
     """`mel`: the sounding part, float16 [128, n]. For each of its audio tokens: `words` [tokens, 2], the classes of the word and
-    the one before; `phonemes` [4 × tokens]; `acoustics` [tokens, 24]. `target`: ids with EOS; `spans`: for each but EOS,
-    the audio tokens (first, last + 1) of the word that it belongs to. Rows of similar `length` share a batch.
+    the one before; `phonemes` [4 × tokens]; `acoustics` [tokens, 38]. `target`: ids with EOS; `learned` [target]: bool, false for
+    a random tag; `spans`: for each id but EOS, the audio tokens (first, last + 1) of the word that it belongs to, or stands
+    before; `manner` [target, 4 × 38 + 2]: see `_manner`. Rows of similar `length` share a batch.
 
     A text-only row has no audio tokens, but the length of some spoken row: a batch of text-only rows would teach the model to
     write without listening."""
 
     mel: np.ndarray
     target: list[int]
+    learned: np.ndarray
     words: np.ndarray
     phonemes: np.ndarray
     acoustics: np.ndarray
     spans: list[tuple[int, int]]
+    manner: np.ndarray
     length: int
 
     @property
@@ -154,15 +164,17 @@ class Lessons(pretraining.Lessons):
         self._rng = np.random.default_rng(config.seed + 2)
         self.rows, phonemes, self.words = _make_rows(config, family)
         self._normal = Normal([row.acoustics for row in self.rows])
+        self._normal_manner = Normal([row.manner for row in self.rows])
         sizes = network.model.config
         audio, text = sizes.audio_config.hidden_size, sizes.text_config.hidden_size
         self.heads = nn.ModuleDict({
-            "phonemes": nn.Linear(audio, phonemes), "acoustics": nn.Linear(text, acoustics.DESCRIPTORS),
+            "phonemes": nn.Linear(audio, phonemes), "acoustics": nn.Linear(text, _DESCRIPTORS),
+            "manner": nn.Linear(text, _MANNER),
             "word": nn.Linear(text, self.words + 1), "word_before": nn.Linear(text, self.words + 1),
         })  # fmt: skip
         self.weights = {
             "phonemes": config.phoneme_weight, "acoustics": config.acoustics_weight, "heard_words": config.word_weight,
-            "listening": config.listening_weight,
+            "listening": config.listening_weight, "manner": config.acoustics_weight,
         }  # fmt: skip
 
     def length(self, row: PretrainRow) -> int:
@@ -179,7 +191,8 @@ class Lessons(pretraining.Lessons):
         states, audio = self._hear(torch.from_numpy(mel))
         losses = self._read_outs(rows, states, audio)
         if rests:
-            return losses | {"text": losses["phonemes"].new_zeros(()), "listening": losses["phonemes"].new_zeros(())}
+            zero = losses["phonemes"].new_zeros(())
+            return losses | {"text": zero, "listening": zero, "manner": zero}
         return losses | self._writing(rows, audio)
 
     def _hear(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,11 +240,14 @@ class Lessons(pretraining.Lessons):
         length = max(len(first) + len(row.target) for first, row in zip(after, rows, strict=True))
         ids, labels = torch.full((2, len(rows), length), prompt.pad)
         labels.fill_(IGNORED)
+        spoken = torch.zeros(len(rows), length, dtype=torch.bool)
         listened = torch.zeros(len(rows), length, tokens, dtype=torch.bool)
         for index, (first, row) in enumerate(zip(after, rows, strict=True)):
             written = first + row.target
             ids[index, : len(written)] = torch.tensor(written)
-            labels[index, len(first) : len(written)] = torch.tensor(row.target)
+            target = torch.tensor(row.target)
+            labels[index, len(first) : len(written)] = target.where(torch.from_numpy(row.learned), IGNORED)
+            spoken[index, len(first) : len(written)] = row.tokens > 0
             for place, (begin, end) in enumerate(row.spans):  # where it is written, one position before the token itself
                 listened[index, len(first) - 1 + place, begin:end] = True
         embeds = torch.cat([embed(before).expand(len(rows), -1, -1), audio, embed(ids)], dim=1)
@@ -246,7 +262,16 @@ class Lessons(pretraining.Lessons):
         return {
             "text": nn.functional.cross_entropy(model.lm_head(hidden), labels[:, 1:][wanted]),
             "listening": _listening(language, run.hidden_states, positions, start, listened),
+            "manner": self._tell_manner(rows, run.hidden_states[-2][:, start + tokens : -1][spoken[:, 1:]]),
         }
+
+    def _tell_manner(self, rows: list[PretrainRow], hidden: torch.Tensor) -> torch.Tensor:
+        """The error of `manner` read from what enters the last layer, [target tokens of the spoken rows, hidden]: an adapter can
+        turn it into tags only if it has come to the text."""
+        if not len(hidden):
+            return hidden.new_zeros(())
+        wanted = self._normal_manner(np.concatenate([row.manner for row in rows if row.tokens]))
+        return nn.functional.mse_loss(self.heads["manner"](hidden), wanted)
 
 
 def _listening(
@@ -279,13 +304,15 @@ def _make_rows(config: TinyBaseConfig, family: Offline) -> tuple[list[PretrainRo
     rows = []
     for index, script in enumerate(draw_scripts(grammar, {"train": config.clips}, untagged_share=0.3, seed=config.seed)):
         clip = synthesizer.render(script.text, VOICES[rng.integers(len(VOICES))], seed=config.seed * 1_000_003 + index)
-        rows.append(_spoken_row(family, clip, strip_tags(script.text), phonemes, words))
+        tagged = _with_random_tags(strip_tags(script.text), rng) if rng.random() < _WITH_RANDOM_TAGS else strip_tags(script.text)
+        rows.append(_spoken_row(family, clip, tagged, phonemes, words))
     text_rows = round(config.clips * config.text_only_share / (1 - config.text_only_share))
     silence = _sounding(family, np.zeros(1, np.float32))
-    nothing = np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, acoustics.DESCRIPTORS), np.float32)
+    nothing = np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, _DESCRIPTORS), np.float32)
     for script in draw_scripts(grammar, {"train": text_rows}, untagged_share=0.0, seed=config.seed + 1):
         length = rows[rng.integers(config.clips)].length
-        rows.append(PretrainRow(silence, _target(family, script.text), *nothing, [], length))
+        target, manner = _target(family, script.text), np.zeros((0, _MANNER), np.float32)
+        rows.append(PretrainRow(silence, target, np.ones(len(target), bool), *nothing, [], manner, length))
     return rows, len(phonemes), len(words) - 1
 
 
@@ -306,18 +333,56 @@ def _spoken_row(family: Offline, clip: SpokenClip, text: str, phonemes: dict[str
     labels = phoneme_frames(clip.phonemes, samples_to_seconds(len(clip.samples)), 0, 4 * tokens, phonemes)
     padded = family.restore_silence(mel, 0, tokens * FRAMES_PER_TOKEN)
     description = acoustics.describe(clip.samples, padded)
+    description = np.concatenate([description, acoustics.prosody(description, padded)], axis=1)
     target = _target(family, text)
-    spans = _spans(family, text, target, spans)
-    return PretrainRow(mel.astype(np.float16), target, classes, labels, description, spans, tokens)
+    word_of, learned = _words_of(family, target)
+    manner = _manner(description, spans)[[*word_of, -1]]
+    ends = [*spans, (tokens - 1, tokens)]
+    spans = [ends[word] for word in word_of]
+    return PretrainRow(mel.astype(np.float16), target, learned, classes, labels, description, spans, manner, tokens)
 
 
-def _spans(family: Offline, text: str, target: list[int], of_words: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The span of the word that each target token but EOS belongs to; the space before a word belongs to it."""
-    spans, written = [], ""
+def _with_random_tags(text: str, rng: np.random.Generator) -> str:
+    """One to three tags before random words, or at the end."""
+    words = text.split()
+    for tag in rng.choice(BASE_TAGS, size=rng.integers(1, 4), replace=False):
+        words.insert(int(rng.integers(len(words) + 1)), f"[{tag}]")
+    return " ".join(words)
+
+
+def _manner(description: np.ndarray, words: list[tuple[int, int]]) -> np.ndarray:
+    """How each word and the end sound: float32 [words + 1, 4 × 38 + 2]. The mean acoustic description of the first and the second
+    half of the pause before, of the word, and of the two seconds from its start; the pause's length in seconds; and the
+    words that begin in those two seconds."""
+    two_s = round(2 / TOKEN_S)
+    rows, end = [], 0
+    for begin, stop in [*words, (len(description) - 1, len(description))]:
+        middle, edge = (end + begin + 1) // 2, max(begin, end + 1)
+        parts = (
+            description[end : max(middle, end + 1)], description[min(middle, edge - 1) : edge],
+            description[begin:stop], description[begin : begin + two_s],
+        )  # fmt: skip
+        begun = sum(begin <= first < begin + two_s for first, _ in words)
+        pause_s = max(begin - end, 0) * TOKEN_S
+        rows.append(np.concatenate([*(part.mean(axis=0) for part in parts), [pause_s, begun]]))
+        end = min(stop, len(description) - 1)
+    return np.stack(rows).astype(np.float32)
+
+
+def _words_of(family: Offline, target: list[int]) -> tuple[list[int], np.ndarray]:
+    """For each target token but EOS, the word that it belongs to, or that its tag stands before; the space before a word belongs
+    to it. And bool [target], false for a token of a tag."""
+    words, learned, written = [], [], ""
     for token in target[:-1]:
         written += family.tokenizer.decode([token])
-        spans.append(of_words[len(written.split()) - 1])
-    return spans
+        is_tag = "[" in written and (written.rindex("[") > written.rfind("]") or written.endswith("]"))
+        plain = strip_tags(written + "]" if written.rfind("[") > written.rfind("]") else written)
+        words.append(len(plain.split()) - (not is_tag))
+        learned.append(not is_tag)
+    for place in reversed(range(len(learned) - 1)):  # a space alone goes with what follows
+        if not family.tokenizer.decode([target[place]]).strip():
+            words[place], learned[place] = words[place + 1], learned[place + 1]
+    return words, np.array([*learned, True])
 
 
 def _target(family: Offline, text: str) -> list[int]:

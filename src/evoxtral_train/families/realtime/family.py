@@ -32,6 +32,7 @@ class Realtime(Family):
     default_room_tokens = 65  # 64 new tokens and EOS, as in the published recipe
     default_new_tokens = 64
     has_mistral_format = True
+    names_language = False
 
     def __init__(self, folder: Path, processor):
         self.folder, self.processor, self.clock = folder, processor, Clock.of(processor)

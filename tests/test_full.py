@@ -148,7 +148,7 @@ def test_a_setting_that_cannot_be_used_is_refused_by_name(train, tmp_path, setti
     assert REFUSED[setting] in result.stderr
     assert not (tmp_path / "run").exists()
     if "8bit" not in setting:  # which may run elsewhere
-        assert train("run", *setting.strip("[]").split(", "), options=["--dry-run"]).stderr == result.stderr
+        assert train("plan", *setting.strip("[]").split(", "), options=["--dry-run"]).stderr == result.stderr
 
 
 def test_the_tower_is_not_for_lora(train):

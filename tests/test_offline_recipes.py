@@ -56,7 +56,8 @@ def test_every_plan_works_before_its_inputs_exist(call, command):
 
 def test_a_plan_says_that_it_only_assumes_the_family(call, spoken, tmp_path):
     pack = ("data", "pack", f"{OURS}pack.yaml", *sets(f"manifest={spoken}/manifest.jsonl", f"output={tmp_path}/packed"))
-    for command, key, *more in ((("eval", f"{OURS}eval.yaml"), "model.family"), (pack, "family", "language=null")):
+    evaluation = ("eval", f"{OURS}eval.yaml")
+    for command, key, *more in ((evaluation, "model.family"), (pack, "family", "language=null", "layout.kind=null")):
         plan = call(*command, "--dry-run", *sets(f"{key}=null", *more)).stdout
         assert f"Voxtral Realtime: assumed, as the checkpoint is not here; for another family set {key} to voxtral\n" in plan
         assert "assumed" not in call(*command, "--dry-run").stdout

@@ -176,6 +176,8 @@ class Family(ABC):
     model_type: ClassVar[str]
     """As in the checkpoint's config.json."""
     title: ClassVar[str]
+    hub_tag: ClassVar[str]
+    """On the cards of its models."""
     stock_class: ClassVar[str]
     """The class of transformers that loads the checkpoint."""
     layouts: ClassVar[tuple[str, ...]]

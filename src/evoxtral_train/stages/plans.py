@@ -4,7 +4,7 @@ Works without weights, GPU or network. If an input does not exist yet, the plan 
 input exists but leaves nothing to do, the plan fails.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -72,9 +72,9 @@ def plan_cache(config: SftConfig | RaftConfig, network: Network, splits: list[st
     return {f"audio cache, {split.split}": describe_cache(config, network, split, new_tokens) for split in found}
 
 
-def plan_decoded_audio(config: EvalConfig | CalibrateConfig, adapters: Iterable[Path | None]) -> dict:
+def plan_decoded_audio(config: EvalConfig | CalibrateConfig, adapters: Sequence[Path | None]) -> dict:
     """The audio cache of the split that the base (None) and adapters decode. Raises UsageError as the run does."""
-    if not is_complete(config.dataset):
+    if not (adapters and is_complete(config.dataset)):
         return {}
     split, model = PackedSplit(config.dataset, config.split), config.model
     new_tokens = config.decode.max_new_tokens or family_for(model.base, model.revision, model.family)[0].default_new_tokens

@@ -20,6 +20,7 @@ from .transcription import CHUNK_FRAMES, CHUNK_TOKENS, FAMILY, PromptIds, Transc
 class Offline(Family):
     model_type = FAMILY
     title = "offline Voxtral"
+    hub_tag = "voxtral"
     stock_class = "VoxtralForConditionalGeneration"
     layouts = (Transcription.name,)
     default_layout = Transcription.name

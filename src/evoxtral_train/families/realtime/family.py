@@ -24,6 +24,7 @@ _MARGIN_FRAMES = 2  # a window reaches 200 samples to either side: less than two
 class Realtime(Family):
     model_type = FAMILY
     title = "Voxtral Realtime"
+    hub_tag = "voxtral-realtime"
     stock_class = "VoxtralRealtimeForConditionalGeneration"
     layouts = tuple(LAYOUTS)
     default_layout = Deferred.name

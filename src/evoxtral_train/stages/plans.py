@@ -37,7 +37,7 @@ def plan_training(config: Model, train: Train, lora: Lora | None) -> dict:
     """`plan_model`, and what training adds to it. `lora`: None if it is not known yet; a full fine-tune has none."""
     network, source = describe_model(config)
     facts = _model_facts(config, network.sizes()["parameters"], source)
-    network = trained_network(config, train, lora)
+    network = _with_training(network, config, train, lora)
     if train.method == "full":
         facts |= _full_facts(config, train, network)
     elif lora is not None:
@@ -48,7 +48,10 @@ def plan_training(config: Model, train: Train, lora: Lora | None) -> dict:
 
 def trained_network(config: Model, train: Train, lora: Lora | None) -> Network:
     """The model's shape, with what is trained."""
-    network = describe_model(config)[0]
+    return _with_training(describe_model(config)[0], config, train, lora)
+
+
+def _with_training(network: Network, config: Model, train: Train, lora: Lora | None) -> Network:
     network.model.requires_grad_(False)
     if train.method == "full":
         return unfreeze(network, train.train_audio_tower)

@@ -175,6 +175,8 @@ def test_decoding_further_than_the_cache_reaches_runs_the_tower(call, packed, tm
     refused = call(*run, "--set", "audio_cache=on")
     assert refused.exit_code == 2
     assert "the cache reaches 65 tokens past the prompt, but decoding may write 66" in refused.stderr
+    assert call(*run, "--set", "audio_cache=on", "--dry-run", "--overwrite").stderr == refused.stderr
+    assert "none: the cache reaches 65 tokens past the prompt" in call(*run, "--dry-run", "--overwrite").stdout
     assert call(*run, "--resume").exit_code == 0
     assert not (tmp_path / "dataset/audio-cache").exists()
 

@@ -120,14 +120,21 @@ def test_the_plan_says_what_it_takes(train):
     said = train("run", "model.dtype=bfloat16", options=["--dry-run"]).stdout
     for line in (
         "2,691,264, 739,968 of them frozen", "1,951,296", "7.8 MB in float32", "15.6 MB (adamw)",
-        "32.7 MB in addition to activations", "23.4 MB on disk, for each kept one", "5.4 MB on disk",
+        "32.7 MB in addition to activations", "7.8 MB for a copy of the trained weights, if there is one",
+        "23.4 MB on disk, for each kept one", "5.4 MB on disk",
     ):  # fmt: skip
         assert line in said, line
-    assert "3.9 MB (adamw_8bit)" in train("run", "train.optimizer=adamw_8bit", options=["--dry-run"]).stdout
+    said = train("run", "train.optimizer=adamw_8bit", options=["--dry-run"]).stdout
+    assert "3.9 MB (adamw_8bit)" in said
+    assert re.search("cannot run here +train.optimizer: adamw_8bit runs only on CUDA — set it to adamw", said)
+    decodes = ("model.dtype=bfloat16", "validation.measure=micro_f1")
+    decoded = [train("run", *decodes, f"train.method={method}", options=["--dry-run"]) for method in ("lora", "full")]
+    in_bfloat16, in_float32 = (re.search("65,536 tokens, ([0-9.]+) MB", each.stdout)[1] for each in decoded)
+    assert float(in_float32) == pytest.approx(2 * float(in_bfloat16), abs=0.1)
 
 
 REFUSED = {
-    "lora.r=8": "train.method is full, which has no adapter: remove the section lora, or set train.method to lora",
+    "lora.r=8": "train.method full has no adapter: leave lora at its defaults, or set train.method to lora",
     "[audio_cache=on, train.train_audio_tower=true]": "audio_cache: the audio tower is trained, or has an adapter, so its output",
     "train.optimizer=adamw_8bit": "train.optimizer: adamw_8bit runs only on CUDA — set it to adamw",
     "train.optimizer=sgd": "train.optimizer: Input should be 'adamw' or 'adamw_8bit'",
@@ -140,6 +147,8 @@ def test_a_setting_that_cannot_be_used_is_refused_by_name(train, tmp_path, setti
     assert result.exit_code == 2
     assert REFUSED[setting] in result.stderr
     assert not (tmp_path / "run").exists()
+    if "8bit" not in setting:  # which may run elsewhere
+        assert train("plan", *setting.strip("[]").split(", "), options=["--dry-run"]).stderr == result.stderr
 
 
 def test_the_tower_is_not_for_lora(train):
@@ -321,7 +330,7 @@ def test_the_commands_that_take_an_adapter_take_it(full, call, packed, tmp_path)
     exported = call(
         "export", "configs/export.yaml", "--set", f"adapter={copy}", "--set", f"output={tmp_path}/out", "--set", "system=SFT",
         "--set", f"evaluation={tmp_path}/eval", "--set", f"model.base={TINY_BASE}", "--set", "model.dtype=float32",
-        "--set", "tracking.mode=disabled", "--set", "push_to=null",
+        "--set", "tracking.mode=disabled", "--set", "push_to=null", "--set", "format=transformers",
     )  # fmt: skip
     assert exported.exit_code == 0, exported.stderr
     card = (tmp_path / "out/release/README.md").read_text("utf-8")
@@ -329,7 +338,8 @@ def test_the_commands_that_take_an_adapter_take_it(full, call, packed, tmp_path)
     assert "all weights but the audio tower's" in card
     assert "library_name: transformers" in card
     assert "peft" not in card[: card.index("## Provenance")]
-    assert find_thresholds(find_adapter(tmp_path / "out/release"))
+    assert find_thresholds(find_adapter(tmp_path / "out/release")) == find_thresholds(find_adapter(tmp_path / "out/merged"))
+    assert (tmp_path / "out/merged/evoxtral.json").read_bytes() == (copy / "model/evoxtral.json").read_bytes()
     assert_same(weights(copy), load_file(tmp_path / "out/release/model.safetensors"))
     transcribed = call("transcribe", REPO / "README.md", "--adapter", copy, "--base", TINY_BASE)
     assert transcribed.exit_code == 2
@@ -343,12 +353,17 @@ def test_raft_goes_on_with_full_training(full, call, packed, tmp_path):
     def raft(step, *settings):
         sets = [f"dataset={packed['deferred']}", f"output={tmp_path}/raft", f"adapter={full}", *RAFT, "model.device=cpu",
                 "tracking.mode=disabled", *settings]  # fmt: skip
-        return call("raft", step, "configs/demo/raft.yaml", *(part for each in sets for part in ("--set", each)))
+        step, *options = step.split()
+        return call("raft", step, "configs/demo/raft.yaml", *options, *(part for each in sets for part in ("--set", each)))
 
     for step in ("run", "generate", "train"):
         refused = raft(step, "curate.drop_lowest_share=0")
         assert refused.exit_code == 2
         assert "train.method: is lora, but RAFT would start from a full model" in refused.stderr or step == "train"
+    planned = raft("run --dry-run", "train.method=full").stdout
+    assert "audio cache, validation  none: a full model has an audio path of its own" in planned
+    refused = raft("run", "train.method=full", "train.optimizer=adamw_8bit")
+    assert (refused.exit_code, (tmp_path / "raft").exists()) == (2, False), "before anything is generated"
     done = raft("run", "train.method=full")
     assert done.exit_code == 0, done.stderr
     result = find_adapter(tmp_path / "raft/result")

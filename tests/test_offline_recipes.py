@@ -10,12 +10,17 @@ from corpora import librispeech, multimed
 from evoxtral_train.config.data import PackConfig
 from evoxtral_train.config.evaluation import EvalConfig
 from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import RaftConfig, SftConfig
+from evoxtral_train.dataset import augmentation
 from evoxtral_train.dataset.augmentation import Bounds, bounds_of
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.dataset.rows import layout_name
+from evoxtral_train.decoding.decoder import Completion
 from evoxtral_train.families.checkpoint import family_named, open_family
+from evoxtral_train.modeling.bases import open_base
 from evoxtral_train.records import Candidate, Prediction, read_rows
+from evoxtral_train.stages.raft import generate
 from evoxtral_train.text.written import written_text
 
 OURS, PUBLISHED = "configs/offline/", "configs/published/offline-"
@@ -47,6 +52,30 @@ def test_every_plan_works_before_its_inputs_exist(call, command):
         assert result.exit_code == 0, result.stderr
         assert "4,676,271,104 frozen" in result.stdout
         assert "first run: evoxtral data pack" in result.stdout
+
+
+def test_a_plan_says_that_it_only_assumes_the_family(call, spoken, tmp_path):
+    pack = ("data", "pack", f"{OURS}pack.yaml", *sets(f"manifest={spoken}/manifest.jsonl", f"output={tmp_path}/packed"))
+    evaluation = ("eval", f"{OURS}eval.yaml")
+    for command, key, *more in ((evaluation, "model.family"), (pack, "family", "language=null", "layout.kind=null")):
+        plan = call(*command, "--dry-run", *sets(f"{key}=null", *more)).stdout
+        assert f"Voxtral Realtime: assumed, as the checkpoint is not here; for another family set {key} to voxtral\n" in plan
+        assert "assumed" not in call(*command, "--dry-run").stdout
+
+
+def test_a_language_that_the_prompt_cannot_name_is_refused(call):
+    for command in ("pack", "check"):
+        refused = call("data", command, "configs/demo/pack.yaml", "--set", "language=en")
+        assert refused.exit_code == 2
+        assert "language: Voxtral Realtime finds the language itself: its prompt names none — set it to null" in refused.stderr
+
+
+def test_a_full_fine_tune_that_changes_its_audio_needs_an_extra(call, monkeypatch):
+    monkeypatch.setattr(augmentation, "find_spec", lambda name: None)
+    said = "augmentation: audiomentations is not installed — run: pip install 'evoxtral[augment]', or set probability to 0"
+    assert said in call("sft", f"{OURS}sft-full.yaml", "--dry-run").stdout
+    refused = call("sft", f"{OURS}sft-full.yaml")
+    assert (refused.exit_code, said in refused.stderr) == (2, True)
 
 
 def test_the_published_recipe():
@@ -84,6 +113,16 @@ def test_the_language_that_a_model_may_begin_with_is_no_part_of_what_it_wrote():
     tokenizer = open_family(TINY_OFFLINE_BASE).tokenizer
     for text in ("lang:en Hello.", "lang:deHello.", "Hello."):
         assert written_text(tokenizer, tokenizer.encode(text, bos=False, eos=False)) == "Hello."
+
+
+def test_nor_of_what_a_candidate_teaches(packed):
+    """The prompt may name no language; then the model writes it itself."""
+    base, split = open_base(Model(base=str(TINY_OFFLINE_BASE))), PackedSplit(packed["transcription_request"], "train")
+    encode = base.family.tokenizer.encode
+    for written, learned in (("lang:en [sighs] Hello.", "[sighs] Hello."), ("[sighs] Hello.", "[sighs] Hello.")):
+        completion = Completion("a", 0, encode(written, bos=False, eos=False), "eos", -0.1, [])
+        candidate = generate._candidate(completion, base, split, 0, "candidates")
+        assert (candidate.text, candidate.token_ids) == (learned, encode(learned, bos=False, eos=False))
 
 
 @pytest.fixture
@@ -128,6 +167,8 @@ def test_two_languages_are_packed_and_trained_in_one_run(call, two_languages, tm
     assert result.exit_code == 0, result.stderr
     written = read_rows(tmp_path / "eval/predictions/SFT.jsonl", Prediction)
     assert [row.reference for row in written] == ["chapter 7 of the book", "the patient has 7 complaints"]
+    assert json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["systems"]["SFT"]["cut_clips"] == 2
+    assert "cut short, SFT" in result.stdout and "2 clips had more to write: raise decode.max_new_tokens" in result.stdout
 
 
 @pytest.mark.slow

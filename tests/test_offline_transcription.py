@@ -166,7 +166,11 @@ def test_a_full_model_that_writes_tags_is_a_base_of_its_own(family, adapters, tm
     written = completion(family, "I told you. [whispers] Come closer. [laughs]", 0)
     segment = transcriber.segment_of(SoundSegment(0, np.zeros(160_000, np.float32), ()), {0: written})
     assert (segment.text, segment.merged("written")) == ("I told you. Come closer.", "I told you. [whispers] Come closer.")
-    assert Transcriber.of(base=str(TINY_OFFLINE_BASE)).merge == "front"
+    plain = Transcriber.of(base=str(TINY_OFFLINE_BASE))
+    assert (plain.merge, set(plain.fingerprints)) == ("front", {"base"})
+    assert set(transcriber.fingerprints) == {"base", "evoxtral.json of the base"}
+    with pytest.raises(UsageError, match="this server has no adapter, and its base writes the tags itself — use rows: base"):
+        Engine(ServeConfig(model={"base": str(folder)}))._kinds("both")
 
 
 def test_subtitles_have_the_tags_where_they_were_written(family, adapters):
@@ -264,6 +268,8 @@ def test_the_merged_model_is_stock_and_writes_the_same(call, clip, adapters, ada
     assert json.loads((merged / "config.json").read_text("utf-8"))["architectures"] == ["VoxtralForConditionalGeneration"]
     assert stock_text(clip, model=merged) == stock_text(clip, tmp_path / "out/release") == adapted_text
     AutoProcessor.from_pretrained(merged)
+    [transcript] = Transcriber.of(base=str(merged), **SETTINGS).transcribe([clip])
+    assert (transcript.merge, transcript.merged) == ("written", " ".join(adapted_text.split()))
     assert all(".language_model.model.layers." in name for name in load_file(tmp_path / "out/vllm/adapter_model.safetensors"))
     card = (tmp_path / "out/release/README.md").read_text("utf-8")
     assert "- voxtral-realtime\n" not in card and "- voxtral\n" in card

@@ -57,6 +57,15 @@ def test_a_candidate_that_fills_its_row_is_refused_before_training(demo):
         targets_of([replace(row, token_ids=[137] * room)], split)
 
 
+def test_a_length_that_leaves_no_place_for_eos_is_refused_before_anything_is_generated(raft):
+    for step, *options in (("generate",), ("generate", "--dry-run"), ("run",), ("run", "--dry-run")):
+        refused = raft(step, *options, "--overwrite", "--set", "generate.max_new_tokens=400")
+        assert refused.exit_code == 2
+        assert "generate.max_new_tokens: a candidate of 400 tokens would leave no place for EOS: the dataset" in refused.stderr
+    assert (raft.folder / "round-1/candidates/candidates.jsonl").is_file()
+    assert "at most 64 tokens" in raft("generate", "--dry-run", "--overwrite", "--set", "generate.max_new_tokens=null").stdout
+
+
 def test_replayed_references_carry_the_packed_tokens(demo, raft):
     result = raft("curate", "--overwrite", "--set", "curate.reference_replay=0.5")
     assert result.exit_code == 0, result.stderr
@@ -210,7 +219,7 @@ def test_what_cannot_be_a_round_or_a_gate_is_refused(raft):
     none = raft("score", "--round", "2")
     assert none.exit_code == 2
     assert "there is no round 2: the config has 1" in none.stderr
-    assert "first run: evoxtral raft generate configs/raft.yaml --round 2" in raft("score", "--round", "2", *TWO_ROUNDS).stderr
+    assert "first run: evoxtral raft generate … --round 2" in raft("score", "--round", "2", *TWO_ROUNDS).stderr
     shutil.rmtree(raft.folder / "result")
     changed = raft("run", "--resume", "--set", "generate.temperature=0.8", *TWO_ROUNDS)
     assert changed.exit_code == 2

@@ -28,6 +28,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def is_sharded() -> bool:
+    """Whether accelerate's config asks for FSDP, which divides the model among the processes."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def join(device: str) -> None:
     """Connect to the other processes: over gloo on the CPU, NCCL on CUDA. `device`: as in the config."""
     if count() > 1:

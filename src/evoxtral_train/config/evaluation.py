@@ -74,7 +74,7 @@ class Decode(Section):
     """How the systems decode, always greedily."""
 
     max_new_tokens: PositiveInt | None = Field(
-        None, description="Most tokens to write for a clip. null: 64 for Voxtral Realtime, 512 for Voxtral."
+        None, description="Most tokens to write for a clip. null: 64 for Voxtral Realtime, 512 for offline Voxtral."
     )
     batch_tokens: BatchTokens = 65_536
     compile: Compile = False

@@ -177,7 +177,7 @@ class SftConfig(Section):
     @model_validator(mode="after")
     def _full_has_no_lora(self) -> "SftConfig":
         if self.train.method == "full" and self.lora != Lora():
-            raise ValueError("train.method is full, which has no adapter: remove the section lora, or set train.method to lora")
+            raise ValueError("train.method full has no adapter: leave lora at its defaults, or set train.method to lora")
         return self
 
 
@@ -188,7 +188,9 @@ class Generate(Section):
     temperature: PositiveFloat = Field(0.7, description="Sampling temperature: the logits are divided by this factor. [RL]")
     top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability. [RL]")
     top_k: int = Field(0, ge=0, description="Sample from this many likeliest tokens. 0: no limit. [ours: the card names none]")
-    max_new_tokens: PositiveInt = Field(64, description="Most tokens to write for a clip. [RL]")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Most tokens to write for a clip. null: layout.room_tokens − 1, which leaves a place for EOS."
+    )
     batch_tokens: BatchTokens = 65_536
     compile: Compile = False
     greedy: bool = Field(True, description="Also decode greedily: the reward that the best candidate has to beat.")

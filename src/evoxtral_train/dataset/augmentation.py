@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -64,11 +65,9 @@ def bounds_of(config: Augmentation, tags: list[str], longest: float) -> Bounds:
 
 
 def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int) -> tuple[np.ndarray, float]:
-    """Mono float32 at 16 kHz -> (changed samples, factor on their length). Never louder than full scale.
+    """Mono float32 at 16 kHz -> (changed samples, factor on their length). Never louder than full scale."""
+    import audiomentations as transforms  # of an extra
 
-    Raises UsageError when the optional package is missing.
-    """
-    transforms = _package()
     rng = np.random.default_rng(seed)
     wanted = rng.random(6) < config.probability
     drawn = rng.uniform(-1, 1, 4)
@@ -96,8 +95,14 @@ def augment(samples: np.ndarray, bounds: Bounds, config: Augmentation, seed: int
     return np.ascontiguousarray(samples, np.float32), factor
 
 
-def check_folders(config: Augmentation) -> None:
-    """Raises UsageError for a folder of noises or rooms that is missing or contains no files."""
+def check_augmentation(config: Augmentation) -> None:
+    """Raises UsageError if the extra `augment` is needed and not installed, and for a folder of noises or rooms that is missing
+    or contains no files."""
+    if not config.probability:
+        return
+    if find_spec("audiomentations") is None:
+        fix = "run: pip install 'evoxtral[augment]', or set probability to 0"
+        raise UsageError("audiomentations is not installed", where="augmentation", fix=fix)
     for name in ("noise_folder", "room_folder"):
         folder = getattr(config, name)
         if folder and not (folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))):
@@ -168,18 +173,6 @@ class Augmenter:
         layout, clip = self.split.layout, self._changed(example, samples)
         target_ids = layout.retimed(example.target_ids, self.split.heard_of(index), factor, clip)
         return layout.lay_out(clip, target_ids)
-
-
-def _package():
-    try:
-        import audiomentations
-    except ImportError:
-        raise UsageError(
-            "audiomentations is not installed",
-            where="augmentation",
-            fix="run: pip install 'evoxtral[augment]', or set probability to 0",
-        ) from None
-    return audiomentations
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class Example:
 
 def require_packed(folder: Path) -> str:
     """The fingerprint of a packed dataset. Raises UsageError when it is not packed yet."""
-    return require_complete(folder, "data pack", "evoxtral data pack configs/pack.yaml")
+    return require_complete(folder, "data pack", "evoxtral data pack …")
 
 
 def has_split(folder: Path, split: str) -> bool:

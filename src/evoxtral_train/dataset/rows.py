@@ -67,7 +67,9 @@ def columns_of(row: ManifestRow, samples: int, config: PackConfig, family: Famil
 
 
 def with_family_defaults(config: PackConfig, family: type[Family]) -> PackConfig:
-    """With the family's target and room where the config names none."""
+    """With the family's target and room where the config names none. Raises UsageError for a language that it cannot name."""
+    if config.language is not None:
+        family.require_named_language()
     layout = config.layout.model_copy(update={"room_tokens": config.layout.room_tokens or family.default_room_tokens})
     return config.model_copy(update={"target": config.target or family.default_target, "layout": layout})
 

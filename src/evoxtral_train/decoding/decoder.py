@@ -90,6 +90,10 @@ class Completion:
         """As the request's."""
         return self.utterance_id, self.adapter
 
+    def is_cut(self, layout: Layout) -> bool:
+        """Whether it had more to write when it reached its last token: a row that only waits is not cut."""
+        return self.finish_reason == "length" and bool(self.token_ids) and self.token_ids[-1] != layout.filler_id
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -15,11 +15,12 @@ from .decoder import Completion, Decoding, Request, decode
 
 @dataclass(frozen=True)
 class Written:
-    """A system's output for a clip. `tags_written`: see `Prediction.written`."""
+    """A system's output for a clip. `tags_written`: see `Prediction.written`. `is_cut`: see `Completion.is_cut`."""
 
     text: str
     tags_written: list[dict] | None = None
     confidences: list[float] | None = None
+    is_cut: bool = False
 
     @classmethod
     def of(cls, completion: Completion, tokenizer, split: PackedSplit) -> "Written":
@@ -28,6 +29,7 @@ class Written:
             written_text(tokenizer, completion.token_ids),
             split.layout.tag_times(tokenizer, completion.token_ids),
             tag_confidences(tokenizer, completion.token_ids, completion.token_logprobs),
+            completion.is_cut(split.layout),
         )
 
     def prediction_of(self, example: Example) -> Prediction:

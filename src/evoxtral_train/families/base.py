@@ -176,6 +176,8 @@ class Family(ABC):
     model_type: ClassVar[str]
     """As in the checkpoint's config.json."""
     title: ClassVar[str]
+    hub_tag: ClassVar[str]
+    """On the cards of its models."""
     stock_class: ClassVar[str]
     """The class of transformers that loads the checkpoint."""
     layouts: ClassVar[tuple[str, ...]]
@@ -185,6 +187,8 @@ class Family(ABC):
     default_new_tokens: ClassVar[int]
     """How many tokens a clip's text may take where no config says it."""
     writes_while_listening: ClassVar[bool]
+    names_language: ClassVar[bool]
+    """Whether its prompt names the language of a clip."""
     has_mistral_format: ClassVar[bool]
     """Whether `save_mistral` writes it."""
     usage: ClassVar[str] = ""
@@ -243,15 +247,21 @@ class Family(ABC):
         """The codes (ISO 639-1) of the languages that its prompt can name; none if it names no language."""
         return ()
 
+    @classmethod
+    def require_named_language(cls) -> None:
+        """Raises UsageError for a family whose prompt names no language."""
+        if not cls.names_language:
+            what, fix = f"{cls.title} finds the language itself: its prompt names none", "set it to null"
+            raise UsageError(what, where="language", fix=fix)
+
     def check_language(self, language: str | None) -> None:
         """Raises UsageError for a language that its prompt cannot name."""
-        if language is None or language in self.languages:
+        if language is None:
             return
-        if not self.languages:
-            what, fix = f"{self.title} finds the language itself: its prompt names none", "set it to null"
-            raise UsageError(what, where="language", fix=fix)
-        fix = "use an ISO 639-1 code such as en, or leave it out"
-        raise UsageError(f"unknown language {language!r}", where="language", fix=fix)
+        self.require_named_language()
+        if language not in self.languages:
+            fix = "use an ISO 639-1 code such as en, or leave it out"
+            raise UsageError(f"unknown language {language!r}", where="language", fix=fix)
 
     @classmethod
     def require_mistral_format(cls) -> None:

@@ -150,7 +150,8 @@ def family_of(folder: Path) -> type[Family]:
 
 
 def _params_type(params: dict[str, Any]) -> str | None:
-    """`params.json` names no type. vLLM's rule: with an audio encoder it is Voxtral, and with a causal one Voxtral Realtime."""
+    """`params.json` names no type. vLLM's rule: with an audio encoder it is offline Voxtral, with a causal one Voxtral
+    Realtime."""
     try:
         causal = params["multimodal"]["whisper_model_args"]["encoder_args"].get("causal")
     except (KeyError, TypeError, AttributeError):
@@ -175,6 +176,15 @@ def family_for(base: str, revision: str | None, family: str | None = None) -> tu
         what = f"this checkpoint is of the family {found.model_type}, not {family}"
         raise UsageError(what, where="model.family", fix="set it to null: a checkpoint says it itself")
     return found, folder
+
+
+def assumption(base: str, revision: str | None, family: str | None, key: str) -> str | None:
+    """What a plan says of a family that neither the config's `key` nor the checkpoint names; None if one of them does."""
+    found, folder = family_for(base, revision, family)
+    if folder or family:
+        return None
+    others = " or ".join(name for name in FAMILIES if name != found.model_type)
+    return f"{found.title}: assumed, as the checkpoint is not here; for another family set {key} to {others}"
 
 
 def open_family(folder: Path) -> Family:

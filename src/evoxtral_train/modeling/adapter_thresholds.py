@@ -16,7 +16,7 @@ from ..scoring.tag_filter import Thresholds
 from .adapters import Adapter
 
 THRESHOLDS = "thresholds.json"
-_AGAIN = "fit them again with: evoxtral calibrate configs/calibrate.yaml --overwrite; or remove the file"
+_AGAIN = "fit them again with: evoxtral calibrate … --overwrite; or remove the file"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def require_thresholds(adapter: Adapter) -> Thresholds:
     """`find_thresholds`. Raises UsageError also if there are none."""
     thresholds = find_thresholds(adapter)
     if thresholds is None:
-        fix = "fit them with: evoxtral calibrate configs/calibrate.yaml"
+        fix = "fit them with: evoxtral calibrate …"
         what = f"no thresholds were fitted for this adapter ({THRESHOLDS} is missing)"
         raise UsageError(what, where=str(adapter.folder), fix=fix)
     return thresholds

@@ -58,7 +58,7 @@ def find_adapter(path: Path) -> Adapter:
     if (path / "run.json").is_file():
         stage = read_run(path)["stage"]
         stage = stage if stage in ("raft train", "raft run") else "sft"
-        require_complete(path, stage, f"evoxtral {stage} configs/{stage.split()[0]}.yaml")
+        require_complete(path, stage, f"evoxtral {stage} …")
         kind = "full" if (path / FOLDERS["full"]).is_dir() else "lora"
         folder, base = path / FOLDERS[kind], read_run(path)["inputs"]["base"]
     else:
@@ -76,7 +76,7 @@ def find_adapter(path: Path) -> Adapter:
             f"no adapter here ({missing[0]} is missing)",
             where=str(path),
             fix="point `adapter` at a run of `evoxtral sft`, or at a folder with a PEFT adapter; "
-            "make one with: evoxtral sft configs/sft.yaml",
+            "make one with: evoxtral sft …",
         )
     _require_lora(folder / "adapter_config.json")
     _check_weights(folder / "adapter_model.safetensors")

@@ -46,20 +46,22 @@ class AudioSource(Protocol):
         """[B, max(tokens), hidden] on the model's device; row i is the clip `indices[i]`."""
 
 
+Stage = Literal["embeds", "states"]
+"""What is cached: the projected audio, or what enters the projector."""
+
+
 @dataclass(frozen=True)
 class LiveAudio:
-    """Audio embeddings computed by the audio tower on each call."""
+    """Audio computed by the audio tower on each call. `stage`: states are cached, not decoded."""
 
     network: Network
     mels: MelSource
+    stage: Stage = "embeds"
 
     def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         mels = [torch.from_numpy(self.mels.mel_of(index, max(tokens))) for index in indices]
-        return self.network.audio_embeddings(mels, max(tokens))
-
-
-Stage = Literal["embeds", "states"]
-"""What is cached: the projected audio, or what enters the projector."""
+        compute = self.network.audio_embeddings if self.stage == "embeds" else self.network.audio_states
+        return compute(mels, max(tokens))
 
 
 class CachedAudio:
@@ -148,18 +150,6 @@ def _needed_tokens(split: PackedSplit) -> np.ndarray:
     return needed
 
 
-@dataclass(frozen=True)
-class _States:
-    """As `LiveAudio`, but what enters the projector."""
-
-    network: Network
-    mels: MelSource
-
-    def embeddings(self, indices: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        mels = [torch.from_numpy(self.mels.mel_of(index, max(tokens))) for index in indices]
-        return self.network.audio_states(mels, max(tokens))
-
-
 def _fill(
     files: CacheFiles, network: Network, split: PackedSplit, tokens: np.ndarray, missing: list[int], stage: Stage
 ) -> None:
@@ -168,8 +158,7 @@ def _fill(
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
     mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
-    source = LiveAudio(network, split) if stage == "embeds" else _States(network, split)
-    batches = encoded_batches(source, mine, tokens.tolist())
+    batches = encoded_batches(LiveAudio(network, split, stage), mine, tokens.tolist())
     with (
         disk_errors(files.rows), files.rows.open("r+b") as file, done_path.open("a") as done,
         progress("encoding", len(mine), "clips") as bar,

@@ -146,10 +146,7 @@ def open_audio(
     cache would be larger than `audio_cache_limit_gb`. In those cases `on` raises UsageError.
     """
     device, stage = pick_device(config.model.device), cached_stage(network)
-    obstacle = _obstacle(config, network, split, stage, new_tokens)
-    if obstacle and config.audio_cache == "on":
-        raise UsageError(obstacle, where="audio_cache", fix="set it to auto")
-    if obstacle or config.audio_cache == "off":
+    if _why_not_cached(config, network, split, stage, new_tokens):
         network.place_audio_path(device)
         return None
     cache = open_cache(network, device, base.fingerprint, split, stage)
@@ -158,14 +155,29 @@ def open_audio(
     return cache
 
 
-def describe_cache(config: SftConfig | RaftConfig, network: Network, split: PackedSplit) -> str:
-    """What `open_audio` will do with this split. `network`: with what is trained, or on the meta device."""
+def describe_cache(
+    config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, split: PackedSplit, new_tokens: int = 0
+) -> str:
+    """What `open_audio` will do with this split. `network`: with what is trained; it may be on the meta device. Raises UsageError
+    as `open_audio` does."""
     stage = cached_stage(network)
-    obstacle = _obstacle(config, network, split, stage, new_tokens=0)
-    if config.audio_cache == "off" or obstacle:
-        return f"none: {obstacle or 'audio_cache is off'}"
+    if reason := _why_not_cached(config, network, split, stage, new_tokens):
+        return f"none: {reason}"
     what = " (what enters the projector, which is trained)" if stage == "states" else ""
     return f"{cache_bytes(network, split, stage) / 1e9:.1f} GB on disk{what}"
+
+
+def _why_not_cached(
+    config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, split: PackedSplit, stage: Stage | None,
+    new_tokens: int,
+) -> str | None:  # fmt: skip
+    """None if the audio of `split` is cached. Raises UsageError if it cannot be although `audio_cache` is on."""
+    if config.audio_cache == "off":
+        return "audio_cache is off"
+    obstacle = _obstacle(config, network, split, stage, new_tokens)
+    if obstacle and config.audio_cache == "on":
+        raise UsageError(obstacle, where="audio_cache", fix="set it to auto")
+    return obstacle
 
 
 def _obstacle(

@@ -89,7 +89,7 @@ def model_card(
         language=[one_line(language) for language in config.card.language], pipeline_tag="automatic-speech-recognition",
         model_name=one_line(config.card.name), eval_results=_eval_results(evaluated),
         tags=[
-            *(["lora", "peft"] if method == "lora" else []), family.title.lower().replace(" ", "-"),
+            *(["lora", "peft"] if method == "lora" else []), family.hub_tag,
             "expressive-tags", "evoxtral",
         ],
     )  # fmt: skip

@@ -207,7 +207,8 @@ class Engine:
         if rows not in ("base", "adapter", "both"):
             raise UsageError(f"there are no rows {rows!r}", fix="use base, adapter or both")
         if rows != "base" and not adapters:
-            raise UsageError("this server has no adapter, so it writes no tags", fix="use rows: base")
+            tags = "writes the tags itself" if base.is_tagger else "writes no tags"
+            raise UsageError(f"this server has no adapter, and its base {tags}", fix="use rows: base")
         return {"base": [base], "adapter": adapters, "both": self.transcriber.used_rows}[rows]
 
     async def transcribe(

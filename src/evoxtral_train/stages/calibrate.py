@@ -19,7 +19,7 @@ from ..scoring.tag_filter import NEVER, Thresholds
 from ..scoring.thresholds import FOLDS, ONE, Fitted, fit
 from ..tracking import Tracker
 from .greedy import decode_greedily
-from .plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
+from .plans import count_packed_rows, plan_adapter, plan_decoded_audio, plan_decoding, plan_model
 from .report import Report
 
 _PREDICTIONS = "predictions.jsonl"
@@ -39,6 +39,7 @@ def run(config: CalibrateConfig, options: Options) -> Report:
     if options.dry_run:
         check_plan(config.output, "calibrate", settings, options)
         facts |= plan_model(config.model) | plan_decoding(config.model, config.decode.batch_tokens)
+        facts |= plan_decoded_audio(config, [config.adapter])
         return Report("plan: calibrate", facts | plan_adapter(config.adapter) | {"output": config.output})
     processes.join(config.model.device)
     split = PackedSplit(config.dataset, config.split)

@@ -33,7 +33,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
     configs: list[EvalConfig] = []
     first = None
     for folder in folders:
-        fingerprint = require_complete(folder, "eval", "evoxtral eval configs/eval.yaml")
+        fingerprint = require_complete(folder, "eval", "evoxtral eval …")
         require_unedited(folder, [*folder.glob("predictions/*.jsonl"), folder / "table.md"], fingerprint)
         content = read_record(folder / "metrics.json")
         corpus = (read_run(folder)["inputs"]["dataset"], content["split"])

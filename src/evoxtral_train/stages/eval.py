@@ -30,7 +30,7 @@ from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
 from .greedy import BASE, decode_greedily
-from .plans import count_packed_rows, plan_adapter, plan_decoding, plan_model
+from .plans import count_packed_rows, plan_adapter, plan_decoded_audio, plan_decoding, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
@@ -49,6 +49,7 @@ def run(config: EvalConfig, options: Options) -> Report:
         check_plan(config.output, "eval", settings, options)
         facts = _plan_facts(config, config.systems, count_packed_rows(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
+        facts |= plan_decoded_audio(config, _decoded(config.systems))
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
         return Report("plan: eval", facts | {f"adapter {path}": plan_adapter(path)["adapter"] for path in adapters})
     taxonomy = Taxonomy.load(config.tags_table)
@@ -74,7 +75,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     run = processes.first(lambda: Run.open(config.output, "eval", settings, inputs, options, sources))
     started = time.monotonic()
     with Tracker(config.tracking, "eval", run.path, config) as tracker:
-        decoded = list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
+        decoded = _decoded(systems)
         network = base.family.load(config.model.dtype) if decoded or "probe" in yardsticks else None
         measured, notes = _measure_yardsticks(config, yardsticks, network, base, split)
         written = measured | decode_greedily(config, network, base, split, decoded, adapters)
@@ -85,9 +86,17 @@ def run(config: EvalConfig, options: Options) -> Report:
         lambda: run.finish(metrics, fingerprint_files([*run.path.glob("predictions/*.jsonl"), run.path / "table.md"]))
     )
     facts |= notes
+    for name, report in metrics["systems"].items():
+        if report["cut_clips"]:
+            facts[f"cut short, {name}"] = f"{report['cut_clips']} clips had more to write: raise decode.max_new_tokens"
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
     return Report("eval", facts, table=summary, exit_code=3 if failed else 0)
+
+
+def _decoded(systems: list[System]) -> list[Path | None]:
+    """The adapters that are decoded, each once; None: the base."""
+    return list(dict.fromkeys(system.adapter for system in systems if not (system.predictions or system.yardstick)))
 
 
 def _with_base(config: EvalConfig, split: PackedSplit) -> list[System]:
@@ -118,6 +127,7 @@ def _score(
         run.write_rows(f"predictions/{system.name}.jsonl", rows[system.name])
         words_measured = with_words and not system.is_yardstick
         reports[system.name] = summarize(rows[system.name], words_measured, taxonomy, config.bootstrap, config.placement)
+        reports[system.name]["cut_clips"] = sum(texts[example.id].is_cut for example in examples)
     comparisons = compare_pairs(pairs, rows, with_words, config.bootstrap)
     failed = failed_gates(config.gates, reports, _wer_rise(config, rows, with_words)) if config.gates.system else []
     adapters = {system.name: system.adapter for system in systems if system.adapter and not system.is_filtered}

@@ -46,7 +46,7 @@ def run(config: ExportConfig, options: Options) -> Report:
     check_base(adapter, base.fingerprint, config.model.base)
     inputs = {"adapter": adapter.fingerprint, "base": base.fingerprint}
     if config.evaluation:
-        inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
+        inputs["evaluation"] = require_complete(config.evaluation, "eval", "evoxtral eval …")
     run = Run.open(config.output, "export", resolved, inputs, options, [config.adapter, config.evaluation, base.family.folder])
     with Tracker(config.tracking, "export", run.path, config) as tracker:
         release = run.path / "release"
@@ -60,9 +60,13 @@ def run(config: ExportConfig, options: Options) -> Report:
             facts["thresholds"] = config.output / "release" / THRESHOLDS
         write_atomic(release / "README.md", _card(config, base, adapter, evaluated, calibration).content)
         if config.format != "adapter":
-            write_merged(base, config.model.dtype, adapter, config.format, run.path / "merged")
+            merged = run.path / "merged"
+            write_merged(base, config.model.dtype, adapter, config.format, merged)
             facts["merged"] = config.output / "merged"
+            if calibration:
+                write_calibration(merged, replace(calibration, adapter=find_adapter(merged).fingerprint))
             if record := AdapterRecord.read(adapter.folder):
+                record.write(merged)  # `transcribe` reads there whether it writes tags
                 facts["when it writes"] = record.restore_layout().note  # other engines may begin after the prompt of 39 tokens
         if config.vllm_names:
             write_vllm_names(adapter, release / "adapter_config.json", run.path / "vllm")
@@ -96,7 +100,7 @@ def _card(
 def _evaluated(config: ExportConfig, adapter: Adapter) -> Evaluated | None:
     if config.evaluation is None:
         return None
-    require_complete(config.evaluation, "eval", "evoxtral eval configs/eval.yaml")
+    require_complete(config.evaluation, "eval", "evoxtral eval …")
     metrics, evaluation = (read_record(config.evaluation / name) for name in ("metrics.json", "config.yaml"))
     try:
         systems = {system["name"]: system for system in evaluation["systems"]}

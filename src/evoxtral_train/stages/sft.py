@@ -4,7 +4,7 @@ import torch
 
 from .. import processes
 from ..config.training import SftConfig
-from ..dataset.augmentation import Augmenter, check_folders
+from ..dataset.augmentation import Augmenter, check_augmentation
 from ..dataset.reader import PackedSplit
 from ..jobs import Job
 from ..modeling.adapters import add_lora, unfreeze
@@ -15,7 +15,7 @@ from ..runs import Options
 from ..training.dataset import TrainingSet
 from ..training.trainer import check_launch, train_and_save
 from ..training.validation import ClipDecoder, Validation, decoded_examples, validation_split
-from .plans import count_packed_rows, plan_cache, plan_decoding, plan_steps, plan_training
+from .plans import count_packed_rows, plan_cache, plan_decoding, plan_machine, plan_steps, plan_training, trained_network
 from .report import Report
 
 
@@ -26,9 +26,7 @@ def run(config: SftConfig, options: Options) -> Report:
         return _plan(job, config)
     # 1. What it reads.
     processes.join(config.model.device)
-    check_launch(config.train, config.model.device)
-    if config.augmentation.probability:
-        check_folders(config.augmentation)
+    _check_machine(config)
     split, held_out = PackedSplit(config.dataset, "train"), validation_split(config)
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
@@ -54,6 +52,11 @@ def run(config: SftConfig, options: Options) -> Report:
     return Report("sft", training_facts(config.output, config.train, metrics))
 
 
+def _check_machine(config: SftConfig) -> None:
+    check_launch(config.train, config.model.device)
+    check_augmentation(config.augmentation)
+
+
 def _plan(job: Job, config: SftConfig) -> Report:
     """Rows, steps and sizes, without weights: for the 4B model too, this needs no network and no GPU."""
     job.check()
@@ -61,9 +64,11 @@ def _plan(job: Job, config: SftConfig) -> Report:
     facts |= plan_steps(count_packed_rows(config.dataset, "train"), config.train)
     if is_complete(config.dataset):
         facts |= _plan_validation(config, validation_split(config))
-        facts |= plan_cache(config, config.lora, ["train", "validation"])
+        facts |= plan_cache(config, trained_network(config.model, config.train, config.lora), ["train", "validation"])
     if config.validation.decode:
-        facts |= plan_decoding(config.model, config.validation.decode.batch_tokens)
+        dtype = "float32" if config.train.method == "full" else config.model.dtype
+        facts |= plan_decoding(config.model, config.validation.decode.batch_tokens, dtype)
+    facts |= plan_machine(lambda: _check_machine(config))
     return Report("plan: sft", facts | {"output": config.output})
 
 

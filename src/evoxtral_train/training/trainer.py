@@ -85,7 +85,7 @@ def optimizer_steps(rows: int, config: Train) -> int:
 
 def check_launch(config: Train, device: str) -> None:
     """Raises UsageError for an optimizer that cannot run here, and for the first version of FSDP."""
-    if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
+    if processes.is_sharded() and os.environ.get("FSDP_VERSION") != "2":
         what = "version 1 of FSDP is not supported: it needs weights of one dtype"
         raise UsageError(what, where="fsdp_version in accelerate's config", fix="set it to 2")
     if config.optimizer == "adamw":
@@ -95,15 +95,10 @@ def check_launch(config: Train, device: str) -> None:
         problem = "runs only on CUDA"
     elif find_spec("bitsandbytes") is None:
         problem, fix = "needs bitsandbytes, which is not installed", "run: pip install bitsandbytes; or set it to adamw"
-    elif is_sharded():
+    elif processes.is_sharded():
         problem = "does not run with FSDP, which shards the states anyway"
     if problem:
         raise UsageError(f"{config.optimizer} {problem}", where="train.optimizer", fix=fix)
-
-
-def is_sharded() -> bool:
-    """Whether accelerate's config asks for FSDP."""
-    return processes.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def train_network(
@@ -123,7 +118,7 @@ def train_network(
     batch, accumulation = micro_batches(config, config.batch_size)
     even = config.sampling == "natural" and config.untagged_share is None
     model = network.model
-    if is_sharded():  # accelerate looks for all kinds of layers that are sharded one by one, those of a dropped tower too
+    if processes.is_sharded():  # accelerate looks for every kind of layer that is sharded alone, those of a dropped tower too
         kinds = {type(part).__name__ for part in model.modules()}
         network.stock._no_split_modules = sorted(kinds & {*network.stock._no_split_modules})
     weights = None if even else clip_weights(train.tags(), config.sampling, config.untagged_share)

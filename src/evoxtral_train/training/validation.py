@@ -4,10 +4,10 @@ Clips are decoded greedily with the live weights, as `eval` does it: the same re
 random numbers, so training is the same with and without it.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
+from .. import processes
 from ..config.evaluation import Decode
 from ..config.training import SftConfig, ValidationDecode
 from ..dataset.reader import Example, PackedSplit, has_split
@@ -96,7 +96,7 @@ def _check_decode(decode: ValidationDecode, split: PackedSplit) -> None:
             where="validation.decode.max_new_tokens",
             fix="set it to null, or pack the dataset with a larger layout.room_tokens",
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+    if processes.is_sharded():
         raise UsageError(
             "under FSDP no process holds the whole model, so none can decode",
             where="validation.decode",

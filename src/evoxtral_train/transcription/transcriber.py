@@ -121,12 +121,13 @@ class Transcriber:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Of all that the transcripts depend on besides the config and the recordings."""
-        found = {"base": self.base.fingerprint}
+        found, folders = {"base": self.base.fingerprint}, {"the base": self.base.family.folder}
         for path, adapter in zip(self.config.adapters, self.adapters, strict=True):
-            found[f"adapter {path}"] = adapter.fingerprint
+            found[f"adapter {path}"], folders[str(path)] = adapter.fingerprint, adapter.folder
+        for path, folder in folders.items():
             for name in [RECORD, THRESHOLDS] if self.config.kept_tags.thresholds else [RECORD]:
-                if (adapter.folder / name).is_file():
-                    found[f"{name} of {path}"] = fingerprint_files([adapter.folder / name])
+                if (folder / name).is_file():
+                    found[f"{name} of {path}"] = fingerprint_files([folder / name])
         return found
 
     def transcribe(
@@ -191,7 +192,7 @@ class Transcriber:
         return Segment(
             start_s, samples_to_seconds(sound.end_samples), text,
             heard_words([(word, start_s + heard_s) for word, heard_s in heard], start_s, sound.quiet), tags,
-            any(_is_cut(row, completions[row.number]) for row in rows),
+            any(completions[row.number].is_cut(row.layout) for row in rows),
         )  # fmt: skip
 
     def tags_of(self, row: RowKind, completion: Completion, start_s: float) -> list[Tag]:
@@ -360,12 +361,6 @@ def _record_of(adapter: Adapter, config: Transcription, base: Base, taxonomy: Ta
         layout=family.layout(name, family.default_room_tokens).record(), target=family.default_target,
         prepad_samples=PREPAD_SAMPLES, tags=list(taxonomy.tags), base=base.fingerprint,
     )  # fmt: skip
-
-
-def _is_cut(row: RowKind, completion: Completion) -> bool:
-    """Whether it had more to write when it reached its last token: a row that only waits is not cut."""
-    written = completion.token_ids
-    return completion.finish_reason == "length" and bool(written) and written[-1] != row.layout.filler_id
 
 
 def _filter_of(kept: KeptTags, adapter: Adapter) -> TagFilter:

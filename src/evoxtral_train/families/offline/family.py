@@ -1,4 +1,4 @@
-"""Voxtral: it hears a whole clip, in chunks of 30 s, before it writes.
+"""Offline Voxtral, such as Voxtral-Mini-3B: it hears a whole clip, in chunks of 30 s, before it writes.
 
 Its features are those of the stock processor, bit by bit, which passes the audio through a WAV file of 16 bits.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ...errors import RowError, UsageError
+from ...errors import UsageError
 from ...units import HOP_SAMPLES, MEL_BINS, SAMPLE_RATE_HZ, TOKEN_SAMPLES
 from ..base import Family
 from ..checkpoint import copy_processor, in_mistral_layout, load_processor, load_weights
@@ -19,7 +19,8 @@ from .transcription import CHUNK_FRAMES, CHUNK_TOKENS, FAMILY, PromptIds, Transc
 
 class Offline(Family):
     model_type = FAMILY
-    title = "Voxtral"
+    title = "offline Voxtral"
+    hub_tag = "voxtral"
     stock_class = "VoxtralForConditionalGeneration"
     layouts = (Transcription.name,)
     default_layout = Transcription.name
@@ -33,6 +34,7 @@ inputs = inputs.to(model.device, dtype=model.dtype)
 written = model.generate(**inputs, max_new_tokens=512, do_sample=False)[:, inputs.input_ids.shape[1] :]
 print(processor.batch_decode(written, skip_special_tokens=True)[0])"""
     writes_while_listening = False
+    names_language = True
 
     def __init__(self, folder: Path, processor):
         self.folder, self.processor = folder, processor
@@ -43,7 +45,7 @@ print(processor.batch_decode(written, skip_special_tokens=True)[0])"""
     def open(cls, folder: Path) -> "Offline":
         if in_mistral_layout(folder):
             raise UsageError(
-                "is Voxtral in Mistral's own format, which evoxtral does not read", where=str(folder),
+                "is offline Voxtral in Mistral's own format, which evoxtral does not read", where=str(folder),
                 fix="use the checkpoint in transformers' format: config.json and model-*.safetensors",
             )  # fmt: skip
         return cls(folder, load_processor(folder))
@@ -63,17 +65,14 @@ print(processor.batch_decode(written, skip_special_tokens=True)[0])"""
     def mel(self, samples: np.ndarray, frames: int) -> np.ndarray:
         """Mono float32 `samples` at 16 kHz -> float32 [128, frames], `frames` a multiple of 3,000.
 
-        Equal to the stock processor's, bit by bit (a test): of fewer frames at once, a few would round differently. Raises
-        RowError when a frame is not finite.
+        Equal to the stock processor's, bit by bit (a test): of fewer frames at once, a few would round differently. They are
+        finite whatever the samples are, since the WAV file's are.
         """
         heard = _through_wav(samples)
         padded = np.pad(heard, (0, frames * HOP_SAMPLES - len(heard)))
         extractor = self.processor.feature_extractor
         mel = extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding=False, truncation=False, return_tensors="np")
-        mel = mel["input_features"][0]
-        if not np.isfinite(mel).all():
-            raise RowError("its features are not finite: its samples are far too large", fix="export it between -1 and 1")
-        return mel
+        return mel["input_features"][0]
 
     @staticmethod
     def trim_silence(mel: np.ndarray) -> tuple[np.ndarray, int]:
@@ -123,7 +122,7 @@ def _through_wav(samples: np.ndarray) -> np.ndarray:
 
 
 def _prompt_ids(processor) -> PromptIds:
-    """Raises UsageError when the processor is not that of Voxtral."""
+    """Raises UsageError when the processor is not that of offline Voxtral."""
     import pycountry  # of mistral-common, which checks languages with it
 
     encoder = processor.tokenizer.tokenizer.instruct_tokenizer
@@ -131,7 +130,7 @@ def _prompt_ids(processor) -> PromptIds:
     found = audio and (audio.sampling_rate, audio.encoding_config.hop_length, audio.audio_length_per_tok, audio.chunk_frames)
     expected = (SAMPLE_RATE_HZ, HOP_SAMPLES, TOKEN_SAMPLES // HOP_SAMPLES, CHUNK_FRAMES * HOP_SAMPLES)
     if found != expected or processor.feature_extractor.feature_size != MEL_BINS:
-        what = f"this processor is not Voxtral's: {found} instead of {expected}"
+        what = f"this processor is not that of offline Voxtral: {found} instead of {expected}"
         raise UsageError(what, fix="use a Voxtral checkpoint such as mistralai/Voxtral-Mini-3B-2507")
     codes = sorted(language.alpha_2 for language in pycountry.languages if hasattr(language, "alpha_2"))
     token = tokenizer.get_special_token

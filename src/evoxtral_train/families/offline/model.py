@@ -1,4 +1,4 @@
-"""Voxtral's model, in two halves that run one after the other.
+"""Offline Voxtral's model, in two halves that run one after the other.
 
 The stock forward puts the projected audio in place of the [AUDIO] tokens' embeddings and runs the language model.
 `audio_embeddings` and `hidden` are those two steps, so that a clip is encoded once; a test checks that they equal the stock

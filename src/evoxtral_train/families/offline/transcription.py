@@ -1,4 +1,4 @@
-"""Voxtral's transcription prompt: the whole clip first, then the text.
+"""Offline Voxtral's transcription prompt: the whole clip first, then the text.
 
 A row, with 375 [AUDIO] for each 30 s chunk that the clip begins (here 3), and a target of two tokens [70, 71]:
 

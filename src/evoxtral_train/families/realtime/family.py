@@ -24,6 +24,7 @@ _MARGIN_FRAMES = 2  # a window reaches 200 samples to either side: less than two
 class Realtime(Family):
     model_type = FAMILY
     title = "Voxtral Realtime"
+    hub_tag = "voxtral-realtime"
     stock_class = "VoxtralRealtimeForConditionalGeneration"
     layouts = tuple(LAYOUTS)
     default_layout = Deferred.name
@@ -32,6 +33,7 @@ class Realtime(Family):
     default_room_tokens = 65  # 64 new tokens and EOS, as in the published recipe
     default_new_tokens = 64
     has_mistral_format = True
+    names_language = False
 
     def __init__(self, folder: Path, processor):
         self.folder, self.processor, self.clock = folder, processor, Clock.of(processor)

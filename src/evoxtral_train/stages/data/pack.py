@@ -11,7 +11,7 @@ from ...data.workers import usable_cores
 from ...dataset.rows import layout_name, with_family_defaults
 from ...dataset.writer import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
 from ...errors import UsageError
-from ...families.checkpoint import family_for, processor_fingerprint, resolve_base
+from ...families.checkpoint import assumption, family_for, processor_fingerprint, resolve_base
 from ...files import fingerprint_files
 from ...progress import format_seconds, progress
 from ...runs import Options, Run, check_output
@@ -37,6 +37,8 @@ def run(config: PackConfig, options: Options) -> Report:
         "processes": processes,
         "output": config.output,
     }
+    if said := assumption(config.base, config.revision, config.family, "family"):
+        facts["family"] = said
     resolved = config.model_dump(mode="json", exclude={"check"})
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
     if options.dry_run:

@@ -13,16 +13,17 @@ from ...config.training import Generate
 from ...dataset.reader import PackedSplit
 from ...decoding.decoder import Completion, Decoding, decode, requests_of
 from ...decoding.sampling import Sampling
-from ...errors import EvoxtralError
-from ...families.base import Network
+from ...errors import EvoxtralError, UsageError
+from ...families.base import Network, encode_text
 from ...files import disk_errors, fingerprint_files, open_atomic
 from ...jobs import Work
 from ...modeling.audio_cache import AudioSource
 from ...modeling.bases import Base, Inputs, load_network, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
+from ...run_folders import is_complete
 from ...runs import Options
-from ...text.written import written_text
+from ...text.written import without_language
 from ..plans import count_packed_rows, plan_decoding, plan_start
 from ..report import Report
 from .rounds import RaftRound
@@ -39,13 +40,14 @@ def run(round_: RaftRound, options: Options) -> Report:
     processes.join(config.model.device)
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
-    facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
+    new_tokens = most_new_tokens(config.generate, split)
+    facts = _facts(config.generate, len(split), new_tokens) | {"adapter": config.adapter, "output": job.output}
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.
         network = load_network(base, config.model.dtype, inputs.adapter)
-        audio = open_for_decoding(config, network, base, split, config.generate.max_new_tokens)
+        audio = open_for_decoding(config, network, base, split, new_tokens)
         # 3. The candidates.
-        decoding = _decoding(config.generate)
+        decoding = _decoding(config.generate, new_tokens)
         _generate(work.path, _SAMPLED_FILE, decoding, base, split, network, audio, config.generate.seed)
         if config.generate.greedy:  # its reward is the one that curation has to beat
             greedy = replace(decoding, candidates=1, sampling=Sampling())
@@ -63,23 +65,38 @@ def run(round_: RaftRound, options: Options) -> Report:
 def plan(round_: RaftRound, options: Options) -> Report:
     config, job = round_.config, round_.job("generate", options)
     job.check()
-    facts = _facts(config.generate, count_packed_rows(config.dataset, config.split)) | plan_start(config)
+    clips, new_tokens = count_packed_rows(config.dataset, config.split), config.generate.max_new_tokens
+    if is_complete(config.dataset):
+        new_tokens = most_new_tokens(config.generate, PackedSplit(config.dataset, config.split))
+    facts = _facts(config.generate, clips, new_tokens or "layout.room_tokens − 1") | plan_start(config)
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
     return Report("plan: raft generate", facts | {"output": job.output})
 
 
-def _facts(settings: Generate, clips: int | str) -> dict:
+def most_new_tokens(settings: Generate, split: PackedSplit) -> int:
+    """The most tokens of a candidate. Raises UsageError if one could fill its row: without EOS it could not be trained on."""
+    layout = split.layout
+    room = min(clip.row_tokens - layout.room_start(clip) for clip in map(split.clip, range(len(split))))
+    new_tokens = settings.max_new_tokens or max(min(room, layout.room_tokens) - 1, 1)
+    if new_tokens >= room:
+        what = f"a candidate of {new_tokens} tokens would leave no place for EOS: the dataset's rows have room for {room}"
+        fix = f"set it to null, or to at most {room - 1}; or pack the dataset with a larger layout.room_tokens"
+        raise UsageError(what, where="generate.max_new_tokens", fix=fix)
+    return new_tokens
+
+
+def _facts(settings: Generate, clips: int | str, new_tokens: int | str) -> dict:
     total = clips * settings.candidates if isinstance(clips, int) else "unknown"
     return {
         "clips": clips,
         "candidates": f"{total} ({settings.candidates} per clip)",
-        "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most {settings.max_new_tokens} tokens",
+        "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most {new_tokens} tokens",
     }
 
 
-def _decoding(settings: Generate) -> Decoding:
+def _decoding(settings: Generate, new_tokens: int) -> Decoding:
     sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.seed)
-    return Decoding(settings.candidates, sampling, settings.max_new_tokens, settings.batch_tokens, settings.compile)
+    return Decoding(settings.candidates, sampling, new_tokens, settings.batch_tokens, settings.compile)
 
 
 def _generate(
@@ -171,13 +188,19 @@ def _join_parts(work: Work, settings: Generate, split: PackedSplit) -> dict:
 
 
 def _candidate(completion: Completion, base: Base, split: PackedSplit, seed: int, name: str) -> Candidate:
+    """Without the language that an offline model may begin with: it is not to be learned."""
+    tokenizer, token_ids = base.family.tokenizer, completion.token_ids
+    written = tokenizer.decode(token_ids)
+    text = without_language(written).strip()
+    if text != written.strip() and not split.layout.has_times:
+        token_ids = encode_text(tokenizer, text)
     return Candidate(
         utterance_id=completion.utterance_id,
         candidate_id=completion.candidate_id if name == _SAMPLED_FILE else GREEDY,
-        text=written_text(base.family.tokenizer, completion.token_ids),
-        token_ids=completion.token_ids,
+        text=text,
+        token_ids=token_ids,
         seed=seed,
         finish_reason=completion.finish_reason,
         mean_logprob=round(completion.mean_logprob, 4),
-        written=split.layout.tag_times(base.family.tokenizer, completion.token_ids),
+        written=split.layout.tag_times(tokenizer, token_ids),
     )

@@ -112,7 +112,7 @@ class RaftRound:
     def _require(self, step: str) -> str:
         """The step's fingerprint. Raises UsageError when it is not finished, or when its rows were edited."""
         folder = self.folder(step)
-        hint = f"evoxtral raft {step} configs/raft.yaml" + (f" --round {self.number}" if self.number > 1 else "")
+        hint = f"evoxtral raft {step} …" + (f" --round {self.number}" if self.number > 1 else "")
         fingerprint = require_complete(folder, f"raft {step}", hint)
         require_unedited(folder, [folder / f"{folder.name}.jsonl"], fingerprint)
         return fingerprint

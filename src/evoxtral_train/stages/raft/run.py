@@ -27,8 +27,9 @@ from ...reporting.training import trained_at
 from ...run_folders import discard, is_complete, remove
 from ...runs import Options, read_run, require_same_config
 from ...tracking import Tracker
+from ...training.trainer import check_launch
 from .. import eval as evaluate
-from ..plans import plan_curated, plan_steps
+from ..plans import plan_curated, plan_machine, plan_steps
 from ..report import Report
 from . import curate, generate, score, train
 from .rounds import RaftRound
@@ -44,8 +45,10 @@ def run(config: RaftConfig, options: Options) -> Report:
         return plan(config, options)
     # 1. What it reads.
     processes.join(config.model.device)
+    check_launch(config.train, config.model.device)
     split = PackedSplit(config.dataset, config.split)
     _check(config)
+    generate.most_new_tokens(config.generate, split)
     inputs = Inputs.open(config, split)
     with _job(config, options).shared(inputs.fingerprints) as work:
         if options.overwrite:
@@ -72,6 +75,7 @@ def plan(config: RaftConfig, options: Options) -> Report:
     facts = generate.plan(RaftRound.of(config, 1), Options(resume=True)).facts
     steps = plan_steps(plan_curated(config.dataset, config.split, config.curate), config.train)
     facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}
+    facts |= plan_machine(lambda: check_launch(config.train, config.model.device))
     for number in range(2, len(config.rounds) + 1):
         sampling = RaftRound.of(config, number).config.generate
         facts[f"round {number}"] = (
@@ -170,11 +174,12 @@ def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
     if not gate.split:
         return None
     name, folder, sampling = f"round {number}", config.output / "gate" / f"round-{number}", config.generate
+    new_tokens = sampling.max_new_tokens or generate.most_new_tokens(sampling, PackedSplit(config.dataset, gate.split))
     evaluation = EvalConfig(
         output=folder, dataset=config.dataset, split=gate.split, model=config.model, audio_cache=config.audio_cache,
         audio_cache_limit_gb=config.audio_cache_limit_gb,
         systems=[System(name=name, adapter=adapter)], placement=config.score.placement, tracking=config.tracking,
-        decode=Decode(max_new_tokens=sampling.max_new_tokens, batch_tokens=sampling.batch_tokens, compile=sampling.compile),
+        decode=Decode(max_new_tokens=new_tokens, batch_tokens=sampling.batch_tokens, compile=sampling.compile),
     )  # fmt: skip
     if not processes.first(lambda: _is_measured(evaluation, find_adapter(adapter).fingerprint)):
         evaluate.run(evaluation, Options(overwrite=True))

@@ -14,7 +14,7 @@ from ...reporting.training import training_facts
 from ...runs import Options, require_same_input
 from ...training.dataset import Target, TrainingSet
 from ...training.trainer import check_launch, train_and_save
-from ..plans import plan_curated, plan_start, plan_steps
+from ..plans import plan_curated, plan_machine, plan_start, plan_steps
 from ..report import Report
 from .rounds import RaftRound
 
@@ -57,6 +57,7 @@ def plan(round_: RaftRound, options: Options) -> Report:
     else:
         rows = plan_curated(config.dataset, config.split, config.curate)
     facts = plan_start(config) | plan_steps(rows, config.train)
+    facts |= plan_machine(lambda: check_launch(config.train, config.model.device))
     return Report("plan: raft train", facts | {"output": job.output})
 
 

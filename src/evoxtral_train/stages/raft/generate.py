@@ -40,6 +40,8 @@ def run(round_: RaftRound, options: Options) -> Report:
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
     facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
+    if unlabelled := int((~split.labelled).sum()):
+        facts["without text"] = f"{unlabelled}, to be scored by a verifier"
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.
         network = load_network(base, config.model.dtype, inputs.adapter)

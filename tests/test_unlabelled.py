@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
-from conftest import REPO, TINY_BASE, rows_of
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, rows_of
+from evoxtral_train.config.data import Layout, PackConfig
+from evoxtral_train.data.manifest import iter_manifest
 from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.dataset.rows import columns_of, with_family_defaults
+from evoxtral_train.families.checkpoint import open_family
 from evoxtral_train.records import REFERENCE
 
 BLANKED = 6
@@ -79,6 +84,22 @@ def test_a_packed_clip_without_text_has_the_same_room_and_no_target(mixed, packe
         else:
             assert (ours.text, ours.target_text, ours.target_ids, ours.timed_events, ours.events) == (None,) * 4 + ([],)
         assert np.array_equal(split.mel_of(index, 20), labelled.mel_of(index, 20))
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [(TINY_BASE, "packed"), (TINY_BASE, "deferred"), (TINY_BASE, "aligned"), (TINY_OFFLINE_BASE, "transcription_request")],
+)
+def test_every_layout_gives_it_the_same_room(base, kind, spoken, tag_rules):
+    family = open_family(base)
+    config = PackConfig(manifest=".", output=".", base=str(base), layout=Layout(kind=kind), language="en")
+    config = with_family_defaults(config, type(family))
+    row = next(each for each in iter_manifest(spoken / "manifest.jsonl", tag_rules) if each.split == "raft")
+    labelled, unlabelled = (
+        columns_of(each, 50_000, config, family) for each in (row, replace(row, text=None, words=[], events=[]))
+    )
+    nothing = {"text": None, "target_text": None, "target_ids": None, "events": [], "heard": []}
+    assert unlabelled == labelled | nothing != labelled
 
 
 def test_statistics_and_advice_of_clips_that_all_lack_a_text(blanked, call, tmp_path):

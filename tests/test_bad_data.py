@@ -11,6 +11,7 @@ from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.sections import Tracking
 from evoxtral_train.data.audio import read_audio
 from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.dataset.writer import FORMAT
 from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import check, pack
@@ -149,6 +150,6 @@ def test_words_and_events_with_bad_times_are_reported(clip_row, write_manifest, 
 def test_a_dataset_of_another_version_is_refused(clip_row, write_manifest, tmp_path):
     pack.run(config(write_manifest([clip_row("good")]), tmp_path), Options())
     path = tmp_path / "packed" / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format": 1}), "utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format": FORMAT - 1}), "utf-8")
     with pytest.raises(UsageError, match="packed by another version of evoxtral — pack it again"):
         PackedSplit(tmp_path / "packed", "train")

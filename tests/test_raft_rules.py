@@ -85,10 +85,11 @@ def test_weights_come_from_the_config_and_card_is_fixed():
 PUBLISHED = Curate(drop_lowest_share=0.1, drop_by="threshold")
 
 
-def make(rewards: dict[str, list[float]]):
+def make(rewards: dict[str, list[float]], **profiles: str):
     keys = [(clip, number) for clip, values in rewards.items() for number in range(len(values))]
     candidates = [Candidate(clip, number, f"{clip}/{number}", [70 + number], 0, "eos", -1.0) for clip, number in keys]
-    return candidates, [ScoredCandidate(clip, number, rewards[clip][number], {}) for clip, number in keys]
+    rows = ((clip, number, rewards[clip][number], {}, profiles.get(clip, "card")) for clip, number in keys)
+    return candidates, [ScoredCandidate(*row) for row in rows]
 
 
 def test_best_of_each_clip_ties_by_candidate_id():
@@ -124,6 +125,23 @@ def test_by_threshold_as_in_the_original_code():
     assert curate(*make({"a": [0.6], "b": [0.6]}), PUBLISHED)[0] == []
 
 
+@pytest.mark.parametrize("drop_by", ["share", "threshold"])
+def test_the_lowest_are_dropped_within_each_profile(drop_by):
+    """Rewards of one profile lie all below those of the other."""
+    rewards = {f"card{i}": [1 + i / 10] for i in range(10)} | {f"heard{i}": [i / 10] for i in range(4)}
+    rows = make(rewards, **{f"heard{i}": "verifier" for i in range(4)})
+    curated, dropped = curate(*rows, Curate(drop_lowest_share=0.3, drop_by=drop_by))
+    lowest = {"share": ["card0", "card1", "card2", "heard0", "heard1"],
+              "threshold": ["card0", "card1", "card2", "card3", "heard0", "heard1"]}  # fmt: skip
+    assert [row.utterance_id for row in dropped] == lowest[drop_by]
+    assert len(curated) + len(dropped) == 14
+    reasons = {
+        "share": {f"among the lowest 30% of clips (profile {profile})" for profile in ("card", "verifier")},
+        "threshold": {"not above the threshold of 1.3 (profile card)", "not above the threshold of 0.1 (profile verifier)"},
+    }
+    assert {row.reason for row in dropped} == reasons[drop_by]
+
+
 @pytest.mark.parametrize("rule", [Curate(drop_lowest_share=0.1), Curate(drop_lowest_share=0.1, drop_by="threshold")])
 @pytest.mark.parametrize("clips", [1, 9, 10, 100, 808])
 def test_the_plan_counts_what_stays(rule, clips):
@@ -133,7 +151,7 @@ def test_the_plan_counts_what_stays(rule, clips):
 
 def test_a_missing_or_double_score_is_refused():
     candidates, scores = make({"a": [0.1, 0.2]})
-    for wrong in (scores[:1], [*scores, scores[0]], [*scores, ScoredCandidate("b", 0, 1.0, {})]):
+    for wrong in (scores[:1], [*scores, scores[0]], [*scores, ScoredCandidate("b", 0, 1.0, {}, "card")]):
         with pytest.raises(ValueError, match="do not have the same"):
             curate(candidates, wrong, Curate(drop_lowest_share=0.1))
 

@@ -93,21 +93,23 @@ def test_speech_without_times_is_aligned_packed_and_close_to_the_truth(call, spo
 
 
 def test_a_transcript_of_another_clip_is_rejected(call, spoken, tmp_path):
-    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()][:3]
+    rows = [json.loads(line) for line in (spoken / "manifest.jsonl").read_text("utf-8").splitlines()][:4]
     for row in rows:
         row["audio"] = str(spoken / row["audio"])
     rows[1]["text"] = "nothing of all this was ever spoken here by anyone"
     del rows[1]["words"], rows[1]["events"], rows[0]["words"], rows[0]["events"]
+    rows[3] = {"id": rows[3]["id"], "audio": rows[3]["audio"]}
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     done = call("data", "align", "configs/align.yaml", "--set", f"manifest={manifest}", "--set", f"model.base={TINY_BASE}",
                 "--set", "model.dtype=float32", "--set", "tracking.mode=disabled", "--set", f"output={tmp_path}/out")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     metrics = json.loads((tmp_path / "out/metrics.json").read_text("utf-8"))
-    assert (metrics["aligned"], metrics["already_timed"], metrics["rejected"]) == (1, 1, 1)
+    assert [metrics[name] for name in ("aligned", "already_timed", "unlabelled", "rejected")] == [1, 1, 1, 1]
     [rejected] = (tmp_path / "out/rejected.jsonl").read_text("utf-8").splitlines()
     assert "of the words" in json.loads(rejected)["reason"]
     written = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text("utf-8").splitlines()]
-    assert {row["id"] for row in written} == {rows[0]["id"], rows[2]["id"]}
+    assert {row["id"] for row in written} == {rows[0]["id"], rows[2]["id"], rows[3]["id"]}
+    assert [row.keys() for row in written if "text" not in row] == [{"id", "audio", "split"}]
     [kept] = [row for row in written if row["id"] == rows[2]["id"]]
     assert (kept["words"], kept["events"]) == (rows[2]["words"], rows[2]["events"])

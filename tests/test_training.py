@@ -22,7 +22,7 @@ CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
 
 def test_a_batch_literally(packed, network):
     split = PackedSplit(packed["packed"], "train")
-    rows = TrainingSet(split, [Target(0, [70, 71]), Target(1, [])])
+    rows = TrainingSet(split, [Target(0, [70, 71], ["sighs"]), Target(1, [], [])])
     batch = network.collate([rows[0], rows[1]])
     prompt = [1] + [32] * 38
     assert batch["input_ids"].tolist() == [[*prompt, 70, 71, 2], [*prompt, 2, 11, 11]]

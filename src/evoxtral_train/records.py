@@ -37,12 +37,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """`scores.jsonl`: the reward, and the components that it is the weighted sum of."""
+    """`scores.jsonl`: the reward, and the components that it is the weighted sum of. `profile`: the rule that gave it, the same
+    for all candidates of a clip; rewards of different profiles cannot be compared."""
 
     utterance_id: str
     candidate_id: int
     reward: float
     components: dict[str, float]
+    profile: str
 
 
 GREEDY, REFERENCE = -1, -2

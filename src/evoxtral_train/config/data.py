@@ -4,17 +4,19 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ..units import PREPAD_SAMPLES
 from .sections import BatchTokens, Model, Range, Section, Split, Tags, Tracking
+from .transcription import Segmentation
 
 
 class Source(Section):
     """Where the rows come from."""
 
-    kind: Literal["jsonl", "csv", "folder", "parquet", "dataset", "hub"] = Field(
-        description="jsonl | csv (or .tsv) | folder (audio beside .txt or .json) | parquet | dataset | hub."
+    kind: Literal["jsonl", "csv", "folder", "parquet", "dataset", "hub", "recordings"] = Field(
+        description="jsonl | csv (or .tsv) | folder (audio beside .txt or .json) | parquet | dataset | hub | "
+        "recordings (audio of any length, without transcripts, cut at silences)."
     )
     path: str = Field(description="File, folder or hub id.")
     name: str | None = Field(None, description="Configuration of a hub dataset.")
@@ -22,13 +24,14 @@ class Source(Section):
     splits: dict[str, Split] | None = Field(None, description="The source's split: ours (dev: validation). null: none.")
     streaming: bool = Field(True, description="Read a hub dataset as it arrives, without downloading all of it first.")
     max_rows: PositiveInt | None = Field(None, description="Stop after this many rows. null: read all.")
+    cut: Segmentation = Segmentation()
 
 
 class Columns(Section):
     """The source's column for each part of a manifest row. null: it has none."""
 
     audio: str = Field("audio", description="Path relative to the source, or the bytes.")
-    text: str = Field("text", description="Transcript with its tags.")
+    text: str | None = Field("text", description="Transcript with its tags. null: no clip has one; RAFT alone can use them.")
     id: str | None = Field(None, description="Unique id. null: made from the row's place.")
     split: str | None = Field(None, description="Split of the row.")
     speaker: str | None = Field(None, description="Who speaks.")
@@ -54,6 +57,9 @@ class Transcript(Section):
     replace: dict[str, str | None] = Field({}, description='Symbol: name, such as "😂": laughs. null leaves a symbol out.')
     leading_tag: LeadingTag | None = None
     lower_case: bool = Field(False, description="Lower the case, for transcripts in capitals.")
+    missing: Literal["reject", "raft"] = Field(
+        "reject", description="A row whose transcript is empty: reject | raft (keep it without text, in the split raft)."
+    )
 
     @field_validator("event_pattern")
     @classmethod
@@ -101,6 +107,17 @@ class ImportConfig(Section):
     accept_license: str | None = Field(None, description="Repeat a non-commercial license here to accept it.")
     deal: Deal = Deal()
     tracking: Tracking = Tracking()
+
+    @property
+    def has_texts(self) -> bool:
+        return self.columns.text is not None and self.source.kind != "recordings"
+
+    @model_validator(mode="after")
+    def _nothing_needs_a_missing_text(self) -> "ImportConfig":
+        for name in ("plain_text", "tags_used", "words", "events"):
+            if getattr(self.columns, name) and not self.has_texts:
+                raise ValueError(f"columns.{name} says something about a text, but the source has none: set it to null")
+        return self
 
 
 class Clips(Section):

@@ -83,6 +83,8 @@ def check_sound(row: ManifestRow, sound: Sound, limits: Check) -> Iterator[Findi
     if sound.loudest_dbfs < limits.silent_dbfs:
         yield finding("silent", f"its loudest 20 ms reach {sound.loudest_dbfs:.0f} dBFS — is this the right file?")
         return
+    if row.text is None:
+        return
     letters = sum(letter.isalnum() for letter in strip_tags(row.text))
     slowest, fastest = limits.letters_per_second
     shortest = letters / fastest
@@ -104,7 +106,7 @@ class Corpus:
 
     def add(self, row: ManifestRow, sound: Sound) -> None:
         place = len(self._rows)
-        self._rows.append((row.line, row.id, row.split, row.speaker, normalize_words(strip_tags(row.text))))
+        self._rows.append((row.line, row.id, row.split, row.speaker, normalize_words(strip_tags(row.text or ""))))
         first = self._sounds.setdefault(sound.digest, place)
         if first != place:
             self._same_sound.append((place, first))

@@ -4,6 +4,7 @@ jsonl     one object per line, or an array   csv       .csv or .tsv, with a head
 folder    audio files, each with a .txt (the transcript) or a .json (an object of columns) of the same name
 parquet   a file or a folder of them         dataset   what `datasets` saved with save_to_disk
 hub       a dataset's id on the hub, or a folder of the same form; streamed, or downloaded first
+recordings    a folder of audio files of any length, or one; each is cut at silences, and a segment is a row without text
 """
 
 import csv
@@ -20,13 +21,17 @@ import soundfile
 
 from ..config.data import Source
 from ..data.audio import check_samples, encode_flac, to_model_rate
+from ..data.recordings import open_recording
+from ..data.segments import segments_of
 from ..data.splits import SPLITS
 from ..errors import RowError, UsageError
 from ..files import write_atomic
 from ..reading import file_name, is_writable, parse_json, shown, why_not_a_file
 from ..records import iter_jsonl
+from ..units import SAMPLE_RATE_HZ
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au")
+CONTAINER_SUFFIXES = (".m4a", ".mp4", ".webm", ".aac")  # of recordings, with the package extra `av`
 _HAS_A_SCHEMA = ("csv", "parquet", "dataset", "hub")
 _BATCH_BYTES = 64 * 2**20
 _BATCH_ROWS = 64
@@ -51,7 +56,10 @@ def read_source(source: Source, audio: str, needed: Iterable[str]) -> Iterator[S
 
     Raises UsageError if the source does not exist, or a table lacks a required column.
     """
-    readers = {"jsonl": _jsonl, "csv": _csv, "folder": _folder, "parquet": _parquet, "dataset": _saved, "hub": _hub}
+    readers = {
+        "jsonl": _jsonl, "csv": _csv, "folder": _folder, "parquet": _parquet, "dataset": _saved, "hub": _hub,
+        "recordings": _recordings,
+    }  # fmt: skip
     checked = source.kind not in _HAS_A_SCHEMA
     for index, row in enumerate(readers[source.kind](source, audio)):
         if source.max_rows is not None and index >= source.max_rows:
@@ -165,6 +173,28 @@ def _sidecar(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, RowError) as error:
         return _error(f"{path.name} cannot be read: {error}")
     return content if isinstance(content, dict) else _error(f"{path.name} is not a JSON object")
+
+
+def _recordings(source: Source, audio: str) -> Iterator[SourceRow]:
+    """A row for each segment, with its samples; a recording that cannot be read further ends with a row that says why."""
+    path = _path(source)
+    suffixes = (*AUDIO_SUFFIXES, *CONTAINER_SUFFIXES)
+    files = [file for file in files_in(path) if file.suffix.lower() in suffixes] if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    if not files:
+        raise UsageError("contains no audio file", where=str(path), fix=f"supported: {', '.join(suffixes)}")
+    for file in files:
+        name, number = file.relative_to(root), 0
+        place = {"file": name.as_posix()}
+        part = name.with_suffix("").as_posix()
+        try:
+            for number, segment in enumerate(segments_of(open_recording(file).blocks(), source.cut), start=1):
+                columns = place | {audio: {"array": segment.samples, "sampling_rate": SAMPLE_RATE_HZ}}
+                yield SourceRow(str(file), number, columns, root, part)
+            if not number:
+                raise RowError("no sound in it: silence alone", fix="leave it out")
+        except RowError as error:
+            yield SourceRow(str(file), number + 1, place | _error(error), root, part)
 
 
 def _parquet(source: Source, audio: str) -> Iterator[SourceRow]:

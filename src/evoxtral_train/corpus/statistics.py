@@ -22,11 +22,11 @@ _MOST_SPEAKERS = 15
 
 @dataclass(frozen=True)
 class MeasuredClip:
-    """The parts of a row that the statistics need."""
+    """The parts of a row that the statistics need. `text`: None for an unlabelled clip."""
 
     split: str
     duration_s: float
-    text: str
+    text: str | None
     speaker: str | None = None
     license: str | None = None
     language: str | None = None
@@ -34,18 +34,22 @@ class MeasuredClip:
 
 @dataclass
 class Statistics:
-    """`tags`: tag -> split -> clips with it. `together`: [tag, tag, clips with both]. Hours, seconds, counts."""
+    """`tags`: tag -> split -> clips with it. `together`: [tag, tag, clips with both]. Hours, seconds, counts.
+
+    `clips`, `hours` and lengths are of all clips, `unlabelled` (clips, hours) of those without text. All that is about words or
+    tags is about the others; `untagged_share` and `words_per_second` are None if there are none."""
 
     clips: dict[str, int]
     hours: dict[str, float]
+    unlabelled: tuple[int, float]
     duration_s: dict[str, float]
     durations_s: list[float]
     tags_per_clip: dict[int, int]
-    untagged_share: float
+    untagged_share: float | None
     tags: dict[str, dict[str, int]]
     occurrences: dict[str, int]
     together: list[tuple[str, str, int]]
-    words_per_second: float
+    words_per_second: float | None
     speakers: dict[str, float]
     licenses: dict[str, int]
     languages: dict[str, int]
@@ -62,37 +66,41 @@ def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
     count, hours, speakers, licenses, languages = Counter(), Counter(), Counter(), Counter(), Counter()
     per_clip, occurrences, together = Counter(), Counter(), Counter()
     tags: dict[str, Counter] = {tag: Counter() for tag in taxonomy.tags}
-    durations, words = [], 0
+    durations, unlabelled_s, words = [], [], 0
     for clip in clips:
-        in_clip = find_tags(clip.text)
         count[clip.split] += 1
         hours[clip.split] += clip.duration_s / 3600
         durations.append(clip.duration_s)
+        if clip.speaker:
+            speakers[clip.speaker] += clip.duration_s / 3600
+        licenses[clip.license or "not given"] += 1
+        languages[clip.language or "not given"] += 1
+        if clip.text is None:
+            unlabelled_s.append(clip.duration_s)
+            continue
+        in_clip = find_tags(clip.text)
         words += len(strip_tags(clip.text).split())
         per_clip[len(in_clip)] += 1
         occurrences.update(in_clip)
         for tag in set(in_clip):
             tags.setdefault(tag, Counter())[clip.split] += 1
         together.update(combinations(sorted(set(in_clip)), 2))
-        if clip.speaker:
-            speakers[clip.speaker] += clip.duration_s / 3600
-        licenses[clip.license or "not given"] += 1
-        languages[clip.language or "not given"] += 1
     if not durations:
         raise ValueError("there is no clip")
-    order = [split for split in SPLITS if count[split]]
+    labelled, order = per_clip.total(), [split for split in SPLITS if count[split]]
     quantiles = np.quantile(durations, (0, 0.05, 0.5, 0.95, 1))
     statistics = Statistics(
         clips={split: count[split] for split in order},
         hours={split: hours[split] for split in order},
+        unlabelled=(len(unlabelled_s), sum(unlabelled_s) / 3600),
         duration_s=dict(zip(("shortest", "5%", "median", "95%", "longest"), map(float, quantiles), strict=True)),
         durations_s=durations,
         tags_per_clip=dict(sorted(per_clip.items())),
-        untagged_share=per_clip[0] / len(durations),
+        untagged_share=per_clip[0] / labelled if labelled else None,
         tags={tag: {split: counts[split] for split in order} for tag, counts in tags.items()},
         occurrences=dict(occurrences),
         together=[(one, other, number) for (one, other), number in together.most_common()],
-        words_per_second=words / max(sum(durations), 1e-9),
+        words_per_second=words / max(sum(durations) - sum(unlabelled_s), 1e-9) if labelled else None,
         speakers=dict(speakers.most_common()),
         licenses=dict(licenses.most_common()),
         languages=dict(languages.most_common()),
@@ -103,6 +111,21 @@ def gather(clips: Iterable[MeasuredClip], taxonomy: Taxonomy) -> Statistics:
 
 def advise(statistics: Statistics) -> list[str]:
     """Sentences about what is unusual; empty if nothing is."""
+    if statistics.untagged_share is None:
+        advice = ["No clip has a text: SFT and the evaluation need some that have (docs/data.md)."]
+    else:
+        advice = _advise_on_tags(statistics)
+    advice += [f"There is no {split} split." for split in ("validation", "test") if split not in statistics.clips]
+    if statistics.duration_s["longest"] > 30:
+        longest = statistics.duration_s["longest"]
+        advice.append(f"The longest clip lasts {longest:.0f} s; by default audio.max_seconds rejects clips over 30 s.")
+    bound = [name for name in statistics.licenses if forbids_commercial_use(name)]
+    if bound:
+        advice.append(f"{', '.join(bound)}: no commercial use of the data or of models trained on it.")
+    return advice
+
+
+def _advise_on_tags(statistics: Statistics) -> list[str]:
     advice = []
     low, high = UNTAGGED_RANGE
     if not low <= statistics.untagged_share <= high:
@@ -124,19 +147,10 @@ def advise(statistics: Statistics) -> list[str]:
             f"The most frequent tag has {max(present) / min(present):.0f} times as many clips as the rarest: "
             "train.sampling: square_root evens that out."
         )
-    for split in ("validation", "test"):
-        if split not in statistics.clips:
-            advice.append(f"There is no {split} split.")
     if "test" in statistics.clips:
         thin = [tag for tag, splits in statistics.tags.items() if splits["test"] < _FEW_TEST_CLIPS and tag not in absent]
         if thin:
             advice.append(f"Fewer than {_FEW_TEST_CLIPS} test clips with {_listed(thin)}: their scores will be unreliable.")
-    if statistics.duration_s["longest"] > 30:
-        longest = statistics.duration_s["longest"]
-        advice.append(f"The longest clip lasts {longest:.0f} s; by default audio.max_seconds rejects clips over 30 s.")
-    bound = [name for name in statistics.licenses if forbids_commercial_use(name)]
-    if bound:
-        advice.append(f"{', '.join(bound)}: no commercial use of the data or of models trained on it.")
     return advice
 
 

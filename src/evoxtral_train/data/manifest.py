@@ -15,7 +15,7 @@ from ..reading import is_writable, shown, writable
 from ..records import iter_jsonl, row_place
 from ..text import tags as tag_text
 from ..text.taxonomy import TagRules
-from .splits import SPLITS, split_of_sentence
+from .splits import SPLITS, UNLABELLED, split_of_sentence
 
 _LINES = ("id", "audio", "split", "speaker", "source", "license", "language")
 _SPANS = {"words": "word", "events": "tag"}
@@ -26,12 +26,13 @@ _NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # control characters except 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """`audio` is resolved against the manifest's folder. `line`: the row's number (see `iter_jsonl`). `words` and
-    `events` are {word | tag, start_s, end_s}, empty when unknown."""
+    """`audio` is resolved against the manifest's folder. `text`: None for an unlabelled clip, which only the split `raft` may
+    have. `line`: the row's number (see `iter_jsonl`). `words` and `events` are {word | tag, start_s, end_s}, empty when
+    unknown."""
 
     id: str
     audio: Path
-    text: str
+    text: str | None
     split: str
     line: int
     speaker: str | None = None
@@ -65,7 +66,7 @@ def iter_manifest(path: Path, rules: TagRules, tally: Counter | None = None) -> 
     """Every row of the file in order, good or rejected, one at a time: only a hash of each id stays in memory.
     `rules` rename the tags; `tally` counts the changes.
 
-    A row without a split gets one by the hash of its words (80 / 10 / 10). Audio is not opened
+    A row without a split gets one by the hash of its words (80 / 10 / 10), or `raft` if it has no text. Audio is not opened
     here. Raises UsageError if the file does not exist or is empty.
     """
     first_lines: dict[bytes, int] = {}
@@ -111,12 +112,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict | RowError]]:
 
 
 def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Counter | None) -> ManifestRow:
-    for name in ("id", "audio", "text"):
+    for name in ("id", "audio"):
         if content.get(name) in (None, "", []) or str(content[name]).isspace():
-            raise RowError(f"`{name}` is missing or empty", fix="every row needs id, audio and text")
+            raise RowError(f"`{name}` is missing or empty", fix="every row needs id and audio")
     check_fields(content)
-    text = rules.apply(content["text"], tally)
-    split = content.get("split") or split_of_sentence(tag_text.strip_tags(text))
+    text, split = None, content.get("split") or UNLABELLED
+    if has_text(content):
+        text = rules.apply(content["text"], tally)
+        split = content.get("split") or split_of_sentence(tag_text.strip_tags(text))
     return ManifestRow(
         id=content["id"], audio=folder / content["audio"], text=text, split=split, line=line,
         **{name: content.get(name) or None for name in ("speaker", "source", "license", "language")},
@@ -124,9 +127,14 @@ def _check(content: dict, folder: Path, line: int, rules: TagRules, tally: Count
     )  # fmt: skip
 
 
+def has_text(content: dict[str, Any]) -> bool:
+    """Whether a row has a transcript: None, "" and white space are none."""
+    return bool(str(content.get("text") or "").strip())
+
+
 def check_fields(content: dict[str, Any]) -> None:
-    """Raises RowError for the first unknown field or invalid value. None, "" and empty lists of words or events count as
-    absent."""
+    """Raises RowError for the first unknown field or invalid value, and for a row that needs the text that it lacks. None, "" and
+    empty lists of words or events count as absent."""
     for name, value in content.items():
         if name not in FIELDS:
             raise RowError(f"unknown field {shown(name)}", fix=f"known fields: {', '.join(sorted(FIELDS))}")
@@ -135,6 +143,13 @@ def check_fields(content: dict[str, Any]) -> None:
         (_check_spans if name in _SPANS else _check_text)(name, value)
         if name == "split" and value not in SPLITS:
             raise RowError(f"unknown split {shown(value)}", fix=f"use one of {', '.join(SPLITS)}")
+    if not has_text(content):
+        if content.get("split") not in (None, "", UNLABELLED):
+            fix = f"write the transcript, or use split {UNLABELLED}: only RAFT can use a clip without text"
+            raise RowError(f"`text` is missing or empty, in split {content['split']}", fix=fix)
+        for name in _SPANS:
+            if content.get(name):
+                raise RowError(f"`{name}` without `text`", fix=f"write the transcript, or leave out `{name}`")
 
 
 def _check_text(name: str, value: Any) -> None:

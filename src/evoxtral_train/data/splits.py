@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 SPLITS = ("train", "validation", "test", "raft")
 _SPLIT_SHARES = (("train", 0.8), ("validation", 0.1), ("test", 0.1))
+UNLABELLED = "raft"
+"""The only split that may have clips without text: RAFT can score candidates without a reference."""
 UNTAGGED = ""
 """Stands for "no tag at all" where clips are counted by tag."""
 

@@ -31,23 +31,27 @@ _COLUMNS = ("id", "text", "speaker", "language", "target_text", "target_ids", "u
 
 @dataclass(frozen=True)
 class Example:
-    """One packed row. `mel` is read with `mel_of`; ids and labels come from the layout. `events`: the
-    manifest's, [] if there are none."""
+    """One packed row. `mel` is read with `mel_of`; ids and labels come from the layout. An unlabelled clip has neither text nor
+    target. `events`: the manifest's, [] if there are none."""
 
     id: str
-    text: str
+    text: str | None
     speaker: str | None
     language: str | None
-    target_text: str
-    target_ids: list[int]
+    target_text: str | None
+    target_ids: list[int] | None
     utterance_tokens: int
     row_tokens: int
     events: list[dict]
 
     @property
+    def labelled(self) -> bool:
+        return self.text is not None
+
+    @property
     def timed_events(self) -> list[dict] | None:
         """The events, if every tag of the text has one."""
-        return self.events if len(self.events) == len(tag_text.find_tags(self.text)) else None
+        return self.events if self.labelled and len(self.events) == len(tag_text.find_tags(self.text)) else None
 
 
 def require_packed(folder: Path) -> str:
@@ -91,8 +95,9 @@ class _Description(BaseModel):
 class PackedSplit:
     """A split of a packed dataset, memory-mapped. `fingerprint` is the dataset's.
 
-    `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) contain the lengths of all rows; a row itself is
-    read when it is taken from `examples`. `tags`: all that exist for this dataset, found in it or not.
+    `utterance_tokens`, `row_tokens` and `target_tokens` (int32 arrays) contain the lengths of all rows, `labelled` (a bool array)
+    whether each has a text; a row itself is read when it is taken from `examples`. `tags`: all that exist for this dataset,
+    found in it or not.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -113,8 +118,9 @@ class PackedSplit:
             raise UsageError(f"the split {split!r} has no rows", where=str(folder), fix=f"splits with rows: {', '.join(filled)}")
         self._index = _read_stream(folder / f"{split}-index.arrow")
         self.utterance_tokens, self.row_tokens, self.target_tokens = (
-            self._index[f"{name}_tokens"].to_numpy() for name in ("utterance", "row", "target")
+            self._index[f"{name}_tokens"].fill_null(0).to_numpy() for name in ("utterance", "row", "target")
         )
+        self.labelled: np.ndarray = self._index["target_tokens"].is_valid().to_numpy()
         self._shards = _ShardReader(folder / "shards", content.shards.get(split, []))
         if not len(self._index) == content.rows[split] == len(self._shards):
             what = f"split {split} has {content.rows[split]} rows, {len(self._index)} in its index, {len(self._shards)} in shards"
@@ -128,6 +134,19 @@ class PackedSplit:
     def index_of(self) -> dict[str, int]:
         """id -> place in the split."""
         return {identity: index for index, identity in enumerate(self._index["id"].to_pylist())}
+
+    def labelled_examples(self) -> Iterator[Example]:
+        """The rows that have a text, in order."""
+        return (example for example in self.examples if example.labelled)
+
+    def describe_labelled(self) -> str:
+        """The clips that have a reference: "20 of split raft; 4 more have no text". Raises UsageError if there are none."""
+        unlabelled = int((~self.labelled).sum())
+        if unlabelled == len(self):
+            what = f"none of the {unlabelled:,} clips of split {self.split!r} has a text to compare with"
+            fix = "use another split; clips without text are for `evoxtral raft` alone"
+            raise UsageError(what, where=str(self.folder), fix=fix)
+        return f"{len(self) - unlabelled} of split {self.split}" + (f"; {unlabelled} more have no text" if unlabelled else "")
 
     def clip(self, index: int) -> ClipSize:
         """The sizes of a clip, without reading its row."""

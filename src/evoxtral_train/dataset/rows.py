@@ -46,17 +46,20 @@ def prepare_row(row: ManifestRow, config: PackConfig, family: Family) -> Prepare
 
 
 def columns_of(row: ManifestRow, samples: int, config: PackConfig, family: Family) -> dict:
-    """The columns of a row except the mel, for a clip of that many `samples`. Raises RowError when the target does not fit."""
+    """The columns of a row except the mel, for a clip of that many `samples`. An unlabelled clip has the same room but no target.
+    Raises RowError when the target does not fit."""
     check_ends(row, samples / SAMPLE_RATE_HZ)
-    target = target_text(row.text, config.target)
-    if config.target == "text" and not target:
-        raise RowError("no words to learn: the text contains only tags", fix="use target: tags, or leave the row out")
-    layout, heard = layout_of(config, family), []
+    layout = layout_of(config, family)
     clip = layout.measure(samples, config.audio.prepad_samples, row.language or config.language)
-    if layout.has_times:
-        heard = [(encode_piece(family.tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
-    target_ids = layout.target_ids(family.tokenizer, target, heard, clip)
-    layout.lay_out(clip, target_ids)  # raises if the target does not fit
+    target, target_ids, heard = None, None, []
+    if row.text is not None:
+        target = target_text(row.text, config.target)
+        if config.target == "text" and not target:
+            raise RowError("no words to learn: the text contains only tags", fix="use target: tags, or leave the row out")
+        if layout.has_times:
+            heard = [(encode_piece(family.tokenizer, text), heard_s) for text, heard_s in timed_target(row, config.target)]
+        target_ids = layout.target_ids(family.tokenizer, target, heard, clip)
+    layout.lay_out(clip, target_ids or [])  # raises if the target does not fit
     return {
         "id": row.id, "text": row.text, "speaker": row.speaker, "language": clip.language,
         "target_text": target, "target_ids": target_ids,

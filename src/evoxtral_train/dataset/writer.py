@@ -2,7 +2,7 @@
 
     shards/00003-train.arrow    the rows of chunk 3 that belong to the training split: a plain Arrow stream
     shards/00003.json           written last: number of rows, rejected rows, hash of the rows
-    train-index.arrow           id and lengths of each row of the split
+    train-index.arrow           id and lengths of each row of the split; a row without target has no target length
 
 Any number of processes pack chunks in any order and skip finished ones; the result is the same. Memory does not grow with the
 number of clips.
@@ -27,7 +27,7 @@ from ..files import disk_errors, write_atomic
 from ..reading import read_record
 from .rows import layout_of, pack_row
 
-FORMAT = 7  # of the packed files; older ones are refused
+FORMAT = 8  # of the packed files; older ones are refused
 CHUNK_ROWS = 256
 _BATCH_ROWS = 32
 _EVENT = pyarrow.struct([("tag", pyarrow.string()), ("start_s", pyarrow.float64()), ("end_s", pyarrow.float64())])
@@ -137,7 +137,7 @@ class _Worker:
     def pack(self, chunk: Chunk) -> None:
         """Write the chunk's shards, then its record. Shards without a record do not count."""
         folder = self._folder / "shards"
-        counts, rejected, digest = dict.fromkeys(SPLITS, 0), [], hashlib.sha256()
+        counts, unlabelled, rejected, digest = dict.fromkeys(SPLITS, 0), 0, [], hashlib.sha256()
         waiting: dict[str, list[dict]] = {split: [] for split in SPLITS}
         with disk_errors(folder), _ShardWriter(folder, chunk.number) as shards:
             for entry in chunk.entries:
@@ -150,6 +150,7 @@ class _Worker:
                     rejected.append(Rejected.of(self._config.manifest, entry.line, entry.id, error))
                     continue
                 counts[entry.split] += 1
+                unlabelled += entry.text is None
                 described = {key: value for key, value in packed.items() if key not in ("mel", "audio")}
                 digest.update(json.dumps([entry.split, described], sort_keys=True).encode("utf-8"))
                 digest.update(packed["mel"])
@@ -163,6 +164,7 @@ class _Worker:
         record = {
             "layout": self._layout.record(),
             "rows": counts,
+            "unlabelled": unlabelled,
             "rejected": [asdict(each) for each in rejected],
             "fingerprint": digest.hexdigest(),
         }
@@ -201,10 +203,12 @@ def _record(folder: Path, number: int) -> Path:
 
 @dataclass(frozen=True)
 class PackSummary:
-    """`shards`: split -> [[file name, rows], …]. `rejected` in the manifest's order."""
+    """`unlabelled`: how many of the rows have no text. `shards`: split -> [[file name, rows], …]. `rejected` in the manifest's
+    order."""
 
     layout: dict
     rows: dict[str, int]
+    unlabelled: int
     shards: dict[str, list[tuple[str, int]]]
     rejected: list[Rejected]
     fingerprint: str
@@ -212,11 +216,12 @@ class PackSummary:
 
 def finish(folder: Path) -> PackSummary:
     """Once every chunk is finished: count the rows, and write the index of each split."""
-    digest, rejected = hashlib.sha256(), []
+    digest, unlabelled, rejected = hashlib.sha256(), 0, []
     shards: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, path in enumerate(sorted((folder / "shards").glob("*.json"), key=lambda each: int(each.stem))):
         record = read_record(path)
         digest.update(record["fingerprint"].encode())
+        unlabelled += record["unlabelled"]
         rejected += [Rejected(**each) for each in record["rejected"]]
         for split, count in record["rows"].items():
             if count:
@@ -225,7 +230,7 @@ def finish(folder: Path) -> PackSummary:
         if names:
             _write_index(folder, split, [folder / "shards" / name for name, _ in names])
     rows = {split: sum(count for _, count in names) for split, names in shards.items()}
-    return PackSummary(record["layout"], rows, shards, rejected, digest.hexdigest()[:16])
+    return PackSummary(record["layout"], rows, unlabelled, shards, rejected, digest.hexdigest()[:16])
 
 
 def _write_index(folder: Path, split: str, shards: list[Path]) -> None:

@@ -1,4 +1,5 @@
-"""Selects the candidates to train on: the best of each clip, without the clips with the lowest rewards.
+"""Selects the candidates to train on: the best of each clip, without the clips with the lowest rewards. Rewards of different
+profiles cannot be compared, so the lowest are dropped among the clips of each profile.
 
 Candidates and scores are streamed clip by clip, twice. The first pass uses the rewards to choose the clips, the second sorts each
 clip's candidates into curated and dropped. Only a few numbers per clip stay in memory.
@@ -6,6 +7,7 @@ clip's candidates into curated and dropped. Only a few numbers per clip stay in 
 
 import hashlib
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,34 +76,33 @@ def best_and_worst(clip: ScoredClip) -> tuple[tuple[Candidate, ScoredCandidate],
 
 @dataclass(frozen=True)
 class Selection:
-    """The clips to train on. `rewards`: of their best candidates. `reason`: why the other clips are dropped. `candidates`: the
-    number of candidates of all clips."""
+    """The clips to train on. `rewards`: profile -> those of their best candidates. `reasons`: profile -> why its other clips are
+    dropped. `candidates`: the number of candidates of all clips."""
 
     clips: frozenset[str]
-    rewards: Sequence[float]
-    reason: str
+    rewards: dict[str, Sequence[float]]
+    reasons: dict[str, str]
     candidates: int
 
     @classmethod
     def of(cls, clips: Iterable[ScoredClip], rule: Curate) -> "Selection":
-        """All but the clips with the lowest rewards of their best candidates, by share (ties: by utterance id) or by threshold.
-        With `skip_without_spread` a clip whose candidates all have one reward does not count: its best is no better than its
-        worst."""
-        best, count = [], 0
+        """All but the clips with the lowest rewards of their best candidates, by share (ties: by utterance id) or by threshold,
+        among the clips of each profile. With `skip_without_spread` a clip whose candidates all have one reward does not count:
+        its best is no better than its worst."""
+        best: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        kept, rewards, reasons, count = set(), {}, {}, 0
         for clip in clips:
             count += len(clip)
+            candidate, score = best_and_worst(clip)[0]
+            ranked = best[score.profile]
             if not (rule.skip_without_spread and is_flat(clip)):
-                candidate, score = best_and_worst(clip)[0]
-                best.append((-score.reward, candidate.utterance_id))  # negated: sorted, the best comes first
-        if rule.drop_by == "threshold" and best:
-            threshold = threshold_of([-negated for negated, _ in best], rule.drop_lowest_share)
-            best = [(negated, utterance_id) for negated, utterance_id in best if -negated > threshold]
-            reason = f"not above the threshold of {threshold:g}"
-        else:
-            best = sorted(best)[: clips_kept(len(best), rule)]
-            reason = f"among the lowest {rule.drop_lowest_share:.0%} of clips"
-        rewards = array("d", (-negated for negated, _ in best))
-        return cls(frozenset(utterance_id for _, utterance_id in best), rewards, reason, count)
+                ranked.append((-score.reward, candidate.utterance_id))  # negated: sorted, the best comes first
+        for profile, ranked in sorted(best.items()):
+            highest, reason = _highest(ranked, rule)
+            kept.update(utterance_id for _, utterance_id in highest)
+            rewards[profile] = array("d", (-negated for negated, _ in highest))
+            reasons[profile] = reason if len(best) == 1 else f"{reason} (profile {profile})"
+        return cls(frozenset(kept), rewards, reasons, count)
 
     def sort(self, clip: ScoredClip, rule: Curate) -> Iterator[CuratedRow | DroppedRow]:
         """What becomes of each candidate of a clip."""
@@ -113,11 +114,20 @@ class Selection:
             elif candidate is not best:
                 reason = f"candidate {best.candidate_id} of this clip has reward {best_score.reward:g}"
             elif candidate.utterance_id not in self.clips:
-                reason = self.reason
+                reason = self.reasons[score.profile]
             else:
                 yield CuratedRow(*_key(candidate), candidate.text, candidate.token_ids, score.reward)
                 continue
             yield DroppedRow(*_key(candidate), score.reward, reason)
+
+
+def _highest(ranked: list[tuple[float, str]], rule: Curate) -> tuple[list[tuple[float, str]], str]:
+    """Of (negated reward, utterance id): those to keep, and why the others are dropped."""
+    if rule.drop_by == "threshold" and ranked:
+        threshold = threshold_of([-negated for negated, _ in ranked], rule.drop_lowest_share)
+        return [each for each in ranked if -each[0] > threshold], f"not above the threshold of {threshold:g}"
+    highest = sorted(ranked)[: clips_kept(len(ranked), rule)]
+    return highest, f"among the lowest {rule.drop_lowest_share:.0%} of clips"
 
 
 def is_flat(clip: ScoredClip) -> bool:

@@ -19,7 +19,7 @@ from ..scoring.tag_filter import NEVER, Thresholds
 from ..scoring.thresholds import FOLDS, ONE, Fitted, fit
 from ..tracking import Tracker
 from .greedy import decode_greedily
-from .plans import count_packed_rows, plan_adapter, plan_decoded_audio, plan_decoding, plan_model
+from .plans import plan_adapter, plan_decoded_audio, plan_decoding, plan_labelled, plan_model
 from .report import Report
 
 _PREDICTIONS = "predictions.jsonl"
@@ -34,7 +34,7 @@ def run(config: CalibrateConfig, options: Options) -> Report:
     if config.split == "train":
         what = "thresholds fitted on clips that the adapter was trained on do not hold for others"
         raise UsageError(what, where="split", fix="use validation")
-    facts = {"adapter": config.adapter, "clips": f"{count_packed_rows(config.dataset, config.split)} of split {config.split}"}
+    facts = {"adapter": config.adapter, "clips": plan_labelled(config.dataset, config.split)}
     facts["aim"] = _aim(config)
     if options.dry_run:
         check_plan(config.output, "calibrate", settings, options)
@@ -72,7 +72,7 @@ def run(config: CalibrateConfig, options: Options) -> Report:
 
 def _decode(config: CalibrateConfig, network: Network, base: Base, split: PackedSplit, adapter: Adapter) -> list[Prediction]:
     written = decode_greedily(config, network, base, split, [config.adapter], {config.adapter: adapter})[config.adapter]
-    return [written[example.id].prediction_of(example) for example in split.examples]
+    return [written[example.id].prediction_of(example) for example in split.labelled_examples()]
 
 
 def _fit(config: CalibrateConfig, run: Run, split: PackedSplit, adapter: Adapter, tracker: Tracker) -> Fitted:

@@ -30,7 +30,7 @@ from ..text.tags import find_tags, format_tags, strip_tags
 from ..text.taxonomy import Taxonomy
 from ..tracking import Tracker
 from .greedy import BASE, decode_greedily
-from .plans import count_packed_rows, plan_adapter, plan_decoded_audio, plan_decoding, plan_model
+from .plans import plan_adapter, plan_decoded_audio, plan_decoding, plan_labelled, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .training_history import training_of
@@ -47,7 +47,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     settings = config.model_dump(mode="json")
     if options.dry_run:
         check_plan(config.output, "eval", settings, options)
-        facts = _plan_facts(config, config.systems, count_packed_rows(config.dataset, config.split)) | plan_model(config.model)
+        facts = _plan_facts(config, config.systems, plan_labelled(config.dataset, config.split)) | plan_model(config.model)
         facts |= plan_decoding(config.model, config.decode.batch_tokens)
         facts |= plan_decoded_audio(config, _decoded(config.systems))
         adapters = dict.fromkeys(system.adapter for system in config.systems if system.adapter)
@@ -61,7 +61,7 @@ def run(config: EvalConfig, options: Options) -> Report:
     yardsticks = {system.yardstick for system in systems if system.is_yardstick}
     if "probe" in yardsticks:
         check_probe(config)
-    facts = _plan_facts(config, systems, len(split))
+    facts = _plan_facts(config, systems, split.describe_labelled())
     base = open_base_of(split, config.model)
     adapters = {system.adapter: open_adapter(system.adapter, base, config.model) for system in systems if system.adapter}
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
@@ -120,7 +120,7 @@ def _score(
 ) -> tuple[str, list[str], dict]:  # fmt: skip
     """Write all files; returns the last lines to print, the failed gates, and the metrics."""
     reports, rows, with_words = {}, {}, split.target != "tags"
-    examples = list(split.examples)
+    examples = list(split.labelled_examples())
     for system in systems:
         texts = written[system.source]
         rows[system.name] = [_prediction(example, texts[example.id], system, filters[system.name]) for example in examples]
@@ -165,9 +165,9 @@ def _compared(config: EvalConfig, systems: list[System]) -> list[tuple[str, str]
 
 def _require_speakers(config: EvalConfig, split: PackedSplit) -> None:
     if config.bootstrap.unit == "speaker":
-        unknown = [example.id for example in split.examples if not example.speaker]
+        unknown = [example.id for example in split.labelled_examples() if not example.speaker]
         if unknown:
-            what = f"{len(unknown)} of {len(split)} clips of {split.split} have no speaker, the first is {unknown[0]!r}"
+            what = f"{len(unknown)} of {split.labelled.sum()} clips of {split.split} have no speaker, the first is {unknown[0]!r}"
             fix = "give each row of the manifest a `speaker` and pack again, or use clip"
             raise UsageError(what, where="bootstrap.unit", fix=fix)
 
@@ -182,16 +182,18 @@ def _wer_rise(config: EvalConfig, rows: dict[str, list[Prediction]], with_words:
     return difference(before, after, units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
 
 
-def _plan_facts(config: EvalConfig, systems: list[System], clips: int | str) -> dict:
+def _plan_facts(config: EvalConfig, systems: list[System], clips: str) -> dict:
     names = ", ".join(system.name for system in systems)
-    return {"clips": f"{clips} of split {config.split}", "systems": names, "output": config.output}
+    return {"clips": clips, "systems": names, "output": config.output}
 
 
 def _read_predictions(path: Path, split: PackedSplit) -> dict[str, Written]:
-    """Predictions from another program; the file must contain each clip of the split exactly once, and no other clip."""
+    """Predictions from another program; the file must contain each clip of the split that has a text exactly once, and no clip of
+    another split."""
     rows = read_rows(path, Prediction)
     found = {row.id: Written(row.prediction, row.written, row.confidences) for row in rows}
-    missing, unknown = set(split.index_of) - set(found), set(found) - set(split.index_of)
+    words = {example.id: normalize_words(strip_tags(example.text)) for example in split.labelled_examples()}
+    missing, unknown = set(words) - set(found), set(found) - set(split.index_of)
     if missing or unknown or len(found) != len(rows):
         twice = len(rows) - len(found)
         first = f", the first missing is {min(missing)!r}" if missing else ""
@@ -200,9 +202,8 @@ def _read_predictions(path: Path, split: PackedSplit) -> dict[str, Written]:
             where=str(path),
             fix="write one row {id, reference, prediction} for each clip; an empty prediction counts too",
         )
-    words = {example.id: normalize_words(strip_tags(example.text)) for example in split.examples}
     for row in rows:
-        if row.reference and normalize_words(strip_tags(row.reference)) != words[row.id]:
+        if row.id in words and row.reference and normalize_words(strip_tags(row.reference)) != words[row.id]:
             fix = "is this a prediction for another corpus, or for an earlier version of this one?"
             raise UsageError(f"clip {row.id!r} has a different `reference` in {split.folder}", where=str(path), fix=fix)
         if row.confidences is not None and len(row.confidences) != len(find_tags(row.prediction)):

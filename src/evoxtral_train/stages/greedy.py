@@ -24,12 +24,12 @@ def decode_greedily(
     config: EvalConfig | CalibrateConfig, network: Network | None, base: Base, split: PackedSplit, paths: list[Path | None],
     adapters: dict[Path, Adapter],
 ) -> dict[Path | None, dict[str, Written]]:  # fmt: skip
-    """Each adapter on every clip of the split, this process's share, gathered from all: adapter path (None: the base) -> clip id
-    -> output. `network`: the base; not used if there is no path."""
+    """Each adapter on every clip of the split that has a text, this process's share, gathered from all: adapter path (None: the
+    base) -> clip id -> output. `network`: the base; not used if there is no path."""
     if not paths:
         return {}
     written = {}
-    with progress("decoding", len(paths) * len(split), "clips") as bar:
+    with progress("decoding", len(paths) * int(split.labelled.sum()), "clips") as bar:
         for path in paths:
             system = _system(config, network, base, adapters[path]) if path else network
             audio = _audio(config, path, system, base, split)
@@ -37,7 +37,7 @@ def decode_greedily(
             if path and config.decode.known_tags_only:
                 known = KnownTags(base.family.tokenizer, split.tags, system.device)
             decoding = Decoding.greedy(config.decode, known, base.family.default_new_tokens)
-            requests = _requests(path, base, split)
+            requests = (request for request in _requests(path, base, split) if split.labelled[request.index])
             on_clips = partial(bar.advance, note=str(path or BASE))
             written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
             if path and adapters[path].method == "lora":

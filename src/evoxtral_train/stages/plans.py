@@ -11,7 +11,7 @@ import torch
 
 from ..config.evaluation import CalibrateConfig, EvalConfig
 from ..config.sections import Model
-from ..config.training import Curate, Lora, RaftConfig, SftConfig, Train
+from ..config.training import Lora, RaftConfig, SftConfig, Train
 from ..dataset.reader import PackedSplit, has_split, require_packed
 from ..errors import UsageError
 from ..families.base import Network
@@ -180,14 +180,25 @@ def plan_steps(rows: int | str, train: Train) -> dict:
     return {"rows": rows, "steps": steps}
 
 
-def plan_curated(dataset: Path, split: str, curate: Curate) -> int | str:
+def plan_labelled(dataset: Path, split: str) -> str:
+    """The clips of a split that have a reference, or why they are not known yet. Raises UsageError if there are none."""
+    try:
+        require_packed(dataset)
+    except UsageError as error:
+        return f"unknown: {error}"
+    return PackedSplit(dataset, split).describe_labelled()
+
+
+def plan_curated(config: RaftConfig) -> int | str:
     """How many rows curation will keep, including replayed references. Raises UsageError if there are none."""
-    clips = count_packed_rows(dataset, split)
+    clips, curate = count_packed_rows(config.dataset, config.split), config.curate
     if not isinstance(clips, int):
         return clips
-    kept = clips_kept(clips, curate)
+    labelled = int(PackedSplit(config.dataset, config.split).labelled.sum())
+    profiles = [clips] if config.score.profile == "verifier" else [labelled, clips - labelled]  # clips scored by each
+    kept = sum(clips_kept(count, curate) for count in profiles if count)
     if not kept:
         what = f"none of the {clips:,} clips would be kept"
         raise UsageError(what, where="curate.drop_lowest_share", fix="drop a smaller share")
-    rows = kept + round(curate.reference_replay * kept)
+    rows = kept + min(round(curate.reference_replay * kept), labelled)
     return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

@@ -33,7 +33,7 @@ def check_probe(config: EvalConfig) -> None:
 
 def chance_answer(split: PackedSplit) -> str:
     """The text written for every clip: see `best_constant_answer`."""
-    return format_tags(best_constant_answer([example.text for example in split.examples]))
+    return format_tags(best_constant_answer([example.text for example in split.labelled_examples()]))
 
 
 def probe_answers(

@@ -23,10 +23,11 @@ from .clip_weights import draw
 
 @dataclass(frozen=True)
 class Target:
-    """The target for the clip at `index` of the split."""
+    """The target for the clip at `index` of the split, and the tags in its text."""
 
     index: int
     target_ids: list[int]
+    tags: list[str]
 
 
 class TrainingSet(Dataset):
@@ -57,11 +58,10 @@ class TrainingSet(Dataset):
         self._epoch = epoch
 
     def tags(self) -> list[list[str]]:
-        """The tags of each row's clip, from its transcript."""
-        examples = self.split.examples
+        """The tags of each row: those of its clip's transcript, or of the target that replaces it."""
         if self._targets is None:
-            return [find_tags(example.text) for example in examples]
-        return [find_tags(examples[target.index].text) for target in self._targets]
+            return [find_tags(example.text) for example in self.split.examples]
+        return [target.tags for target in self._targets]
 
     def row(self, index: int) -> Row:
         """The row as it was packed, with its target laid out."""

@@ -50,20 +50,23 @@ class _Clips:
 
 
 def run(config: AlignConfig, options: Options) -> Report:
-    """Writes `manifest.jsonl`, with `words` and `events` in every row, and `rejected.jsonl`.
+    """Writes `manifest.jsonl`, with `words` and `events` in every row that has a text, and `rejected.jsonl`.
 
     With `keep_given_times`, rows that have times keep them. Otherwise their times are replaced, and the report
-    shows how far the new ones are off.
+    shows how far the new ones are off. Rows without text stay as they are.
     """
     family_for(config.model.base, config.model.revision, config.model.family)[0].require_times()
     rules, tally = TagRules.of(config.tags), Counter()
     rows, rejected = read_manifest(config.manifest, rules, tally)
     resolved = config.model_dump(mode="json")
     inputs = {"manifest": fingerprint_files([config.manifest]), "tags": fingerprint_files([shipped.find(config.tags.table)])}
-    kept = [row for row in rows if config.keep_given_times and row.words]
-    rows = [row for row in rows if not (config.keep_given_times and row.words)]
+    unlabelled = [row for row in rows if row.text is None]
+    timed = [row for row in rows if config.keep_given_times and row.words]
+    kept = [*timed, *unlabelled]
+    rows = [row for row in rows if row.text is not None and not (config.keep_given_times and row.words)]
     if not rows and kept:
-        what = f"nothing to align: {len(kept):,} rows have times" + (f", {len(rejected):,} are rejected" if rejected else "")
+        what = f"nothing to align: {len(timed):,} rows have times" + (f", {len(rejected):,} are rejected" if rejected else "")
+        what += f", {len(unlabelled):,} have no text" if unlabelled else ""
         raise UsageError(what, where=str(config.manifest), fix="use the manifest as it is, or set keep_given_times to false")
     if not rows:
         if options.dry_run:
@@ -71,7 +74,9 @@ def run(config: AlignConfig, options: Options) -> Report:
         run = Run.open(config.output, "data align", resolved, inputs, options, [config.manifest])
         run.write_rows("rejected.jsonl", rejected)
         raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
-    facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(kept), "output": config.output}
+    facts = {"rows": len(rows) + len(kept) + len(rejected), "already timed": len(timed), "output": config.output}
+    if unlabelled:
+        facts["without text"] = f"{len(unlabelled)}, unchanged"
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}
     if options.dry_run:
         check_output(config.output, "data align", resolved, inputs, options)
@@ -91,7 +96,8 @@ def run(config: AlignConfig, options: Options) -> Report:
             raise _nothing_aligned(config, rejected, run.path / "rejected.jsonl")
         run.write_rows("manifest.jsonl", written)
         heard = [flag for _, alignment in aligned for flag in alignment.heard]
-        metrics = {"aligned": len(aligned), "already_timed": len(kept), "rejected": len(rejected), "words": len(heard)}
+        metrics = {"aligned": len(aligned), "already_timed": len(timed), "unlabelled": len(unlabelled)}
+        metrics |= {"rejected": len(rejected), "words": len(heard)}
         metrics |= {"words_heard_share": float(np.mean(heard)) if heard else None, "seconds": time.monotonic() - started}
         metrics |= _errors(aligned)
         tracker.summary(metrics)
@@ -148,9 +154,9 @@ def _align_all(
 
 def _content(row: ManifestRow, folder: Path, words: list[dict], events: list[dict]) -> dict:
     """A manifest row with its audio path relative to `folder`."""
-    content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "text": row.text, "split": row.split}
-    content |= {name: value for name in ("speaker", "source", "license", "language") if (value := getattr(row, name))}
-    return content | {"words": words, "events": events}
+    content = {"id": row.id, "audio": os.path.relpath(row.audio, folder), "split": row.split}
+    content |= {} if row.text is None else {"text": row.text, "words": words, "events": events}
+    return content | {name: value for name in ("speaker", "source", "license", "language") if (value := getattr(row, name))}
 
 
 def _errors(aligned: list[tuple[ManifestRow, Alignment]]) -> dict:

@@ -34,7 +34,7 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
     rows = count_rows(config.manifest)
     folder = resolve_base(config.base, config.revision, weights=False)
     all_findings: list[Finding] = []
-    seconds, tags, untagged, good, languages = 0.0, 0, 0, 0, Counter()
+    seconds, tags, untagged, labelled, good, languages = 0.0, 0, 0, 0, 0, Counter()
     with progress("checking", rows, "clips") as bar:
         for row, sound in _sounds(config, folder, chunks(iter_manifest(config.manifest, rules, tally), _CHUNK_ROWS), rows):
             bar.advance()
@@ -44,8 +44,10 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
             all_findings += check_sound(row, sound, config.check)
             corpus.add(row, sound)
             languages[row.language or "not given"] += 1
-            count = len(find_tags(row.text))
-            seconds, tags, untagged, good = seconds + sound.duration_s, tags + count, untagged + (count == 0), good + 1
+            seconds, good = seconds + sound.duration_s, good + 1
+            if row.text is not None:
+                count = len(find_tags(row.text))
+                tags, untagged, labelled = tags + count, untagged + (count == 0), labelled + 1
     all_findings = sorted([*all_findings, *corpus.findings(config.check)], key=lambda finding: (finding.line, finding.kind))
     counts = Counter(finding.kind for finding in all_findings)
     failing = [finding for finding in all_findings if finding.kind not in config.check.allow]
@@ -53,9 +55,11 @@ def run(config: PackConfig, findings: Path | None = None) -> Report:
         "rows": f"{good + counts['rejected']} = {good} good + {counts['rejected']} rejected",
         "hours of audio": f"{seconds / 3600:.2f}",
         "mean length": f"{seconds / good:.1f} s" if good else "—",
-        "tags per clip": f"{tags / good:.2f}" if good else "—",
-        "without tags": f"{untagged / good:.0%}" if good else "—",
+        "tags per clip": f"{tags / labelled:.2f}" if labelled else "—",
+        "without tags": f"{untagged / labelled:.0%}" if labelled else "—",
     }
+    if labelled < good:
+        facts["without text"] = f"{good - labelled}, for RAFT alone"
     if set(languages) - {"not given"}:
         facts["languages"] = ", ".join(f"{name} {count}" for name, count in languages.most_common())
     facts |= {f"tags {change}": count for change, count in describe_changes(tally).items()}

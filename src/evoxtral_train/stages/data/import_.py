@@ -15,7 +15,7 @@ from ...config.data import ImportConfig
 from ...corpus.sources import SourceRow, files_in, place_audio, read_source
 from ...corpus.transcripts import forbids_commercial_use, tagged_transcript
 from ...data.manifest import Rejected, check_fields, rename_events
-from ...data.splits import SPLITS, deal
+from ...data.splits import SPLITS, UNLABELLED, deal
 from ...errors import RowError, UsageError
 from ...files import fingerprint_files, fingerprint_text
 from ...progress import Progress, format_seconds
@@ -66,7 +66,7 @@ def run(config: ImportConfig, options: Options) -> Report:
     started = time.monotonic()
     with Tracker(config.tracking, "data import", run.path, config) as tracker:
         _import_all(run, config, rules, chain([first], source))
-        rows, tally, splits = _deal(run.path / _PART, config)
+        rows, unlabelled, tally, splits = _deal(run.path / _PART, config)
         run.write_rows("rejected.jsonl", (entry["rejected"] for entry in _entries(run.path / _PART) if "rejected" in entry))
         if not splits:
             rejected = run.path / "rejected.jsonl"
@@ -74,12 +74,15 @@ def run(config: ImportConfig, options: Options) -> Report:
         run.write_rows("manifest.jsonl", _manifest_rows(run.path / _PART, splits))
         (run.path / _PART).unlink()
         changes, counts = describe_changes(tally), Counter(splits)
-        metrics = {"imported": len(splits), "rejected": rows - len(splits), "tags_changed": changes, "splits": dict(counts)}
+        metrics = {"imported": len(splits), "unlabelled": unlabelled, "rejected": rows - len(splits), "tags_changed": changes}
+        metrics["splits"] = dict(counts)
         metrics["seconds"] = time.monotonic() - started
         tracker.summary(metrics)
     run.finish(metrics, fingerprint_files([run.path / "manifest.jsonl"]))
     facts["rows"] = f"{rows} = {len(splits)} imported + {rows - len(splits)} rejected"
     facts |= {f"split {split}": counts[split] for split in SPLITS if counts[split]}
+    if unlabelled:
+        facts["without text"] = f"{unlabelled}, for RAFT alone"
     facts |= {f"tags {change}": count for change, count in changes.items()}
     if rows > len(splits):
         first = next(read_jsonl(config.output / "rejected.jsonl"))[1]
@@ -127,6 +130,8 @@ def _license_fact(name: str) -> str:
 
 def _rows(config: ImportConfig) -> Iterator[SourceRow]:
     named = config.columns.model_dump()
+    if not config.has_texts or (config.source.kind == "folder" and config.transcript.missing == UNLABELLED):
+        named.pop("text")  # no row has one, or a file may lack its .txt or .json
     needed = [column for column in named.values() if column is not None]
     if config.transcript.leading_tag:
         needed.append(config.transcript.leading_tag.column)
@@ -182,15 +187,9 @@ def _import_row(row: SourceRow, config: ImportConfig, rules: TagRules, output: P
 def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: TagRules, tally: Counter) -> dict:
     """The manifest row without its audio. Raises RowError for anything that a manifest does not accept."""
     columns = config.columns
-    text = _value(row, columns.text)
-    if text is None or text == "" or str(text).isspace():
-        raise RowError(f"`{columns.text}` is empty", fix="every clip needs its transcript")
-    check_fields({"text": text})
-    tagged = tagged_transcript(text, row.columns, config.transcript)
-    named = rules.apply(tagged, tally)
-    if columns.plain_text or columns.tags_used:
-        check_script(tagged, *(_value(row, name) if name else None for name in (columns.plain_text, columns.tags_used)))
-    content = {"id": identity, "audio": "", "text": named, "split": _given_split(row, config)}
+    content = {"id": identity, "audio": ""}
+    text, split = _text(row, config, rules, tally), _given_split(row, config)
+    content |= {"split": split or UNLABELLED} if text is None else {"text": text, "split": split}
     content["source"] = config.source.path
     license_name = _name(row, columns.license) if columns.license else config.license
     if license_name:
@@ -208,6 +207,27 @@ def _manifest_row(row: SourceRow, identity: str, config: ImportConfig, rules: Ta
     if columns.events:
         content["events"] = rename_events(content["events"], rules)
     return content
+
+
+def _text(row: SourceRow, config: ImportConfig, rules: TagRules, tally: Counter) -> str | None:
+    """The tagged transcript; None for a clip that has none. Raises RowError if it should have one."""
+    columns, may_be_missing = config.columns, config.transcript.missing == UNLABELLED
+    if not config.has_texts:
+        return None
+    text = row.columns.get(columns.text) if may_be_missing else _value(row, columns.text)
+    if text is None or text == "" or str(text).isspace():
+        if may_be_missing:
+            return None
+        fix = "write its transcript, or keep such clips for RAFT alone with transcript.missing: raft"
+        raise RowError(f"`{columns.text}` is empty", fix=fix)
+    check_fields({"text": text})
+    tagged = tagged_transcript(text, row.columns, config.transcript)
+    named = rules.apply(tagged, tally)
+    if columns.plain_text or columns.tags_used:
+        check_script(tagged, *(_value(row, name) if name else None for name in (columns.plain_text, columns.tags_used)))
+    if not named:
+        raise RowError(f"nothing is left of `{columns.text}`: {shown(text)}", fix="keep its tags, or leave the row out")
+    return named
 
 
 def _identity(row: SourceRow, config: ImportConfig) -> str:
@@ -260,9 +280,9 @@ def _given_split(row: SourceRow, config: ImportConfig) -> str | None:
     return split
 
 
-def _deal(part: Path, config: ImportConfig) -> tuple[int, Counter, list[str]]:
-    """(rows in, changes to tags, the split of each imported row)."""
-    rows, tally, splits = 0, Counter(), []
+def _deal(part: Path, config: ImportConfig) -> tuple[int, int, Counter, list[str]]:
+    """(rows in, imported rows without text, changes to tags, the split of each imported row)."""
+    rows, unlabelled, tally, splits = 0, 0, Counter(), []
     tags: list[list[str]] = []
     groups: list[list[str]] = []
     for entry in _entries(part):
@@ -272,12 +292,13 @@ def _deal(part: Path, config: ImportConfig) -> tuple[int, Counter, list[str]]:
         for name, tag, count in entry["changes"]:
             tally[name, tag] += count
         row = entry["row"]
+        unlabelled += "text" not in row
         splits.append(row["split"] or "")
         if not row["split"]:
             tags.append(find_tags(row["text"]))
             groups.append(_groups(row, config))
     dealt = iter(deal(tags, groups, dict(config.deal.shares), config.deal.seed))
-    return rows, tally, [split or next(dealt) for split in splits]
+    return rows, unlabelled, tally, [split or next(dealt) for split in splits]
 
 
 def _groups(row: dict, config: ImportConfig) -> list[str]:

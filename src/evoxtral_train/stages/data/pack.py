@@ -7,6 +7,7 @@ from pathlib import Path
 from ... import shipped
 from ...config.data import PackConfig
 from ...data.manifest import Rejected, count_rows, iter_manifest
+from ...data.splits import UNLABELLED
 from ...data.workers import usable_cores
 from ...dataset.rows import layout_name, with_family_defaults
 from ...dataset.writer import CHUNK_ROWS, FORMAT, chunks, finish, pack_chunks
@@ -64,18 +65,21 @@ def run(config: PackConfig, options: Options) -> Report:
         run.write_json(
             "dataset.json",
             {
-                "format": FORMAT, "rows": packed.rows, "shards": packed.shards, **packed.layout, "target": config.target,
-                "prepad_samples": config.audio.prepad_samples, "tags": _known_tags(rules, tally),
+                "format": FORMAT, "rows": packed.rows, "unlabelled": packed.unlabelled, "shards": packed.shards, **packed.layout,
+                "target": config.target, "prepad_samples": config.audio.prepad_samples, "tags": _known_tags(rules, tally),
                 "processor_fingerprint": processor_fingerprint(folder), "fingerprint": packed.fingerprint,
             },
         )  # fmt: skip
         changes = describe_changes(tally)
-        metrics = {"packed": count, "rejected": len(packed.rejected), **packed.rows, "tags_changed": changes}
+        metrics = {"packed": count, "rejected": len(packed.rejected), **packed.rows, "unlabelled": packed.unlabelled}
+        metrics["tags_changed"] = changes
         metrics["seconds"] = time.monotonic() - started
         tracker.summary(metrics)
     run.finish(metrics, packed.fingerprint)
     facts |= {"packed": count, "rejected": len(packed.rejected)}
     facts |= {f"split {split}": number for split, number in packed.rows.items()}
+    if packed.unlabelled:
+        facts[f"split {UNLABELLED}"] = f"{packed.rows[UNLABELLED]}, {packed.unlabelled} of them without text, for RAFT alone"
     facts |= {f"tags {change}": number for change, number in changes.items()}
     facts["time"] = format_seconds(metrics["seconds"])
     if packed.rejected:

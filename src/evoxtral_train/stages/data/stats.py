@@ -52,10 +52,16 @@ def run(config: StatsConfig, options: Options) -> Report:
     facts |= {
         "clips": f"{clips}, {rejected.total()} rejected" if rejected else clips,
         "hours of audio": f"{metrics['hours']:.2f}",
-        "without tags": f"{statistics.untagged_share:.0%}",
+        "without tags": "—" if statistics.untagged_share is None else f"{statistics.untagged_share:.0%}",
+        **({"without text": _unlabelled(statistics)} if statistics.unlabelled[0] else {}),
         "report": config.output / "report.html",
     }
     return Report("data stats", facts, table="\n".join(f"- {line}" for line in statistics.advice))
+
+
+def _unlabelled(statistics: Statistics) -> str:
+    clips, hours = statistics.unlabelled
+    return f"{clips:,} clips, {hours:.2f} hours, for RAFT alone"
 
 
 def _nothing_read(config: StatsConfig, rejected: Counter) -> UsageError:
@@ -79,13 +85,14 @@ def _pictures(statistics: Statistics) -> dict[str, bytes]:
     splits = list(statistics.clips)
     by_count = sorted(statistics.tags, key=lambda tag: -sum(statistics.tags[tag].values()))
     tags_per_clip = statistics.tags_per_clip
-    pictures = {
-        "durations": plots.histogram(edges, counts, "length of the clip (s)"),
-        "tags-per-clip": plots.columns(list(tags_per_clip), list(tags_per_clip.values()), "tags in the clip", "clips"),
-        "tags": plots.stacked_rows(
-            by_count, {split: [statistics.tags[tag][split] for tag in by_count] for split in splits}, "clips with the tag"
-        ),
-    }
+    pictures = {"durations": plots.histogram(edges, counts, "length of the clip (s)")}
+    if statistics.untagged_share is not None:
+        pictures |= {
+            "tags-per-clip": plots.columns(list(tags_per_clip), list(tags_per_clip.values()), "tags in the clip", "clips"),
+            "tags": plots.stacked_rows(
+                by_count, {split: [statistics.tags[tag][split] for tag in by_count] for split in splits}, "clips with the tag"
+            ),
+        }
     if statistics.together:
         seen = [tag for tag in statistics.tags if sum(statistics.tags[tag].values())]
         pairs = {frozenset(pair): count for *pair, count in statistics.together}
@@ -111,26 +118,30 @@ def _sections(statistics: Statistics, pictures: dict[str, bytes], rejected: Coun
         for tag, counts in statistics.tags.items()
     ]
     lengths = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in statistics.duration_s.items())
-    lengths += f"; {statistics.words_per_second:.1f} words per second."
+    lengths += "." if statistics.words_per_second is None else f"; {statistics.words_per_second:.1f} words per second."
     sections = [
-        Section("Overview", table=Table(("split", "clips", "hours"), overview)),
+        Section(
+            "Overview",
+            text=f"Without text: {_unlabelled(statistics)}." if statistics.unlabelled[0] else "",
+            table=Table(("split", "clips", "hours"), overview),
+        ),
         Section("Advice", text="" if statistics.advice else "Nothing unusual.", points=statistics.advice),
         Section(
             "Length",
             text=lengths,
             pictures={"lengths": pictures["durations"]},
         ),
-        Section(
-            "Tags per clip",
-            text=f"{statistics.untagged_share:.0%} of the clips are untagged.",
-            pictures={"tags per clip": pictures["tags-per-clip"]},
-        ),
-        Section(
-            "Tags",
-            table=Table(("tag", *splits, "clips", "times"), tags),
-            pictures={"clips with each tag": pictures["tags"]},
-        ),
     ]
+    if statistics.untagged_share is not None:
+        untagged, per_clip = f"{statistics.untagged_share:.0%} of the clips are untagged.", pictures["tags-per-clip"]
+        sections += [
+            Section("Tags per clip", text=untagged, pictures={"tags per clip": per_clip}),
+            Section(
+                "Tags",
+                table=Table(("tag", *splits, "clips", "times"), tags),
+                pictures={"clips with each tag": pictures["tags"]},
+            ),
+        ]
     if "together" in pictures:
         sections.append(Section("Tags together", pictures={"clips with both tags": pictures["together"]}))
     if "speakers" in pictures:

@@ -33,12 +33,18 @@ def run(round_: RaftRound, options: Options) -> Report:
         replayed = list(replay(selection.clips, references, rule.reference_replay, rule.seed))
     # 2. The plan.
     job = round_.job("curate", options)
+    means = {profile: fmean(rewards) for profile, rewards in selection.rewards.items() if rewards}
     facts = {
         "candidates": f"{selection.candidates} = {kept} curated + {selection.candidates - kept} dropped",
         "replayed references": len(replayed),
-        "mean reward of the curated": f"{fmean(selection.rewards):.4f}",
+        "mean reward of the curated": ", ".join(f"{profile} {mean:.4f}" for profile, mean in means.items()),
         "output": job.output,
     }
+    if rule.reference_replay and not replayed:
+        facts["replayed references"] = f"0: too few, or no clip of split {config.split} has a text"
+    if len(selection.rewards) > 1:
+        counts = ", ".join(f"{profile} {len(rewards)}" for profile, rewards in selection.rewards.items())
+        facts["curated by profile"] = f"{counts}; the lowest were dropped within each, as their rewards cannot be compared"
     if options.dry_run:
         job.check(inputs)
         return Report("plan: raft curate", facts)
@@ -56,8 +62,10 @@ def run(round_: RaftRound, options: Options) -> Report:
             "curated": kept,
             "replayed": len(replayed),
             "dropped": selection.candidates - kept,
-            "mean_reward": fmean(selection.rewards),
-            "lowest_reward": min(selection.rewards),
+            "profiles": {
+                profile: {"curated": len(rewards), "mean_reward": means.get(profile), "lowest_reward": min(rewards, default=None)}
+                for profile, rewards in selection.rewards.items()
+            },
         }
         work.tracker.summary(metrics)
         columns = ["utterance_id", "candidate_id", "target_text", "reward"]
@@ -69,17 +77,18 @@ def run(round_: RaftRound, options: Options) -> Report:
 
 
 class _References(Mapping):
-    """clip -> its packed target, read on access."""
+    """clip -> its packed target, read on access; of the clips that have one."""
 
     def __init__(self, split: PackedSplit):
         self._split = split
+        self._clips = [clip for clip, index in split.index_of.items() if split.labelled[index]]
 
     def __getitem__(self, clip: str) -> Reference:
         example = self._split.examples[self._split.index_of[clip]]
         return example.target_text, example.target_ids
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._split.index_of)
+        return iter(self._clips)
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._clips)

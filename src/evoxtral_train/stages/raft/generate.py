@@ -42,6 +42,8 @@ def run(round_: RaftRound, options: Options) -> Report:
     split, base = inputs.split, inputs.base
     new_tokens = most_new_tokens(config.generate, split)
     facts = _facts(config.generate, len(split), new_tokens) | {"adapter": config.adapter, "output": job.output}
+    if unlabelled := int((~split.labelled).sum()):
+        facts["without text"] = f"{unlabelled}, to be scored by a verifier"
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.
         network = load_network(base, config.model.dtype, inputs.adapter)

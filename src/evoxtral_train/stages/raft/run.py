@@ -49,6 +49,7 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     _check(config)
     generate.most_new_tokens(config.generate, split)
+    score.require_scorable(split)
     inputs = Inputs.open(config, split)
     with _job(config, options).shared(inputs.fingerprints) as work:
         if options.overwrite:
@@ -72,8 +73,9 @@ def run(config: RaftConfig, options: Options) -> Report:
 def plan(config: RaftConfig, options: Options) -> Report:
     if is_complete(config.dataset):
         _check(config)
+        score.require_scorable(PackedSplit(config.dataset, config.split))
     facts = generate.plan(RaftRound.of(config, 1), Options(resume=True)).facts
-    steps = plan_steps(plan_curated(config.dataset, config.split, config.curate), config.train)
+    steps = plan_steps(plan_curated(config), config.train)
     facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}
     facts |= plan_machine(lambda: check_launch(config.train, config.model.device))
     for number in range(2, len(config.rounds) + 1):
@@ -103,6 +105,8 @@ def _check(config: RaftConfig) -> None:
             where="gate.split",
             fix="name a split that was not trained on, or null for no gate",
         )
+    if config.gate.split:
+        PackedSplit(config.dataset, config.gate.split).describe_labelled()  # raises if it has no reference to measure by
 
 
 def _job(config: RaftConfig, options: Options) -> Job:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from ...config.sections import Placement
+from ...config.training import Score
 from ...dataset.reader import Example, PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
@@ -24,6 +24,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     # 1. What it reads.
     inputs = round_.require_candidates()
     split = round_.require_split()
+    require_scorable(split)
     require_same_config(round_.candidates, round_.settings("generate"), ("split", "generate", "adapter"))
     path, greedy_path = round_.candidates / "candidates.jsonl", round_.candidates / "greedy.jsonl"
     count = sum(1 for _ in iter_rows(path, Candidate))
@@ -43,7 +44,7 @@ def run(round_: RaftRound, options: Options) -> Report:
 
         def scores() -> Iterator[ScoredCandidate]:
             for candidate, example in _with_clips(path, split):
-                row = _score(candidate, example, split, weights, config.score.placement)
+                row = _score(candidate, example, split, weights, config.score)
                 tally.add(row)
                 if len(table) < _TABLE_ROWS:
                     components = row.components.values()
@@ -54,7 +55,7 @@ def run(round_: RaftRound, options: Options) -> Report:
         metrics = tally.metrics()
         if greedy_path.is_file():
             metrics["mean_greedy_reward"] = fmean(
-                _score(candidate, example, split, weights, config.score.placement).reward
+                _score(candidate, example, split, weights, config.score).reward
                 for candidate, example in _with_clips(greedy_path, split)
             )
         work.tracker.summary(metrics)
@@ -70,6 +71,14 @@ def run(round_: RaftRound, options: Options) -> Report:
         "clips without spread": f"{metrics['clips_without_spread_share']:.0%} (nothing to choose between)",
     }
     return Report("raft score", facts)
+
+
+def require_scorable(split: PackedSplit) -> None:
+    """Raises UsageError if a clip has nothing to be scored by."""
+    if not split.labelled.all():
+        what = f"{(~split.labelled).sum():,} of the {len(split):,} clips of split {split.split} have no text to compare with"
+        fix = "name a run of `evoxtral probe`, or a file of tag probabilities"
+        raise UsageError(f"{what}, and there is no verifier", where="score.verifier", fix=fix)
 
 
 def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Example]]:
@@ -90,11 +99,11 @@ def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Exa
 
 
 def _score(
-    candidate: Candidate, example: Example, split: PackedSplit, weights: dict[str, float], placement: Placement
+    candidate: Candidate, example: Example, split: PackedSplit, weights: dict[str, float], rule: Score
 ) -> ScoredCandidate:
-    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, placement)
+    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, rule.placement)
     reward, components = score(weights, answer)
-    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components)
+    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components, rule.profile)
 
 
 class _Tally:

@@ -12,6 +12,7 @@ from ...modeling.bases import Inputs, load_network, open_audio
 from ...records import CuratedRow, read_rows
 from ...reporting.training import training_facts
 from ...runs import Options, require_same_input
+from ...text.tags import find_tags
 from ...training.dataset import Target, TrainingSet
 from ...training.trainer import check_launch, train_and_save
 from ..plans import plan_curated, plan_machine, plan_start, plan_steps
@@ -55,7 +56,7 @@ def plan(round_: RaftRound, options: Options) -> Report:
     if curated.is_file():
         rows = len(_read_curated(curated))
     else:
-        rows = plan_curated(config.dataset, config.split, config.curate)
+        rows = plan_curated(config)
     facts = plan_start(config) | plan_steps(rows, config.train)
     facts |= plan_machine(lambda: check_launch(config.train, config.model.device))
     return Report("plan: raft train", facts | {"output": job.output})
@@ -86,7 +87,7 @@ def targets_of(curated: list[CuratedRow], split: PackedSplit) -> list[Target]:
         if row.utterance_id not in split.index_of:
             fix = "generate, score and curate again with --overwrite"
             raise EvoxtralError(f"curated clip {row.utterance_id!r} is not in the split", fix=fix)
-        target = Target(split.index_of[row.utterance_id], row.token_ids)
+        target = Target(split.index_of[row.utterance_id], row.token_ids, find_tags(row.target_text))
         clip = split.clip(target.index)
         if _end(target, split) > clip.row_tokens:
             what = f"candidate {row.candidate_id} of clip {row.utterance_id!r} fills its row, so EOS does not fit after it"

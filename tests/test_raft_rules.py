@@ -88,7 +88,7 @@ PUBLISHED = Curate(drop_lowest_share=0.1, drop_by="threshold")
 def make(rewards: dict[str, list[float]]):
     keys = [(clip, number) for clip, values in rewards.items() for number in range(len(values))]
     candidates = [Candidate(clip, number, f"{clip}/{number}", [70 + number], 0, "eos", -1.0) for clip, number in keys]
-    return candidates, [ScoredCandidate(clip, number, rewards[clip][number], {}) for clip, number in keys]
+    return candidates, [ScoredCandidate(clip, number, rewards[clip][number], {}, "counts") for clip, number in keys]
 
 
 def test_best_of_each_clip_ties_by_candidate_id():
@@ -133,7 +133,7 @@ def test_the_plan_counts_what_stays(rule, clips):
 
 def test_a_missing_or_double_score_is_refused():
     candidates, scores = make({"a": [0.1, 0.2]})
-    for wrong in (scores[:1], [*scores, scores[0]], [*scores, ScoredCandidate("b", 0, 1.0, {})]):
+    for wrong in (scores[:1], [*scores, scores[0]], [*scores, ScoredCandidate("b", 0, 1.0, {}, "counts")]):
         with pytest.raises(ValueError, match="do not have the same"):
             curate(candidates, wrong, Curate(drop_lowest_share=0.1))
 

@@ -37,12 +37,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """`scores.jsonl`: the reward, and the components that it is the weighted sum of."""
+    """`scores.jsonl`: the reward, the components that it is the weighted sum of, and the profile that scored it. Rewards of
+    different profiles are not comparable."""
 
     utterance_id: str
     candidate_id: int
     reward: float
     components: dict[str, float]
+    profile: str
 
 
 GREEDY, REFERENCE = -1, -2

@@ -1,5 +1,5 @@
-"""`evoxtral probe`: a linear classifier on the frozen audio embeddings, its report, and the probabilities that score clips without
-text."""
+"""`evoxtral probe`: a linear classifier on the frozen audio embeddings, its report, and the probabilities that score clips
+without text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ _SYSTEMS = [System(name="chance", yardstick="chance"), System(name="probe")]
 
 
 def run(config: ProbeConfig, options: Options) -> Report:
-    """Writes `probe.safetensors`, `probabilities/<split>.jsonl`, `predictions/`, `metrics.json`, `table.md` and `report.html` with its
-    pictures. Reads the text of the splits train, validation and `split`, and of no other."""
+    """Writes `probe.safetensors`, `probabilities/<split>.jsonl`, `predictions/`, `metrics.json`, `table.md` and `report.html`
+    with its pictures. Reads the text of the splits train, validation and `split`, and of no other."""
     job = Job("probe", config.output, config.model_dump(mode="json"), config, options)
     if options.dry_run:
         return _plan(job, config)

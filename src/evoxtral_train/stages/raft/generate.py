@@ -21,11 +21,13 @@ from ...modeling.audio_cache import AudioSource
 from ...modeling.bases import Base, Inputs, load_network, open_for_decoding
 from ...progress import format_seconds, progress
 from ...records import GREEDY, Candidate, JsonlAppender, drop_partial_line
+from ...run_folders import is_complete
 from ...runs import Options
 from ...text.written import written_text
 from ..plans import count_packed_rows, plan_decoding, plan_start
 from ..report import Report
 from .rounds import RaftRound
+from .scoring import Scoring, plan_scoring
 
 _SAMPLED_FILE, _GREEDY_FILE = "candidates", "greedy"  # <name>.jsonl; until it is complete, <name>.part-<process>.jsonl
 
@@ -39,6 +41,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     processes.join(config.model.device)
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
+    processes.first(lambda: Scoring.of(config, split))  # raises if what is generated could not be scored
     facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.
@@ -65,6 +68,8 @@ def plan(round_: RaftRound, options: Options) -> Report:
     job.check()
     facts = _facts(config.generate, count_packed_rows(config.dataset, config.split)) | plan_start(config)
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
+    if is_complete(config.dataset):
+        facts |= plan_scoring(config, PackedSplit(config.dataset, config.split))
     return Report("plan: raft generate", facts | {"output": job.output})
 
 

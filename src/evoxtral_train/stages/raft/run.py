@@ -32,6 +32,7 @@ from ..plans import plan_curated, plan_steps
 from ..report import Report
 from . import curate, generate, score, train
 from .rounds import RaftRound
+from .scoring import Scoring
 
 _STEPS = {"generate": generate, "score": score, "curate": curate, "train": train}
 _BY_RULE = ("score", "curate")  # only the first process runs these
@@ -47,7 +48,8 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     _check(config)
     inputs = Inputs.open(config, split)
-    with _job(config, options).shared(inputs.fingerprints) as work:
+    scored_by = processes.first(lambda: Scoring.of(config, split).fingerprints)
+    with _job(config, options).shared(inputs.fingerprints | scored_by, [config.score.verifier]) as work:
         if options.overwrite:
             processes.first(lambda: _remove_rounds(config.output))
         # 2. The rounds, and the adapter of the best round.

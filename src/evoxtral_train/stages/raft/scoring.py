@@ -1,4 +1,4 @@
-"""Which rule scores which clips of a split: `score.profile` those with text, the verifier always those without. Needs no torch."""
+"""Which rule scores which clips of a split: `score.profile` those with text, the verifier those without. Needs no torch."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _HINT = "evoxtral probe configs/probe.yaml"
 
 @dataclass(frozen=True)
 class Scoring:
-    """`clips`: profile -> how many clips it scores. `weights`: profile -> those of its components. `detections`: the verifier's, if
+    """`clips`: profile -> how many clips it scores. `weights`: profile -> component -> weight. `detections`: the verifier's, if
     it scores any."""
 
     config: Score

@@ -33,7 +33,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 58
+    assert len(SHIPPED) == 60
 
 
 @shipped_configs

@@ -32,6 +32,9 @@ COMMANDS = {
     "probe": Command(
         "probe", "evaluation.ProbeConfig", "Fit which tags the frozen audio holds; score clips without text by it.", shared=True
     ),
+    "diagnose": Command(
+        "diagnose", "evaluation.DiagnoseConfig", "Say why tags are weak: the data, the base or the adapter; and what to do."
+    ),
     "calibrate": Command(
         "calibrate", "evaluation.CalibrateConfig", "Fit the confidence that each tag needs to be kept.", shared=True
     ),

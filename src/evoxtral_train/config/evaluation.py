@@ -1,11 +1,11 @@
-"""The configs of `eval`, `probe`, `calibrate` and `export`."""
+"""The configs of `eval`, `probe`, `diagnose`, `calibrate` and `export`."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from .sections import AudioCache, AudioCacheLimit, BatchTokens, Compile, Model, Placement, Section, Split, Tracking
+from .sections import AudioCache, AudioCacheLimit, BatchTokens, Compile, Model, Placement, Section, Share, Split, Tracking
 
 
 class System(Section):
@@ -187,6 +187,18 @@ class ProbeConfig(Section):
         if "train" in splits:
             raise ValueError("the probe is fitted on train, so its probabilities there hold for no other clip: remove train")
         return list(dict.fromkeys(splits))
+
+
+class DiagnoseConfig(Section):
+    """`evoxtral diagnose`"""
+
+    output: Path = Field(description="Folder for report.html, its picture and metrics.")
+    probe: Path = Field(description="Run of `evoxtral probe`: names the dataset, and the split that is measured.")
+    evaluations: list[Path] = Field(min_length=1, description="Runs of `evoxtral eval` on that split.")
+    system: str | None = Field(None, description="System to diagnose. null: the last with an adapter and no filter.")
+    heard_f1: Share = Field(0.6, description="F1 from which a tag counts as heard.")
+    bootstrap: Bootstrap = Bootstrap()
+    tracking: Tracking = Tracking()
 
 
 class Card(Section):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -164,6 +165,33 @@ def packed(spoken, made_once) -> dict[str, Path]:
 
     folder = made_once("packed", make)
     return {kind: folder / kind for kind in bases}
+
+
+@pytest.fixture(scope="session")
+def one_tag(spoken, made_once):
+    """one_tag(layout) -> the spoken clips, packed, 20 of them in the split train and 4 in raft: enough to tell tagged clips from
+    others. Every tag is [sighs] but [laughs] and [gasps]."""
+    from evoxtral_train.config.data import Layout, PackConfig
+    from evoxtral_train.config.sections import Tags, Tracking
+    from evoxtral_train.records import dump_row
+    from evoxtral_train.runs import Options
+    from evoxtral_train.stages.data import pack
+    from evoxtral_train.text.tags import BASE_TAGS
+
+    tags = Tags(table=REPO / "data/tags.yaml", map={tag: "sighs" for tag in BASE_TAGS if tag not in ("laughs", "gasps")})
+
+    def make(folder: Path, kind: str) -> None:
+        rows, moved = rows_of(spoken), [f"raft-{number:05d}" for number in range(8)]
+        rows = [row | {"split": "train" if row["id"] in moved else row["split"]} for row in rows]
+        (folder / "manifest.jsonl").write_text("".join(map(dump_row, rows)), "utf-8")
+        base, language = (TINY_OFFLINE_BASE, "en") if kind == "transcription_request" else (TINY_BASE, None)
+        config = PackConfig(
+            manifest=folder / "manifest.jsonl", output=folder / "packed", base=str(base), layout=Layout(kind=kind), tags=tags,
+            tracking=Tracking(mode="disabled"), language=language,
+        )  # fmt: skip
+        pack.run(config, Options())
+
+    return lambda kind: made_once(f"one-tag-{kind}", partial(make, kind=kind)) / "packed"
 
 
 @pytest.fixture(scope="session")

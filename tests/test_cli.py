@@ -25,8 +25,8 @@ def test_help_answers_without_loading_torch():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     names = re.findall(r"^│ ([a-z-]+) ", done.stdout.partition("Commands")[2], re.MULTILINE)
     assert names == [
-        "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "calibrate", "transcribe", "serve", "export",
-        "cache", "doctor", "tiny-base",
+        "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "probe", "diagnose", "calibrate", "transcribe",
+        "serve", "export", "cache", "doctor", "tiny-base",
     ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,9 @@ from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.modeling.audio_cache import LiveAudio
 from evoxtral_train.modeling.pooling import pooled_audio
 from evoxtral_train.modeling.probe import COSTS, LabelledClips, Probe
-from evoxtral_train.records import Prediction, dump_row, read_rows
+from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.scoring.chance import best_constant_answer
-from evoxtral_train.text.tags import BASE_TAGS, find_tags, format_tags
+from evoxtral_train.text.tags import find_tags, format_tags
 
 
 def micro_f1(references: list[list[str]], answer: list[str] | str) -> float:
@@ -93,31 +92,6 @@ def test_a_clip_is_pooled_over_its_own_sound(packed, network):
     np.testing.assert_allclose(found[2], [*sound.mean(0), *sound.std(0)], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def one_tag(spoken, tmp_path_factory) -> dict[str, Path]:
-    """The spoken clips, those for RAFT in the split train: 24, enough to tell tagged clips from others. Every tag is
-    [sighs] but [laughs] and [gasps]. In either layout."""
-    from evoxtral_train.config.data import Layout, PackConfig
-    from evoxtral_train.config.sections import Tags, Tracking
-    from evoxtral_train.runs import Options
-    from evoxtral_train.stages.data import pack
-
-    folder = tmp_path_factory.mktemp("one-tag")
-    rows = [row | {"split": row["split"].replace("raft", "train")} for row in rows_of(spoken)]
-    (folder / "manifest.jsonl").write_text("".join(map(dump_row, rows)), "utf-8")
-    tags = Tags(table=REPO / "data/tags.yaml", map={tag: "sighs" for tag in BASE_TAGS if tag not in ("laughs", "gasps")})
-    for kind in ("packed", "deferred"):
-        layout, tracking = Layout(kind=kind), Tracking(mode="disabled")
-        pack.run(
-            PackConfig(
-                manifest=folder / "manifest.jsonl", output=folder / kind, base=str(TINY_BASE), layout=layout, tags=tags,
-                tracking=tracking,
-            ),
-            Options(),
-        )  # fmt: skip
-    return {kind: folder / kind for kind in ("packed", "deferred")}
-
-
 YARDSTICKS = "{name: probe, yardstick: probe}, {name: chance, yardstick: chance}"
 
 
@@ -141,7 +115,7 @@ def written(folder, name: str) -> list[Prediction]:
 @pytest.mark.slow
 def test_yardsticks_through_eval(evaluate, one_tag):
     systems = f"{{name: base}}, {YARDSTICKS}, {{name: mine, yardstick: probe, top_k: 1}}"
-    result, folder = evaluate(one_tag["packed"], "packed", systems)
+    result, folder = evaluate(one_tag("packed"), "packed", systems)
     assert result.exit_code == 0, result.stderr
     assert "1 of 3 tags fitted, C " in result.stdout
     assert "never written, as too few training clips have or lack them: [gasps] [laughs]" in result.stdout
@@ -159,7 +133,7 @@ def test_yardsticks_through_eval(evaluate, one_tag):
     assert any(row.prediction for row in written(folder, "probe"))
     # The layout says where tags are written, not what is heard; nor does it matter whether the audio is cached.
     for name, dataset, override in (("cached", "deferred", "audio_cache=on"), ("live", "deferred", "audio_cache=off")):
-        result, other = evaluate(one_tag[dataset], name, YARDSTICKS, override)
+        result, other = evaluate(one_tag(dataset), name, YARDSTICKS, override)
         assert result.exit_code == 0, result.stderr
         for one, two in zip(written(folder, "probe"), written(other, "probe"), strict=True):
             assert (one.id, one.prediction) == (two.id, two.prediction)

@@ -1,4 +1,5 @@
-"""A stage's run from plan to result: checked, opened, tracked and finished in one way. SFT, RAFT's steps and `transcribe` use it.
+"""A stage's run from plan to result: checked, opened, tracked and finished in one way. SFT, RAFT's steps, `probe`,
+`diagnose` and `transcribe` use it.
 
 job = Job("sft", config.output, config.model_dump(mode="json"), config, options)
 job.check()                                  a dry run stops here and writes nothing
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import processes
+from .config.evaluation import DiagnoseConfig, ProbeConfig
 from .config.training import RaftConfig, SftConfig
 from .config.transcription import TranscribeConfig
 from .runs import Options, Run, check_output, check_plan
@@ -47,7 +49,7 @@ class Job:
     stage: str
     output: Path
     settings: dict[str, Any]
-    config: SftConfig | RaftConfig | TranscribeConfig
+    config: SftConfig | RaftConfig | TranscribeConfig | ProbeConfig | DiagnoseConfig
     options: Options
 
     def check(self, inputs: dict[str, str] | None = None) -> None:

@@ -29,6 +29,12 @@ COMMANDS = {
     "raft run": Command("raft.run", "training.RaftConfig", "Repeat all four steps while held-out clips improve.", shared=True),
     "raft pairs": Command("raft.pairs", "training.RaftConfig", "Export the best and worst candidate per clip, for DPO."),
     "eval": Command("eval", "evaluation.EvalConfig", "Score the base and adapters on one split.", shared=True),
+    "probe": Command(
+        "probe", "evaluation.ProbeConfig", "Fit which tags the frozen audio holds; score clips without text by it.", shared=True
+    ),
+    "diagnose": Command(
+        "diagnose", "evaluation.DiagnoseConfig", "Say why tags are weak: the data, the base or the adapter; and what to do."
+    ),
     "calibrate": Command(
         "calibrate", "evaluation.CalibrateConfig", "Fit the confidence that each tag needs to be kept.", shared=True
     ),

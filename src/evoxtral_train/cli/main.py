@@ -22,8 +22,8 @@ from .running import (
 )
 
 _IN_ORDER_OF_USE = (
-    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "calibrate", "transcribe", "serve", "export", "cache",
-    "doctor", "tiny-base",
+    "init", "data", "sft", "raft", "eval", "eval-predictions", "compare", "probe", "diagnose", "calibrate", "transcribe", "serve",
+    "export", "cache", "doctor", "tiny-base",
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ for _name in ("raft generate", "raft score", "raft curate", "raft train"):
     _add_raft_step(_name)
 _add("raft run")
 _add_raft_step("raft pairs")
-for _name in ("eval", "calibrate", "export", "tiny-base"):
+for _name in ("eval", "probe", "diagnose", "calibrate", "export", "tiny-base"):
     _add(_name)
 
 

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 from .. import shipped
 from ..files import write_atomic
 from .data import AlignConfig, ImportConfig, PackConfig, StatsConfig, SynthConfig
-from .evaluation import CalibrateConfig, EvalConfig, ExportConfig
+from .evaluation import CalibrateConfig, DiagnoseConfig, EvalConfig, ExportConfig, ProbeConfig
 from .fields import description_of, item_model_of, model_of, source_of
 from .serving import ServeConfig
 from .training import RaftConfig, SftConfig, TinyBaseConfig
@@ -28,8 +28,9 @@ from .transcription import TranscribeConfig
 
 CONFIGS = {
     "import": ImportConfig, "synth": SynthConfig, "stats": StatsConfig, "align": AlignConfig, "pack": PackConfig,
-    "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig, "calibrate": CalibrateConfig, "transcribe": TranscribeConfig,
-    "serve": ServeConfig, "export": ExportConfig, "tiny-base": TinyBaseConfig,
+    "sft": SftConfig, "raft": RaftConfig, "eval": EvalConfig, "probe": ProbeConfig,
+    "diagnose": DiagnoseConfig, "calibrate": CalibrateConfig,
+    "transcribe": TranscribeConfig, "serve": ServeConfig, "export": ExportConfig, "tiny-base": TinyBaseConfig,
 }  # fmt: skip
 """The shipped YAML files, in `configs/` and the folders below it, and the class that each is read into."""
 

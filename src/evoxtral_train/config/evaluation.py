@@ -1,11 +1,11 @@
-"""The configs of `eval` and `export`."""
+"""The configs of `eval`, `probe`, `diagnose`, `calibrate` and `export`."""
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from .sections import AudioCache, AudioCacheLimit, BatchTokens, Compile, Model, Placement, Section, Tracking
+from .sections import AudioCache, AudioCacheLimit, BatchTokens, Compile, Model, Placement, Section, Share, Split, Tracking
 
 
 class System(Section):
@@ -160,6 +160,45 @@ class EvalConfig(Section):
         if self.gates.system is None and any(limit is not None for limit in asked.values()):
             raise ValueError("gates need to know which system they are for: set gates.system")
         return self
+
+
+class ProbeConfig(Section):
+    """`evoxtral probe`"""
+
+    output: Path = Field(description="Folder for the probe, its report, and probabilities/.")
+    dataset: Path = Field(description="Packed dataset. The probe is fitted on its split train.")
+    split: str = Field("test", description="Labelled split to measure the probe on.")
+    probabilities: list[Split] = Field(
+        ["raft"], description="Splits whose clips get a probability for each tag, for score.verifier; their text is not read."
+    )
+    model: Model
+    audio_cache: AudioCache = "auto"
+    audio_cache_limit_gb: AudioCacheLimit = 100.0
+    bootstrap: Bootstrap = Bootstrap()
+    tags_table: Path = Field(
+        Path("data/tags.yaml"), description="File with the groups of tags, to show what is confused with what."
+    )
+    clips_shown: int = Field(8, ge=0, description="Clips in report.html, with audio: this many of the worst and of the best.")
+    tracking: Tracking = Tracking()
+
+    @field_validator("probabilities")
+    @classmethod
+    def _not_of_what_it_was_fitted_on(cls, splits: list[str]) -> list[str]:
+        if "train" in splits:
+            raise ValueError("the probe is fitted on train, so its probabilities there hold for no other clip: remove train")
+        return list(dict.fromkeys(splits))
+
+
+class DiagnoseConfig(Section):
+    """`evoxtral diagnose`"""
+
+    output: Path = Field(description="Folder for report.html, its picture and metrics.")
+    probe: Path = Field(description="Run of `evoxtral probe`: names the dataset, and the split that is measured.")
+    evaluations: list[Path] = Field(min_length=1, description="Runs of `evoxtral eval` on that split.")
+    system: str | None = Field(None, description="System to diagnose. null: the last with an adapter and no filter.")
+    heard_f1: Share = Field(0.6, description="F1 from which a tag counts as heard.")
+    bootstrap: Bootstrap = Bootstrap()
+    tracking: Tracking = Tracking()
 
 
 class Card(Section):

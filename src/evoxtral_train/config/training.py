@@ -210,18 +210,31 @@ class RewardWeights(Section):
 class Score(Section):
     """How candidates are scored."""
 
-    profile: Literal["card", "counts"] = Field(
+    profile: Literal["card", "counts", "verifier"] = Field(
         "card",
-        description="card (0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination rate)) | "
-        "counts (tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced tags, + 0.4 × (1 − WER) with words). [RL, code]",
+        description="card (0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination)) | "
+        "counts (tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced, + 0.4 × (1 − WER)) | "
+        "verifier (reads no text). [RL, code]",
+    )
+    verifier: Path | None = Field(
+        None,
+        description="Scores clips without text, and with profile verifier all: a run of `evoxtral probe`, or a JSONL of "
+        "{id, tags: {tag: probability}}.",
     )
     weights: RewardWeights = RewardWeights()
     placement: Placement = Placement()
 
     @model_validator(mode="after")
-    def _card_is_fixed(self) -> "Score":
-        if self.profile == "card" and self.weights != RewardWeights():
-            raise ValueError("the weights of profile card are the published ones; choose profile counts to set your own")
+    def _only_counts_has_weights(self) -> "Score":
+        if self.weights != RewardWeights() and self.profile != "counts":
+            whose = {"card": "the published ones", "verifier": "fixed"}[self.profile]
+            raise ValueError(f"the weights of profile {self.profile} are {whose}; choose profile counts to set your own")
+        return self
+
+    @model_validator(mode="after")
+    def _verifier_is_named(self) -> "Score":
+        if self.profile == "verifier" and self.verifier is None:
+            raise ValueError("profile verifier needs `verifier`: a run of `evoxtral probe`, or a file of probabilities")
         return self
 
 
@@ -284,6 +297,12 @@ class RaftConfig(Section):
     pairs: Pairs = Pairs()
     train: Train
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _the_verifier_does_not_judge_itself(self) -> "RaftConfig":
+        if self.score.profile == "verifier" and self.gate.split and self.gate.measure == "reward":
+            raise ValueError("with profile verifier, gate.measure must be micro_f1: the verifier would judge its own choice")
+        return self
 
 
 class TinyBaseConfig(Section):

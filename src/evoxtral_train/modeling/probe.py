@@ -4,12 +4,18 @@ Arrays in, probabilities out; `pooling` computes the vectors. (Alain and Bengio 
 arXiv 1610.01644.)
 """
 
+import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import numpy as safetensors
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+
+from ..files import write_atomic
 
 FEWEST_CLIPS = 5
 THRESHOLD = 0.5
@@ -25,10 +31,17 @@ class LabelledClips:
     tags: Sequence[Collection[str]]
 
 
+def fittable(tags: Sequence[Collection[str]]) -> tuple[list[str], list[str]]:
+    """(tags that a probe can be fitted for, tags that too few clips have or lack: fewer than `FEWEST_CLIPS`), sorted."""
+    counts = Counter(tag for of_clip in tags for tag in set(of_clip))
+    enough = {tag for tag, count in counts.items() if min(count, len(tags) - count) >= FEWEST_CLIPS}
+    return sorted(enough), sorted(counts.keys() - enough)
+
+
 @dataclass(frozen=True)
 class Probe:
     """`weights` [features, tags] and `biases` [tags] of the log-odds; `too_rare`: tags of the training clips that are not
-    fitted, because fewer than `FEWEST_CLIPS` clips have them, or lack them. `cost`: the C used to fit it."""
+    fitted, see `fittable`. `cost`: the C used to fit it."""
 
     tags: tuple[str, ...]
     too_rare: tuple[str, ...]
@@ -42,14 +55,11 @@ class Probe:
         mean, scale = clips.features.mean(0, dtype=np.float64), clips.features.std(0, dtype=np.float64)
         scale[scale == 0] = 1.0
         standard = (clips.features - mean) / scale
-        tags, too_rare, weights, biases = [], [], [], []
-        for tag in sorted({tag for of_clip in clips.tags for tag in of_clip}):
+        tags, too_rare = fittable(clips.tags)
+        weights, biases = [], []
+        for tag in tags:
             has_tag = np.array([tag in of_clip for of_clip in clips.tags])
-            if min(has_tag.sum(), (~has_tag).sum()) < FEWEST_CLIPS:
-                too_rare.append(tag)
-                continue
             fitted = LogisticRegression(C=cost, max_iter=1000).fit(standard, has_tag)
-            tags.append(tag)
             weights.append(fitted.coef_[0] / scale)
             biases.append(fitted.intercept_[0] - weights[-1] @ mean)
         shape = (len(tags), clips.features.shape[1])
@@ -59,6 +69,12 @@ class Probe:
     def fit_best(cls, train: LabelledClips, validation: LabelledClips) -> "Probe":
         """With the cost in `COSTS` that has the best micro F1 on `validation`; ties: the smallest."""
         return max((cls.fit(train, cost) for cost in COSTS), key=lambda probe: probe.micro_f1(validation))
+
+    def save(self, path: Path) -> None:
+        """Two tensors, `weights` and `biases`; the rest is in the metadata."""
+        about = {"tags": self.tags, "too_rare": self.too_rare, "cost": self.cost}
+        tensors = {"weights": np.ascontiguousarray(self.weights), "biases": self.biases}
+        write_atomic(path, safetensors.save(tensors, {name: json.dumps(value) for name, value in about.items()}))
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """[clips, features] -> the probability of each tag: [clips, tags]."""

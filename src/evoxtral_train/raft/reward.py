@@ -12,9 +12,11 @@ than the first, and on a clip with many tags almost nothing.
 words if the target has none:
 
     tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced (+ 0.4 × (1 − min(WER, 1)))
+
+Both read the clip's reference. `verifier` does not: see that module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..config.sections import Placement
@@ -113,7 +115,11 @@ def weights_of(profile: str, target: str, changed: dict[str, float] | None = Non
 
 def score(weights: dict[str, float], answer: Answer) -> tuple[float, dict[str, float]]:
     """(reward, components by name)."""
-    components = {name: COMPONENTS[name](answer) for name in weights}
+    return weighted_sum(weights, {name: COMPONENTS[name](answer) for name in weights})
+
+
+def weighted_sum(weights: Mapping[str, float], components: dict[str, float]) -> tuple[float, dict[str, float]]:
+    """(the reward, rounded so that equal rewards are equal, and the components)."""
     return round(sum(weight * components[name] for name, weight in weights.items()), 10), components
 
 

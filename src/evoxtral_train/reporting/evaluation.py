@@ -19,10 +19,10 @@ from .tables import per_tag_rows, short_rows, systems_rows
 EDGES_S = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 60.0)
 
 
-def page(evaluation: Evaluation) -> tuple[str, dict[str, bytes]]:
-    """(the HTML, its pictures by file name)."""
+def page(evaluation: Evaluation, more: Sequence[Section] = ()) -> tuple[str, dict[str, bytes]]:
+    """(the HTML, its pictures by file name). `more`: sections of the stage's own, after the table of systems."""
     sections = [
-        _clips(evaluation), _tags(evaluation), _systems(evaluation),
+        _clips(evaluation), _tags(evaluation), _systems(evaluation), *more,
         _all_measures(evaluation), _differences(evaluation), _tag_by_tag(evaluation), _confusion(evaluation),
         _times(evaluation), _confidence(evaluation),
         _losses(evaluation), _rewards(evaluation), *_worst_and_best(evaluation),

@@ -130,6 +130,36 @@ def intervals(
 
 
 @_never_fails
+def gaps(
+    groups: dict[str, Sequence[str]], series: dict[str, dict[str, tuple[float, float, float]]], label: str
+) -> bytes:
+    """`groups`: heading -> names. For each name a point with its interval (value, low, high) of each series, and a bar between
+    the last two: what is lost from one to the other. At most `MOST` names."""
+    rows = [(heading, name) for heading, names in groups.items() for name in (None, *names)][: MOST + len(groups)]
+    figure, axes = _figure(5.6, 0.9 + 0.3 * len(rows))
+    *_, before, after = series.values()
+    step = 0.5 / max(len(series) - 1, 1)
+    for place, (_, name) in enumerate(rows):
+        if name in before and name in after:
+            axes.plot([after[name][0], before[name][0]], [place, place], color=_FAINT, linewidth=11, zorder=0)
+    for number, ((part, values), color) in enumerate(zip(series.items(), ("#8a939c", *_PALETTE, "#6b5b95"), strict=False)):
+        shown = [(place + number * step - 0.25, *values[name]) for place, (_, name) in enumerate(rows) if name in values]
+        at, value, low, high = zip(*shown, strict=True) if shown else ((), (), (), ())
+        reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]
+        axes.errorbar(value, at, xerr=reach, fmt="o", markersize=4.5, color=color, elinewidth=1, label=_name(part))
+    axes.set_yticks(range(len(rows)), [_name(name or heading) for heading, name in rows])
+    for tick, (_, name) in zip(axes.get_yticklabels(), rows, strict=True):
+        tick.set_weight("normal" if name else "bold")
+    axes.tick_params(labelsize=9.5, length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(label)
+    _legend(axes, len(series))
+    return _png(figure)
+
+
+@_never_fails
 def lines(
     series: dict[str, Sequence[tuple[float, float]]],
     x_label: str,

@@ -39,9 +39,14 @@ def judged_tags(rows: Sequence[Prediction]) -> list[tuple[float, bool]]:
 
 
 def reliability(rows: Sequence[Prediction]) -> dict:
-    """`bins`: {from, to, tags, confidence (mean), right (share)} for each bin with tags. `expected_error`: the mean distance
-    between the two over all tags (expected calibration error, Naeini et al. 2015), None without tags."""
-    judged = judged_tags(rows)
+    """`reliability_of` the predicted tags."""
+    return reliability_of(judged_tags(rows))
+
+
+def reliability_of(judged: Sequence[tuple[float, bool]]) -> dict:
+    """Of (confidence, right) pairs. `bins`: {from, to, tags, confidence (mean), right (share)} for each bin with tags.
+    `expected_error`: the mean distance between the two over all tags (expected calibration error, Naeini et al. 2015), None
+    without tags."""
     bins, error = [], 0.0
     for number in range(BINS):
         low, high = number / BINS, (number + 1) / BINS

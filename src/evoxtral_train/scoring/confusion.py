@@ -76,3 +76,9 @@ def shares(table: dict[str, dict[str, float]], taxonomy: Taxonomy) -> dict[str, 
                 counts["other_group"] += value
     total = sum(counts.values())
     return {name: value / total for name, value in counts.items()} if total else {}
+
+
+def errors(table: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:
+    """(reference tag, predicted tag, how often), the most frequent first; one of the two may be "nothing"."""
+    wrong = ((tag, other, value) for tag, row in table.items() for other, value in row.items() if other != tag)
+    return sorted(wrong, key=lambda error: (-error[2], error))

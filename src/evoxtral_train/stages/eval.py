@@ -222,11 +222,7 @@ def _measure_yardsticks(
         written["chance"] = dict.fromkeys(split.index_of, Written(answer))
         notes["chance"] = f"writes {answer or 'nothing'} for every clip"
     if "probe" in yardsticks:
-        probe, heard = probe_answers(config, network, base, split)
-        written["probe"] = {
-            identity: Written(format_tags(list(tags)), confidences=[round(value, 4) for value in tags.values()])
-            for identity, tags in heard.items()
-        }
+        probe, written["probe"] = probe_answers(config, network, base, split)
         notes["probe"] = f"{len(probe.tags)} of {len(probe.tags + probe.too_rare)} tags fitted, C {probe.cost:g}"
         if probe.too_rare:
             notes["probe"] += f"; never written, as too few training clips have or lack them: {format_tags(probe.too_rare)}"

@@ -1,5 +1,6 @@
-"""Shared by `eval` and `compare`: writing the page, and the clips' audio in it."""
+"""Shared by `eval`, `compare` and `probe`: writing the page, and the clips' audio in it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.audio import encode_flac, read_audio
@@ -7,12 +8,13 @@ from ..dataset.reader import PackedSplit
 from ..errors import RowError
 from ..files import write_atomic
 from ..reporting.evaluation import page
+from ..reporting.page import Section
 from ..reporting.results import Evaluation
 
 
-def write_page(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """Writes `report.html` and its pictures into `folder`; returns the pictures' paths."""
-    html, pictures = page(evaluation)
+def write_page(folder: Path, evaluation: Evaluation, more: Sequence[Section] = ()) -> list[Path]:
+    """Writes `report.html` and its pictures into `folder`; returns the pictures' paths. `more`: as in `page`."""
+    html, pictures = page(evaluation, more)
     for name, png in pictures.items():
         write_atomic(folder / f"{name}.png", png)
     write_atomic(folder / "report.html", html)

@@ -27,6 +27,7 @@ from ...text.written import without_language
 from ..plans import count_packed_rows, plan_decoding, plan_start
 from ..report import Report
 from .rounds import RaftRound
+from .scoring import Scoring, plan_scoring
 
 _SAMPLED_FILE, _GREEDY_FILE = "candidates", "greedy"  # <name>.jsonl; until it is complete, <name>.part-<process>.jsonl
 
@@ -41,6 +42,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
     new_tokens = most_new_tokens(config.generate, split)
+    processes.first(lambda: Scoring.of(config, split))  # raises if what is generated could not be scored
     facts = _facts(config.generate, len(split), new_tokens) | {"adapter": config.adapter, "output": job.output}
     if unlabelled := int((~split.labelled).sum()):
         facts["without text"] = f"{unlabelled}, to be scored by a verifier"
@@ -72,6 +74,8 @@ def plan(round_: RaftRound, options: Options) -> Report:
         new_tokens = most_new_tokens(config.generate, PackedSplit(config.dataset, config.split))
     facts = _facts(config.generate, clips, new_tokens or "layout.room_tokens − 1") | plan_start(config)
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
+    if is_complete(config.dataset):
+        facts |= plan_scoring(config, PackedSplit(config.dataset, config.split))
     return Report("plan: raft generate", facts | {"output": job.output})
 
 

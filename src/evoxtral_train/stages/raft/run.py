@@ -33,6 +33,7 @@ from ..plans import plan_curated, plan_machine, plan_steps
 from ..report import Report
 from . import curate, generate, score, train
 from .rounds import RaftRound
+from .scoring import Scoring
 
 _STEPS = {"generate": generate, "score": score, "curate": curate, "train": train}
 _BY_RULE = ("score", "curate")  # only the first process runs these
@@ -49,9 +50,9 @@ def run(config: RaftConfig, options: Options) -> Report:
     split = PackedSplit(config.dataset, config.split)
     _check(config)
     generate.most_new_tokens(config.generate, split)
-    score.require_scorable(split)
     inputs = Inputs.open(config, split)
-    with _job(config, options).shared(inputs.fingerprints) as work:
+    scored_by = processes.first(lambda: Scoring.of(config, split).fingerprints)
+    with _job(config, options).shared(inputs.fingerprints | scored_by, [config.score.verifier]) as work:
         if options.overwrite:
             processes.first(lambda: _remove_rounds(config.output))
         # 2. The rounds, and the adapter of the best round.
@@ -73,7 +74,6 @@ def run(config: RaftConfig, options: Options) -> Report:
 def plan(config: RaftConfig, options: Options) -> Report:
     if is_complete(config.dataset):
         _check(config)
-        score.require_scorable(PackedSplit(config.dataset, config.split))
     facts = generate.plan(RaftRound.of(config, 1), Options(resume=True)).facts
     steps = plan_steps(plan_curated(config), config.train)
     facts |= {"then": "score, curate", "curated rows": steps["rows"], "training steps": steps["steps"]}

@@ -2,29 +2,28 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-from ...config.training import Score
 from ...dataset.reader import Example, PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
-from ...raft.reward import Answer, formula, score, weights_of
 from ...records import Candidate, ScoredCandidate, iter_rows
 from ...runs import Options, require_same_config
 from ..report import Report
 from .rounds import RaftRound
+from .scoring import Scoring, plan_scoring
 
 _TABLE_ROWS = 2000
 
 
 def run(round_: RaftRound, options: Options) -> Report:
-    """Writes `scores/scores.jsonl`. The reference is the clip's full tagged transcript."""
+    """Writes `scores/scores.jsonl`. The reference is the clip's full tagged transcript; the verifier reads none."""
     # 1. What it reads.
     inputs = round_.require_candidates()
     split = round_.require_split()
-    require_scorable(split)
     require_same_config(round_.candidates, round_.settings("generate"), ("split", "generate", "adapter"))
     path, greedy_path = round_.candidates / "candidates.jsonl", round_.candidates / "greedy.jsonl"
     count = sum(1 for _ in iter_rows(path, Candidate))
@@ -32,53 +31,72 @@ def run(round_: RaftRound, options: Options) -> Report:
         raise UsageError("there is no candidate to score", where=str(round_.candidates), fix="generate again with --overwrite")
     # 2. The plan.
     config, job = round_.config, round_.job("score", options)
-    weights = weights_of(config.score.profile, split.target, config.score.weights.model_dump(exclude_none=True))
-    inputs = {"dataset": split.fingerprint, **inputs}
-    facts = {"profile": f"{config.score.profile}: {formula(weights)}", "output": job.output}
     if options.dry_run:
-        job.check(inputs)
-        return Report("plan: raft score", {"candidates": count, **facts})
-    # 3. The scores, one candidate at a time.
-    with job.opened(inputs, [round_.candidates, config.dataset]) as work:
-        tally, table = _Tally(), []
+        facts = plan_scoring(config, split)
+        job.check({"dataset": split.fingerprint, **inputs})
+        return Report("plan: raft score", {"candidates": count, **facts, "output": job.output})
+    scoring = Scoring.of(config, split)
+    inputs = {"dataset": split.fingerprint, **inputs, **scoring.fingerprints}
+    # 3. The scores, clip by clip.
+    with job.opened(inputs, [round_.candidates, config.dataset, config.score.verifier]) as work:
+        whole, by_profile, table = _Tally(), defaultdict(_Tally), []
 
         def scores() -> Iterator[ScoredCandidate]:
-            for candidate, example in _with_clips(path, split):
-                row = _score(candidate, example, split, weights, config.score)
-                tally.add(row)
-                if len(table) < _TABLE_ROWS:
-                    components = row.components.values()
-                    table.append([row.utterance_id, row.candidate_id, example.text, candidate.text, row.reward, *components])
-                yield row
+            for example, candidates, greedy in _clips(path, greedy_path if greedy_path.is_file() else None, split):
+                texts = [candidate.text for candidate in candidates]
+                for place, candidate in enumerate(candidates):
+                    row = scoring.score(candidate, example, texts[:place] + texts[place + 1 :])
+                    for tally in (whole, by_profile[row.profile]):
+                        tally.add(row)
+                    if len(table) < _TABLE_ROWS:
+                        table.append((row, candidate.text, None if row.profile == "verifier" else example.text))
+                    yield row
+                if greedy is not None:
+                    row = scoring.score(greedy, example, texts)
+                    for tally in (whole, by_profile[row.profile]):
+                        tally.add_greedy(row)
 
         work.run.write_rows("scores.jsonl", scores())
-        metrics = tally.metrics()
-        if greedy_path.is_file():
-            metrics["mean_greedy_reward"] = fmean(
-                _score(candidate, example, split, weights, config.score).reward
-                for candidate, example in _with_clips(greedy_path, split)
-            )
+        metrics = whole.metrics() | {"profiles": {profile: tally.metrics() for profile, tally in by_profile.items()}}
         work.tracker.summary(metrics)
-        columns = ["utterance_id", "candidate_id", "reference", "text", "reward", *metrics["components"]]
-        work.tracker.media_table("raft/candidates", columns, table)
+        names = list(metrics["components"])
+        columns = ["utterance_id", "candidate_id", "profile", "reference", "text", "reward", *names]
+        work.tracker.media_table("raft/candidates", columns, [_cells(*row, names) for row in table])
         work.done(metrics, fingerprint_files([work.path / "scores.jsonl"]))
     # 4. The report.
-    facts |= {
-        "candidates": metrics["candidates"],
-        "reward, greedy": f"{metrics['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in metrics else "not decoded",
-        "reward, mean of N": f"{metrics['mean_reward']:.4f}",
-        "reward, best of N": f"{metrics['mean_best_reward']:.4f} (the most that training on them can gain)",
-        "clips without spread": f"{metrics['clips_without_spread_share']:.0%} (nothing to choose between)",
-    }
+    facts = scoring.facts() | {"output": job.output, "candidates": metrics["candidates"]}
+    several = len(by_profile) > 1
+    for profile, measured in metrics["profiles"].items():
+        facts |= {f"{name}{f' ({profile})' if several else ''}": value for name, value in _facts(measured).items()}
     return Report("raft score", facts)
 
 
-def require_scorable(split: PackedSplit) -> None:
-    """Raises UsageError if a clip has nothing to be scored by."""
-    if not split.labelled.all():
-        what = f"{(~split.labelled).sum():,} of the {len(split):,} clips of split {split.split} have no text to compare with"
-        fix = "name a run of `evoxtral probe`, or a file of tag probabilities"
-        raise UsageError(f"{what}, and there is no verifier", where="score.verifier", fix=fix)
+def _facts(measured: dict) -> dict:
+    return {
+        "reward, greedy": f"{measured['mean_greedy_reward']:.4f}" if "mean_greedy_reward" in measured else "not decoded",
+        "reward, mean of N": f"{measured['mean_reward']:.4f}",
+        "reward, best of N": f"{measured['mean_best_reward']:.4f} (the most that training on them can gain)",
+        "clips without spread": f"{measured['clips_without_spread_share']:.0%} (nothing to choose between)",
+    }
+
+
+def _cells(row: ScoredCandidate, text: str, reference: str | None, names: Iterable[str]) -> list:
+    components = [row.components.get(name) for name in names]
+    return [row.utterance_id, row.candidate_id, row.profile, reference, text, row.reward, *components]
+
+
+def _clips(
+    path: Path, greedy_path: Path | None, split: PackedSplit
+) -> Iterator[tuple[Example, list[Candidate], Candidate | None]]:
+    """Each clip with its candidates and, if decoded, its greedy completion; both files are read as streams."""
+    greedy = None if greedy_path is None else _with_clips(greedy_path, split)
+    for _, rows in groupby(_with_clips(path, split), key=lambda row: row[1].id):
+        rows = list(rows)
+        first = None if greedy is None else next(greedy, (None, None))[0]
+        if greedy is not None and (first is None or first.utterance_id != rows[0][1].id):
+            what = f"clip {rows[0][1].id!r} has candidates, but no greedy completion in its place"
+            raise EvoxtralError(what, where=str(greedy_path), fix="generate again with --overwrite")
+        yield rows[0][1], [candidate for candidate, _ in rows], first
 
 
 def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Example]]:
@@ -98,20 +116,13 @@ def _with_clips(path: Path, split: PackedSplit) -> Iterator[tuple[Candidate, Exa
         yield candidate, example
 
 
-def _score(
-    candidate: Candidate, example: Example, split: PackedSplit, weights: dict[str, float], rule: Score
-) -> ScoredCandidate:
-    answer = Answer(example.text, candidate.text, split.target != "tags", example.timed_events, candidate.written, rule.placement)
-    reward, components = score(weights, answer)
-    return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, reward, components, rule.profile)
-
-
 class _Tally:
     """Collects the metrics: a few numbers for each candidate. Rows must come clip by clip."""
 
     def __init__(self):
         self._rewards, self._components = array("d"), defaultdict(lambda: array("d"))
         self._best, self._worst, self._clip = array("d"), array("d"), None  # one value for each clip
+        self._greedy = array("d")
 
     def add(self, row: ScoredCandidate) -> None:
         self._rewards.append(row.reward)
@@ -123,8 +134,12 @@ class _Tally:
             self._worst.append(row.reward)
         self._best[-1], self._worst[-1] = max(self._best[-1], row.reward), min(self._worst[-1], row.reward)
 
+    def add_greedy(self, row: ScoredCandidate) -> None:
+        self._greedy.append(row.reward)
+
     def metrics(self) -> dict:
-        return {
+        greedy = {"mean_greedy_reward": fmean(self._greedy)} if self._greedy else {}
+        return greedy | {
             "clips": len(self._best),
             "candidates": len(self._rewards),
             "mean_reward": fmean(self._rewards),

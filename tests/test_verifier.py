@@ -1,0 +1,235 @@
+"""Scoring without references: the verifier's reward by hand and in expectation, files of probabilities, `evoxtral probe`, and
+RAFT on clips whose text nobody reads."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE
+from evoxtral_train.config.loader import load_config
+from evoxtral_train.config.training import RaftConfig
+from evoxtral_train.dataset.reader import PackedSplit
+from evoxtral_train.errors import ConfigError, UsageError
+from evoxtral_train.raft import reward, verifier
+from evoxtral_train.raft.detections import Detections
+from evoxtral_train.raft.verifier import Unreferenced, score, weights_for, word_agreement
+from evoxtral_train.records import Prediction, PreferencePair, ScoredCandidate, dump_row, iter_rows, read_rows
+from evoxtral_train.text.tags import find_tags, format_tags
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        ("[sighs]", 0.65),  # F1 0.8 × (0.7 + 0.3 × 2/3) = 0.72, extra 0.2, missing 0.3
+        ("", 0.03),  # F1 0.2 × 0.7, missing 1.1
+        ("[sighs] [laughs]", 0.4733333333),  # F1 0.8 × (0.7 × 2/3 + 0.3 / 2) + 0.3 × (0.2 × 2/3 + 0.8 / 2), extra 0.9
+        ("[sighs] [sighs]", 0.2233333333),  # F1 0.8 × (0.7 × 2/3 + 0.3 / 2), extra 1.2, missing 0.3
+        ("[sighs] [gasps]", 0.65),  # the detector does not know gasps: no reward, no price
+        ("[gasps] [gasps]", -0.31),  # but a copy is one too many: extra 1, missing 1.1
+    ],
+)
+def test_the_reward_by_hand(candidate, expected):
+    assert score(weights_for("tags"), Unreferenced(candidate, {"sighs": 0.8, "laughs": 0.3}))[0] == expected
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1), min_size=1),
+    st.lists(st.sampled_from("abcd"), max_size=5),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_reward_is_that_of_profile_counts_in_expectation(probabilities, written):
+    """Over all sets of tags that the clip may have; only tags that the detector knows are written here."""
+    written = [tag for tag in written if tag in probabilities]
+    weights, expected = reward.weights_of("counts", "tags"), 0.0
+    tags = list(probabilities)
+    for present in chain.from_iterable(combinations(tags, size) for size in range(len(tags) + 1)):
+        chance = math.prod(probabilities[tag] if tag in present else 1 - probabilities[tag] for tag in tags)
+        answer = reward.Answer(format_tags(list(present)), format_tags(written), with_words=False)
+        expected += chance * reward.score(weights, answer)[0]
+    found, components = score(weights_for("tags"), Unreferenced(format_tags(written), probabilities))
+    assert found == pytest.approx(expected, abs=1e-8)
+    assert 0 <= components["expected_tag_f1"] <= 1 + 1e-9
+    once = Unreferenced(format_tags(sorted(set(written))), probabilities)
+    assert found <= score(weights_for("tags"), once)[0] + 1e-9, "copies never pay"
+
+
+def test_words_are_judged_by_the_other_candidates():
+    others = ["I told you so", "[sighs] i told you no"]
+    assert word_agreement(Unreferenced("I told you so.", {}, others)) == pytest.approx((1 + 0.75) / 2)
+    assert word_agreement(Unreferenced("", {}, others)) == 0
+    assert word_agreement(Unreferenced("alone", {})) == 1
+    assert weights_for("tagged_text")["word_agreement"] == 0.4
+    assert "word_agreement" not in weights_for("tags")
+    assert set(weights_for("text")) == set(verifier.COMPONENTS)
+
+
+def test_a_file_of_probabilities(tmp_path):
+    path = tmp_path / "heard.jsonl"
+    path.write_text('{"id": "b", "tags": {"Clears  Throat": 1, "sighs": 0.25}}\n{"id": "a", "tags": {}}\n{"id": "z", "tags": {}}')
+    found = Detections.read(path, ["a", "b"], ["sighs", "laughs", "clears throat"])
+    assert found.of("b") == {"clears throat": 1.0, "sighs": 0.25}
+    assert found.of("a") == {"clears throat": 0.0, "sighs": 0.0}, "left out: not heard; laughs is never named: unknown"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"id": "a", "tags": {"sighs": NaN}}'], ":1: the probability of 'sighs' is nan, not a number from 0 to 1"),
+        (['{"id": "a", "tags": {"sighs": 1.2}}'], ":1: the probability of 'sighs' is 1.2, not a number from 0 to 1"),
+        (['{"id": "a", "tags": {"sighs": true}}'], ":1: the probability of 'sighs' is True, not a number"),
+        (['{"id": "a", "tags": {"sigh": 0.1}}'], ":1: the dataset has no tag 'sigh', did you mean 'sighs'?"),
+        (['{"id": "a", "tags": {"sighs": 0.1, "Sighs": 0.2}}'], ":1: the same tag is there twice, in another spelling"),
+        (['{"id": "a", "tags": {"sighs": 0.1}}'] * 2, ":2: clip 'a' is there twice"),
+        (['{"id": "a", "tags": [0.1]}'], ":1: a row needs `id`, a text, and `tags`, an object"),
+        (['{"id": "a", "tags": {"sighs": 0.1}}'], ": 1 of 2 clips are missing, the first is 'b'"),
+        (['{"id": "a", "tags": {}}', '{"id": "b", "tags": {}}'], ": no row names a tag"),
+    ],
+)
+def test_bad_probabilities_are_refused_with_their_place(tmp_path, lines, message):
+    path = tmp_path / "heard.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError) as caught:
+        Detections.read(path, ["a", "b"], ["sighs"])
+    assert f"{path}{message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["score.profile=verifier", "gate.measure=micro_f1"], "profile verifier needs `verifier`: a run of"),
+        (["score.profile=verifier", "score.verifier=x"], "the verifier would judge its own choice"),
+        (["score.profile=verifier", "score.verifier=x", "score.weights.tag_f1=2"], "weights of profile verifier are fixed"),
+    ],
+)
+def test_configs_that_make_no_sense(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(REPO / "configs/demo/raft.yaml", RaftConfig, overrides)
+
+
+@pytest.fixture
+def probe(call, tmp_path):
+    """evoxtral probe of a dataset -> the result, and the folder."""
+
+    def probe(dataset, base, *more):
+        sets = [f"dataset={dataset}", f"output={tmp_path / 'probe'}", f"model.base={base}", "tracking.mode=disabled"]
+        sets += ["bootstrap.samples=50", "clips_shown=1"]
+        return call("probe", REPO / "configs/demo/probe.yaml", *(part for each in sets for part in ("--set", each)), *more)
+
+    return probe
+
+
+@pytest.mark.parametrize(("kind", "base"), [("deferred", TINY_BASE), ("transcription_request", TINY_OFFLINE_BASE)])
+def test_a_probe_through_the_command_line(probe, one_tag, kind, base, tmp_path, monkeypatch):
+    dataset = one_tag(kind)
+    plan = probe(dataset, base, "--dry-run")
+    assert plan.exit_code == 0, plan.stderr
+    assert "1 of 3 can be fitted" in plan.stdout
+    assert not (tmp_path / "probe").exists()
+    open_split = PackedSplit.__init__
+
+    def unread(self, folder, split):
+        open_split(self, folder, split)
+        if split == "raft":
+            self.examples = None  # nobody reads the text of these
+
+    monkeypatch.setattr(PackedSplit, "__init__", unread)
+    result, folder = probe(dataset, base), tmp_path / "probe"
+    assert result.exit_code == 0, result.stderr
+    assert "[gasps] [laughs]: fewer than 5 training clips have or lack them" in result.stdout
+    assert "fitted in" in result.stdout
+    for name, count in (("raft", 4), ("validation", 6)):
+        detections = Detections.read(folder / f"probabilities/{name}.jsonl", PackedSplit(dataset, name).index_of, ["sighs"])
+        assert detections.probabilities.shape == (count, 1)
+    metrics, split = json.loads((folder / "metrics.json").read_text("utf-8")), PackedSplit(dataset, "test")
+    has_tag = ["sighs" in find_tags(example.text) for example in split.examples]
+    assert metrics["tags"]["sighs"]["clips"] == sum(has_tag)
+    assert metrics["calibration"]["tags"] == 6
+    rows = read_rows(folder / "predictions/probe.jsonl", Prediction)
+    matched = sum("sighs" in find_tags(row.prediction) and "sighs" in find_tags(row.reference) for row in rows)
+    tags = sum((find_tags(row.prediction) + find_tags(row.reference)).count("sighs") for row in rows)
+    assert metrics["tags"]["sighs"]["f1"]["value"] == pytest.approx(2 * matched / tags)
+    assert load_file(folder / "probe.safetensors")["weights"].shape[1] == 1
+    assert "Can its probabilities be trusted?" in (folder / "report.html").read_text("utf-8")
+    again = probe(dataset, base)
+    assert (again.exit_code, "this run is finished" in again.stderr) == (2, True)
+
+
+def test_a_probe_with_too_few_clips_is_refused(probe, packed, tmp_path):
+    result = probe(packed["deferred"], TINY_BASE)
+    assert result.exit_code == 2
+    assert "no tag can be fitted: each is on fewer than 5 clips of split train" in result.stderr
+    result = probe(packed["deferred"], TINY_BASE, "--set", "probabilities=[train]")
+    assert "its probabilities there hold for no other clip: remove train" in result.stderr
+    assert not (tmp_path / "probe").exists()
+
+
+def test_raft_without_text(demo, raft, monkeypatch, tmp_path):
+    """The same scores, curated rows and pairs, byte by byte, when nobody knows the text. Of a mixture, each clip by its rule."""
+    split = PackedSplit(demo / "runs/packed", "raft")
+    draw, heard = np.random.default_rng(0), tmp_path / "heard.jsonl"
+    rows = [{"id": clip, "tags": dict(zip(split.tags[:10], draw.random(10).tolist(), strict=True))} for clip in split.index_of]
+    heard.write_text("".join(map(dump_row, rows)), "utf-8")
+    by_verifier = ["--set", f"score.verifier={heard}", "--set", "score.profile=verifier", "--set", "gate.measure=micro_f1"]
+    by_counts = ["--set", "score.profile=counts"]
+    folder = raft.folder / "round-1"
+
+    def scores(*settings) -> list[ScoredCandidate]:
+        result = raft("score", "--overwrite", *settings)
+        assert result.exit_code == 0, result.stderr
+        return read_rows(folder / "scores/scores.jsonl", ScoredCandidate)
+
+    def results(*settings) -> list[bytes]:
+        scores(*settings)
+        for step in ("curate", "pairs"):
+            result = raft(step, "--overwrite", *settings)
+            assert result.exit_code == 0, result.stderr
+        return [(folder / name).read_bytes() for name in ("scores/scores.jsonl", "curated/curated.jsonl", "pairs/pairs.jsonl")]
+
+    counted, labelled = scores(*by_counts), results(*by_verifier)
+    verified = read_rows(folder / "scores/scores.jsonl", ScoredCandidate)
+    assert {row.profile for row in verified} == {"verifier"}
+    for pair in iter_rows(folder / "pairs/pairs.jsonl", PreferencePair):
+        assert pair.chosen_reward > pair.rejected_reward
+    plan = raft("generate", "--dry-run", *by_verifier, "--set", f"output={tmp_path / 'other'}")
+    assert "verifier: 1 × expected_tag_f1 − 0.2 × expected_extra_tags − 0.1 × expected_missing_tags" in plan.stdout
+    assert f"{format_tags(sorted(split.tags[10:]))}: unknown to the verifier" in plan.stdout
+
+    def blank(share: int) -> None:
+        """Remove the text of every `share`th clip, as if nobody had ever written it."""
+        real = PackedSplit.__init__
+
+        def unlabelled(self, *arguments):
+            real(self, *arguments)
+            gone = dict.fromkeys(("text", "target_text", "target_ids"))
+            if self.split == "raft":
+                self.examples = [
+                    replace(example, **gone) if place % share == 0 else example for place, example in enumerate(self.examples)
+                ]
+
+        monkeypatch.setattr(PackedSplit, "__init__", unlabelled)
+
+    with monkeypatch.context():
+        blank(1)
+        assert results(*by_verifier) == labelled
+        refused = raft("generate", "--overwrite", *by_counts)
+        assert refused.exit_code == 2
+        assert "score.verifier: 24 clips of split raft have no text, and profile counts needs one" in refused.stderr
+    monkeypatch.undo()
+    blank(2)
+    mixed = scores(*by_counts, "--set", f"score.verifier={heard}")
+    unlabelled = set(list(split.index_of)[::2])
+    assert mixed == [
+        by_text if by_text.utterance_id not in unlabelled else by_sound
+        for by_text, by_sound in zip(counted, verified, strict=True)
+    ]
+    assert Counter(row.profile for row in mixed) == {"counts": 24, "verifier": 24}
+    metrics = json.loads((folder / "scores/metrics.json").read_text("utf-8"))["profiles"]
+    assert {profile: measured["clips"] for profile, measured in metrics.items()} == {"counts": 12, "verifier": 12}

@@ -14,7 +14,8 @@ from evoxtral_train.data.manifest import iter_manifest
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.dataset.rows import columns_of, with_family_defaults
 from evoxtral_train.families.checkpoint import open_family
-from evoxtral_train.records import REFERENCE
+from evoxtral_train.files import fingerprint_files
+from evoxtral_train.records import REFERENCE, dump_row
 
 BLANKED = 6
 
@@ -96,7 +97,7 @@ def test_every_layout_gives_it_the_same_room(base, kind, spoken, tag_rules):
     config = with_family_defaults(config, type(family))
     row = next(each for each in iter_manifest(spoken / "manifest.jsonl", tag_rules) if each.split == "raft")
     labelled, unlabelled = (
-        columns_of(each, 50_000, config, family) for each in (row, replace(row, text=None, words=[], events=[]))
+        columns_of(each, 100_000, config, family) for each in (row, replace(row, text=None, words=[], events=[]))
     )
     nothing = {"text": None, "target_text": None, "target_ids": None, "events": [], "heard": []}
     assert unlabelled == labelled | nothing != labelled
@@ -176,6 +177,16 @@ def test_raft_never_reads_the_text_of_a_clip_that_has_one(mixed, packed, raft):
     replayed = [row for row in read(rounds["blanked"] / "curated/curated.jsonl") if row["candidate_id"] == REFERENCE]
     labelled = {example.id for example in PackedSplit(datasets["blanked"], "raft").labelled_examples()}
     assert {row["utterance_id"] for row in replayed} == labelled
+    # With scores of two profiles, as a verifier gives them, each profile loses its own lowest share.
+    scores = rounds["blanked"] / "scores"
+    rows = [row if row["utterance_id"] in labelled else row | {"profile": "verifier"} for row in read(scores / "scores.jsonl")]
+    (scores / "scores.jsonl").write_text("".join(map(dump_row, rows)), "utf-8")
+    marker = {"stage": "raft score", "fingerprint": fingerprint_files([scores / "scores.jsonl"])}
+    (scores / "complete.json").write_text(json.dumps(marker), "utf-8")
+    done = raft("curate", "blanked", datasets["blanked"], "curate.drop_lowest_share=0.2", "--overwrite")
+    assert "card 4, verifier 4; the lowest were dropped within each" in done.stdout, done.stderr
+    metrics = json.loads((rounds["blanked"] / "curated/metrics.json").read_text("utf-8"))
+    assert [metrics["profiles"][name]["curated"] for name in ("card", "verifier")] == [4, 4]
 
 
 def test_raft_run_refuses_before_anything_is_generated(mixed, raft):

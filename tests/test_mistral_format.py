@@ -203,7 +203,7 @@ def test_a_damaged_folder_is_refused(base, damage, message):
         ({"n_kv_heads": 0}, "n_kv_heads must be above 0"),
         ({"head_dim": 31}, "RoPE requires an even rotary dimension"),
         ({"multimodal": {}}, "is a model of type None — use a base of type voxtral_realtime"),
-        ({"multimodal": {"whisper_model_args": {"encoder_args": {"causal": False}}}}, "is Voxtral in Mistral's own format"),
+        ({"multimodal": {"whisper_model_args": {"encoder_args": {"causal": False}}}}, "offline Voxtral in Mistral's own format"),
     ],
 )
 def test_params_that_do_not_fit_are_refused(base, changes, message):

@@ -157,6 +157,7 @@ def test_no_clip_to_measure_on_is_refused(known, tmp_path, spoken):
 
 
 def test_fsdp_is_refused(known, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert len(validation_split(config_of(known["tags"]))) == 12
     with pytest.raises(UsageError, match="under FSDP no process holds the whole model, so none can decode"):

@@ -195,6 +195,31 @@ def one_tag(spoken, made_once):
 
 
 @pytest.fixture(scope="session")
+def probed(call, one_tag, made_once):
+    """probed(layout) -> a run of `evoxtral probe` on `one_tag`, whose text of the split raft nobody could read; stdout.txt is
+    beside it."""
+    from evoxtral_train.dataset.reader import PackedSplit
+
+    def make(folder: Path, kind: str) -> None:
+        base = TINY_OFFLINE_BASE if kind == "transcription_request" else TINY_BASE
+        sets = [f"dataset={one_tag(kind)}", f"output={folder / 'probe'}", f"model.base={base}", "tracking.mode=disabled"]
+        sets += ["bootstrap.samples=50", "clips_shown=1"]
+        open_split = PackedSplit.__init__
+
+        def unread(self, dataset, split):
+            open_split(self, dataset, split)
+            self.examples = None if split == "raft" else self.examples
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PackedSplit, "__init__", unread)
+            result = call("probe", REPO / "configs/demo/probe.yaml", *(part for each in sets for part in ("--set", each)))
+        assert result.exit_code == 0, result.stderr
+        (folder / "stdout.txt").write_text(result.stdout, "utf-8")
+
+    return lambda kind: made_once(f"probed-{kind}", partial(make, kind=kind)) / "probe"
+
+
+@pytest.fixture(scope="session")
 def tagging(packed, made_once) -> Path:
     """A run of SFT whose adapter has learned its 12 clips by heart: it writes their tags."""
     from evoxtral_train.config.loader import load_config

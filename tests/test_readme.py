@@ -50,7 +50,7 @@ def test_command(command, call, spoken, tmp_path):
 
 def test_every_command_of_the_table_exists(call):
     named = re.findall(r"^\| `evoxtral ([a-z -]+?)(?: (?:CONFIG|FILE|RUN|DIR)[^`]*)?` \|", README, re.MULTILINE)
-    assert len(named) == 24
+    assert len(named) == 26
     for command in named:
         assert call(*command.split(), "--help").exit_code == 0, command
 

@@ -195,7 +195,7 @@ class DiagnoseConfig(Section):
     output: Path = Field(description="Folder for report.html, its picture and metrics.")
     probe: Path = Field(description="Run of `evoxtral probe`: names the dataset, and the split that is measured.")
     evaluations: list[Path] = Field(min_length=1, description="Runs of `evoxtral eval` on that split.")
-    system: str | None = Field(None, description="System to diagnose. null: the last with an adapter and no filter.")
+    system: str | None = Field(None, description="System to diagnose: an adapter or predictions, unfiltered. null: the last.")
     heard_f1: Share = Field(0.6, description="F1 from which a tag counts as heard.")
     bootstrap: Bootstrap = Bootstrap()
     tracking: Tracking = Tracking()

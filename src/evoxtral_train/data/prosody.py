@@ -11,6 +11,7 @@ from ..units import SAMPLE_RATE_HZ
 _HOP_S = 0.02
 _WINDOW_SAMPLES, _HOP_SAMPLES = 640, int(_HOP_S * SAMPLE_RATE_HZ)
 _PITCH_HZ = (60, 450)
+_OCTAVE_COST = 0.03  # a period repeats at twice its length, too: take the shortest (Boersma 1993)
 _SOUNDING_DB = 35.0  # below the clip's loud frames
 _VOICED = 0.5
 _STRETCH_FRAMES = 50  # 1 s
@@ -40,9 +41,10 @@ def _pitch(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = SAMPLE_RATE_HZ // _PITCH_HZ[1], SAMPLE_RATE_HZ // _PITCH_HZ[0]
     power = np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * window, size, axis=1)) ** 2
     correlation = np.fft.irfft(power, axis=1)[:, : high + 1]
-    of_window = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)[: high + 1]  # the window's own decay (Boersma 1993)
+    of_window = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)[: high + 1]  # the window's own decay
     correlation = correlation / (correlation[:, :1] + 1e-9) * (of_window[0] / of_window)
-    lag = low + np.argmax(correlation[:, low:], axis=1)
+    lags = np.arange(low, high + 1)
+    lag = low + np.argmax(correlation[:, low:] - _OCTAVE_COST * np.log2(lags / low), axis=1)
     return np.log2(SAMPLE_RATE_HZ / lag / 100), np.clip(correlation[np.arange(len(frames)), lag], 0.0, 1.0)
 
 

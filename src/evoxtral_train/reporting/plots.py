@@ -131,13 +131,16 @@ def intervals(
 
 @_never_fails
 def gaps(
-    groups: dict[str, Sequence[str]], series: dict[str, dict[str, tuple[float, float, float]]], label: str
+    groups: dict[str, Sequence[str]],
+    series: dict[str, dict[str, tuple[float, float, float]]],
+    bar: tuple[str, str],
+    label: str,
 ) -> bytes:
     """`groups`: heading -> names. For each name a point with its interval (value, low, high) of each series, and a bar between
-    the last two: what is lost from one to the other. At most `MOST` names."""
+    two of them. At most `MOST` names."""
     rows = [(heading, name) for heading, names in groups.items() for name in (None, *names)][: MOST + len(groups)]
     figure, axes = _figure(5.6, 0.9 + 0.3 * len(rows))
-    *_, before, after = series.values()
+    before, after = (series.get(part, {}) for part in bar)
     step = 0.5 / max(len(series) - 1, 1)
     for place, (_, name) in enumerate(rows):
         if name in before and name in after:

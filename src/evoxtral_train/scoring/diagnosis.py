@@ -5,7 +5,7 @@ base's frozen embeddings, and the adapter. Where a listener is worse than the on
 the tag is lost between the two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -21,57 +21,50 @@ ADAPTER, BASE, DATA, FINE, UNCLEAR = "adapter", "base", "data", "fine", "unclear
 ADVICE = {
     ADAPTER: "The frozen audio holds it, but the adapter does not write it. Train for more steps, or adapt the MLP as well as "
     "the attention (lora.target_modules; docs/raft-without-labels.md has the line).",
-    BASE: "The sound holds it, but the frozen audio does not, so an adapter on the language model cannot learn it well. Train "
-    "the audio path too (train.method full, train.train_audio_tower), or choose another base.",
-    DATA: "Neither probe hears it. Listen to some of its clips: is it audible, and is it always labelled alike? Relabel it, "
+    BASE: "The sound tells it, a linear probe on the frozen audio does not. An adapter that also adapts the MLP may still find "
+    "it; if it does not, train the audio path too (train.method full, train.train_audio_tower) or choose another base.",
+    DATA: "Nobody hears it. Listen to some of its clips: is it audible, and is it always labelled alike? Relabel it, "
     "merge it with a similar tag, or drop it.",
     UNCLEAR: "The intervals are too wide for a verdict. Measure more clips with this tag.",
     FINE: "The adapter writes it well.",
 }
 
 
-def diagnose(
-    tag: str, acoustics: Sequence[Prediction], probe: Sequence[Prediction], adapter: Sequence[Prediction], bootstrap: Bootstrap,
-    heard_f1: float,
-) -> dict:  # fmt: skip
-    """{clips, acoustics, probe, adapter: F1 as {value, low, high}, lost_by_base, lost_by_adapter: differences of F1, verdict}.
-    The rows of the three are of the same clips, in the same order."""
-    units = units_of(probe, bootstrap.unit)
-    heard = {name: _sums(rows, tag) for name, rows in (("acoustics", acoustics), ("probe", probe), ("adapter", adapter))}
+def diagnose(tag: str, listeners: Mapping[str, Sequence[Prediction]], bootstrap: Bootstrap, heard_f1: float) -> dict:
+    """`listeners`: name -> its rows, of the same clips in the same order: the acoustic classifier, the probe, then adapters, of
+    which the last is diagnosed. `heard_f1`: the F1 from which a tag counts as heard.
 
-    def lost(after: str, before: str) -> dict:
+    {clips, f1: listener -> {value, low, high}, lost: {base, adapter, both}, verdict}. What is lost are paired differences of F1:
+    from the acoustic classifier to the probe, from the probe to the adapter, from the first to the last.
+    """
+    acoustics, probe, *_, adapter = listeners
+    units = units_of(listeners[probe], bootstrap.unit)
+    heard = {name: _sums(rows, tag) for name, rows in listeners.items()}
+
+    def lost(before: str, after: str) -> dict:
         return difference(heard[after], heard[before], units, PRIMARY_LEVEL, bootstrap.permutations, bootstrap.seed)
 
     resampled = Units(units, bootstrap.samples, bootstrap.seed)
-    found = {name: resampled.measure(ratio(*parts), parts.below > 0) for name, parts in heard.items()}
-    found |= {"lost_by_base": lost("probe", "acoustics"), "lost_by_adapter": lost("adapter", "probe")}
-    clips = sum(tag in find_tags(row.reference) for row in probe)
-    return {"clips": clips, **found, "verdict": verdict(found, heard_f1)}
+    f1 = {name: resampled.measure(ratio(*parts), parts.below > 0) for name, parts in heard.items()}
+    losses = {BASE: lost(acoustics, probe), ADAPTER: lost(probe, adapter), "both": lost(acoustics, adapter)}
+    shown = {name for name, loss in losses.items() if loss["shown"] and loss["value"] > 0}
+    return {
+        "clips": sum(tag in find_tags(row.reference) for row in listeners[probe]), "f1": f1, "lost": losses,
+        "verdict": verdict(shown, f1[adapter], (f1[acoustics], f1[probe]), heard_f1),
+    }  # fmt: skip
 
 
-def f1_of(rows: Sequence[Prediction], tag: str, bootstrap: Bootstrap) -> dict:
-    """One system's F1 of a tag: {value, low, high}."""
-    parts = _sums(rows, tag)
-    return Units(units_of(rows, bootstrap.unit), bootstrap.samples, bootstrap.seed).measure(ratio(*parts), parts.below > 0)
-
-
-def verdict(found: dict, heard_f1: float) -> str:
-    """The first that the intervals show: the adapter loses it, the base loses it, the adapter writes it well, nobody hears it.
-    `heard_f1`: the F1 from which a tag counts as heard."""
-    if _shown(found["lost_by_adapter"]):
+def verdict(lost: Collection[str], adapter: dict, probes: Collection[dict], heard_f1: float) -> str:
+    """The first that the intervals show: the adapter loses it, the base loses it, the adapter writes it well, nobody hears it. A
+    tag that the adapter writes as well as the acoustic classifier is not lost by the base, whatever a linear probe finds."""
+    if ADAPTER in lost:
         return ADAPTER
-    if _shown(found["lost_by_base"]):
+    if {BASE, "both"} <= set(lost):
         return BASE
-    if (found["adapter"]["low"] or 0.0) >= heard_f1:
+    if (adapter["low"] or 0.0) >= heard_f1:
         return FINE
-    highs = [found[listener]["high"] for listener in ("acoustics", "probe")]
-    if None not in highs and max(highs) < heard_f1:
-        return DATA
-    return UNCLEAR
-
-
-def _shown(lost: dict) -> bool:
-    return lost["shown"] and lost["value"] > 0
+    highs = [measure["high"] for measure in (*probes, adapter)]
+    return DATA if None not in highs and max(highs) < heard_f1 else UNCLEAR
 
 
 def _sums(rows: Sequence[Prediction], tag: str) -> Sums:

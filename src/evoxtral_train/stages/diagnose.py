@@ -16,13 +16,13 @@ from ..modeling.probe import LabelledClips
 from ..progress import format_seconds, progress
 from ..reading import read_record
 from ..records import Prediction, read_rows
-from ..reporting.diagnosis import last_lines, page
+from ..reporting.diagnosis import ACOUSTICS, PROBE, last_lines, page
 from ..runs import Options, require_complete, require_same_input
-from ..scoring.diagnosis import ADAPTER, diagnose, f1_of
+from ..scoring.diagnosis import diagnose
 from ..text.tags import find_tags, format_tags
 from .report import Report
 
-_TRAIN, _PROBE = "train", "probe"
+_TRAIN = "train"
 
 
 def run(config: DiagnoseConfig, options: Options) -> Report:
@@ -33,15 +33,18 @@ def run(config: DiagnoseConfig, options: Options) -> Report:
         facts = {"probe": _state(config.probe, "probe")} | {f"eval {path}": _state(path, "eval") for path in config.evaluations}
         return Report("plan: diagnose", facts | {"output": config.output})
     # 1. What it reads: the same clips, heard by the probe and by adapters.
-    inputs = {_PROBE: require_complete(config.probe, "probe", "evoxtral probe configs/probe.yaml")}
+    inputs = {PROBE: require_complete(config.probe, "probe", "evoxtral probe configs/probe.yaml")}
     about = read_record(config.probe / "config.yaml")
     split = PackedSplit(Path(about["dataset"]), about["split"])
     require_same_input(config.probe, "dataset", split.fingerprint, about["dataset"])
-    probe = _predictions(config.probe, _PROBE)
+    probe = _predictions(config.probe, "probe")
     systems: dict[str, list[Prediction]] = {}
     for path in config.evaluations:
         inputs[f"eval {path}"] = require_complete(path, "eval", "evoxtral eval configs/eval.yaml")
-        systems |= _systems(path, split)
+        found = _systems(path, split)
+        if twice := sorted(systems.keys() & found):
+            raise UsageError(f"the name {twice[0]!r} is used for two systems", where=str(path), fix="rename one, or list one run")
+        systems |= found
     diagnosed = _diagnosed(config, systems)
     systems[diagnosed] = systems.pop(diagnosed)  # the last
     clips = [row.id for row in probe]
@@ -57,30 +60,26 @@ def run(config: DiagnoseConfig, options: Options) -> Report:
         ]
         work.run.write_rows("predictions/acoustics.jsonl", acoustics)
         # 3. Who hears what.
-        tags = {}
+        listeners, tags = {ACOUSTICS: acoustics, PROBE: probe} | systems, {}
         for tag in sorted({tag for row in probe for tag in find_tags(row.reference)}):
-            found = diagnose(tag, acoustics, probe, systems[diagnosed], config.bootstrap, config.heard_f1)
-            others = {name: f1_of(rows, tag, config.bootstrap) for name, rows in systems.items() if name != diagnosed}
-            f1 = {name: found[name] for name in ("acoustics", _PROBE)} | others | {diagnosed: found[ADAPTER]}
-            tags[tag] = found | {"f1": f1}
+            tags[tag] = diagnose(tag, listeners, config.bootstrap, config.heard_f1)
         # 4. The report.
         title = f"Why tags are weak: {diagnosed} on {split.split}"
-        html, pictures = page(title, f"{len(clips)} clips. From {config.output}", tags, list(systems))
+        html, pictures = page(title, f"{len(clips)} clips. From {config.output}", tags)
         for name, png in pictures.items():
             write_atomic(work.path / f"{name}.png", png)
         write_atomic(work.path / "report.html", html)
         verdicts = {tag: row["verdict"] for tag, row in tags.items()}
         work.tracker.summary({"verdicts": verdicts})
-        columns = ["tag", "clips", "verdict", "acoustics", _PROBE, *systems]
-        rows = [
-            [tag, row["clips"], row["verdict"], *(row["f1"][name]["value"] for name in columns[3:])] for tag, row in tags.items()
-        ]
+        columns = ["tag", "clips", "verdict", *listeners]
+        values = {tag: [measure["value"] for measure in row["f1"].values()] for tag, row in tags.items()}
+        rows = [[tag, row["clips"], row["verdict"], *values[tag]] for tag, row in tags.items()]
         work.tracker.table("diagnosis", columns, rows)
         work.tracker.artifact(f"{config.output.name}-page", "report", [work.path / "report.html"])
         work.done({"system": diagnosed, "split": split.split, "tags": tags}, fingerprint_files([work.path / "report.html"]))
         facts = {"clips": f"{len(clips)} of split {split.split}", "diagnosed": diagnosed, "time": format_seconds(work.seconds())}
     facts["report"] = config.output / "report.html"
-    return Report("diagnose", facts, table=last_lines(tags, list(systems)))
+    return Report("diagnose", facts, table=last_lines(tags))
 
 
 def _state(path: Path, stage: str) -> str:
@@ -96,20 +95,21 @@ def _predictions(folder: Path, system: str) -> list[Prediction]:
 
 
 def _systems(folder: Path, split: PackedSplit) -> dict[str, list[Prediction]]:
-    """The predictions of an evaluation's adapters, without filters."""
+    """The predictions of an evaluation's systems, without filters, yardsticks and the base."""
     require_same_input(folder, "dataset", split.fingerprint, str(split.folder))
     about = read_record(folder / "config.yaml")
     if about["split"] != split.split:
         what = f"is an evaluation on {about['split']}, the probe was measured on {split.split}"
         raise UsageError(what, where=str(folder), fix="evaluate both on one split")
     filters = ("top_k", "min_confidence", "thresholds")
-    own = [each["name"] for each in about["systems"] if each["adapter"] and not any(each[name] for name in filters)]
+    own = [each["name"] for each in about["systems"]
+           if (each["adapter"] or each["predictions"]) and not any(each[name] for name in filters)]  # fmt: skip
     return {name: _predictions(folder, name) for name in own}
 
 
 def _diagnosed(config: DiagnoseConfig, systems: dict[str, list[Prediction]]) -> str:
     if not systems:
-        raise UsageError("none of them has an adapter without a filter", where="evaluations", fix="evaluate one")
+        raise UsageError("none of them measured an adapter without a filter", where="evaluations", fix="evaluate one")
     if config.system is not None and config.system not in systems:
         raise UsageError(f"{config.system!r} is none of {', '.join(systems)}", where="system", fix="name one of them")
     return config.system or list(systems)[-1]

@@ -33,10 +33,8 @@ from studies import (
     yardsticks_of,
 )
 
-from evoxtral_train.config.evaluation import Bootstrap
 from evoxtral_train.records import Prediction
 from evoxtral_train.reporting.tables import interval, markdown_table
-from evoxtral_train.scoring.metrics import evaluate
 
 LAYOUTS = ("packed", "deferred", "aligned")
 
@@ -152,14 +150,9 @@ def _results(options: argparse.Namespace, layout: str, rates: dict[tuple[str, st
 def _against(before: dict[str, list[Prediction]], after: dict[str, list[Prediction]]) -> dict:
     """Differences with intervals over clips, and of micro F1 the interval over seeds."""
     seeds = sorted(before)
-    f1_before, f1_after = ([_micro_f1(rows[seed]) for seed in seeds] for rows in (before, after))
-    gains = [second - first for first, second in zip(f1_before, f1_after, strict=True)]
+    gains = [differences(before[seed], after[seed])["micro_f1"]["value"] for seed in seeds]
     pooled = ([row for seed in seeds for row in rows[seed]] for rows in (before, after))
     return differences(*pooled) | {"micro_f1_over_seeds": over_seeds(gains)}
-
-
-def _micro_f1(rows: list[Prediction]) -> float:
-    return evaluate(rows, False, Bootstrap(samples=1))["micro"]["f1"]["value"]
 
 
 def sections(content: dict) -> dict[str, str]:

@@ -41,7 +41,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     processes.join(config.model.device)
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
-    processes.first(lambda: Scoring.of(config, split))  # raises if what is generated could not be scored
+    processes.first(lambda: Scoring.of(config, split).fingerprints)  # raises if what is generated could not be scored
     facts = _facts(config.generate, len(split)) | {"adapter": config.adapter, "output": job.output}
     with job.shared(inputs.fingerprints, inputs.sources) as work:
         # 2. The model and its audio.

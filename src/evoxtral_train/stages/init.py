@@ -29,6 +29,8 @@ evoxtral data check configs/pack.yaml
 evoxtral data pack configs/pack.yaml
 evoxtral sft configs/sft.yaml
 evoxtral eval configs/eval-sft.yaml
+evoxtral probe configs/probe.yaml
+evoxtral diagnose configs/diagnose.yaml
 evoxtral calibrate configs/calibrate.yaml
 evoxtral raft run configs/raft.yaml
 evoxtral eval configs/eval-raft.yaml

@@ -42,7 +42,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     inputs = Inputs.open(config, PackedSplit(config.dataset, config.split))
     split, base = inputs.split, inputs.base
     new_tokens = most_new_tokens(config.generate, split)
-    processes.first(lambda: Scoring.of(config, split))  # raises if what is generated could not be scored
+    processes.first(lambda: Scoring.of(config, split).fingerprints)  # raises if what is generated could not be scored
     facts = _facts(config.generate, len(split), new_tokens) | {"adapter": config.adapter, "output": job.output}
     if unlabelled := int((~split.labelled).sum()):
         facts["without text"] = f"{unlabelled}, to be scored by a verifier"

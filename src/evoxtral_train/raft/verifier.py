@@ -1,6 +1,10 @@
-"""A reward that reads no reference: profile `counts` in expectation, under a detector's probability for each tag.
+"""A reward that reads no reference: profile `counts` in expectation, under a detector's probability for each tag, compared with
+the best that the detector would accept on the clip.
 
-    E[tag F1] − 0.2 × E[extra] − 0.1 × E[missing] (+ 0.4 × word agreement)
+    E[tag F1] − 0.2 × E[extra] − 0.1 × E[missing] − attainable (+ 0.4 × word agreement)
+
+0 is what the detector itself would write. Without the last term, the clips on which the detector is unsure would have the lowest
+rewards and be dropped, and with them the tags that are hard to hear.
 
 The detector says how probable each tag is on the clip; tags count as independent, and a clip has each at most once. Probabilities
 enter linearly, so 0.9999 is worth no more than 0.99: an overconfident detector gains nothing. A tag that the detector does
@@ -9,18 +13,18 @@ not know is neither rewarded nor punished, but a second copy of any tag is one t
 Words have no detector. If the target has some, a candidate is compared with the clip's other candidates: what most of them say
 is more often right, and a candidate that drops or invents words stands alone (minimum Bayes risk, Goel and Byrne 2000).
 
-Of the rules tried on the demo, this one kept the best candidates by their references (docs/raft-without-labels.md).
+docs/raft-without-labels.md compares this rule with others.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from statistics import fmean
 
 from ..scoring.word_errors import count_word_errors
-from ..text.tags import find_tags
+from ..text.tags import find_tags, format_tags
 from .reward import weighted_sum
 
 PROFILE = "verifier"
@@ -71,6 +75,19 @@ def expected_missing_tags(answer: Unreferenced) -> float:
     return sum(value for tag, value in answer.probabilities.items() if tag not in answer.judged)
 
 
+def attainable(answer: Unreferenced) -> float:
+    """The highest value of the three terms above for any set of tags: that of the k most probable, for some k (swapping a tag
+    for a more probable one never costs)."""
+    return _attainable(tuple(sorted(answer.probabilities.items(), key=lambda pair: (-pair[1], pair[0]))))
+
+
+@lru_cache(maxsize=1)  # the candidates of a clip come together
+def _attainable(ranked: tuple[tuple[str, float], ...]) -> float:
+    likely = sum(probability >= _NEVER_WORTH for _, probability in ranked)
+    answers = (Unreferenced(format_tags([tag for tag, _ in ranked[:count]]), dict(ranked)) for count in range(likely + 1))
+    return max(sum(_WEIGHTS[term.__name__] * term(answer) for term in _TERMS) for answer in answers)
+
+
 def word_agreement(answer: Unreferenced) -> float:
     """The mean over the other candidates of 1 − min(WER, 1), each taken as the reference; 1 if there are none."""
     if not answer.others:
@@ -91,14 +108,18 @@ def count_probabilities(probabilities: Iterable[float]) -> list[float]:
     return chances
 
 
+_TERMS = (expected_tag_f1, expected_extra_tags, expected_missing_tags)
+_NEVER_WORTH = 0.15  # writing a tag of probability p gains at most p + 0.2 p − 0.2 + 0.1 p: nothing below 0.154
 COMPONENTS: dict[str, Callable[[Unreferenced], float]] = {
-    component.__name__: component for component in (expected_tag_f1, expected_extra_tags, expected_missing_tags, word_agreement)
+    component.__name__: component for component in (*_TERMS, attainable, word_agreement)
 }
-_WEIGHTS = {"expected_tag_f1": 1.0, "expected_extra_tags": -0.2, "expected_missing_tags": -0.1, "word_agreement": 0.4}
+_WEIGHTS = {
+    "expected_tag_f1": 1.0, "expected_extra_tags": -0.2, "expected_missing_tags": -0.1, "attainable": -1.0, "word_agreement": 0.4,
+}  # fmt: skip
 
 
 def weights_for(target: str) -> dict[str, float]:
-    """Those of profile `counts`. A target without words has no term for them."""
+    """Those of profile `counts`, and −1 for `attainable`. A target without words has no term for them."""
     return {name: weight for name, weight in _WEIGHTS.items() if target != "tags" or name != "word_agreement"}
 
 

@@ -1,4 +1,4 @@
-"""The tiny base of offline Voxtral: a small `VoxtralForConditionalGeneration`, with real processor files, made without a download.
+"""The tiny base of offline Voxtral: a small `VoxtralForConditionalGeneration`, with real processor files, no download.
 
 It learns to transcribe in the stock prompt, with and without a language. That is harder than Realtime's streaming form: nothing
 but attention says which word of the clip comes next. So while it is trained,

@@ -299,7 +299,7 @@ def test_an_adapter_merged_in_either_format_gives_the_same_base(demo, run, tmp_p
         run("export", "export.yaml", f"model.base={TINY_BASE}", f"adapter={demo}/runs/sft", "evaluation=null", "system=null",
             f"format={file_format}", f"output={folder.parent}")  # fmt: skip
     files = {path.name for path in merged["mistral"].iterdir()}
-    assert files == {"consolidated.safetensors", "params.json", "tekken.json", "preprocessor_config.json"}
+    assert files == {"consolidated.safetensors", "params.json", "tekken.json", "preprocessor_config.json", "evoxtral.json"}
     stock, own = (open_family(folder).load("float32").model.state_dict() for folder in merged.values())
     base = load_tiny().model.state_dict()
     assert all(torch.equal(own[name], stock[name]) for name in stock)

@@ -2,7 +2,7 @@
 # make demo-offline  the same for the offline family: tagged transcripts, written when the whole clip has been heard
 # make serve       tags while you speak, on the tiny base: open http://127.0.0.1:8000 in a browser
 # make test        style check and tests, in two processes (about 5 minutes on 2 cores)
-# make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; includes all slow tests
+# make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; then all slow tests
 # make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
 # make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
@@ -33,7 +33,7 @@ install: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist worksteal
+	$(BIN)/pytest -m "not slow" --ignore tests/hostile --numprocesses 2 --dist worksteal
 
 hostile: .venv/installed
 	$(BIN)/pytest tests/hostile --numprocesses 2 --dist worksteal --durations 10

@@ -336,6 +336,7 @@ def test_a_full_disk_in_the_middle_of_a_stage(tmp_path):
     subprocess.run([*SYNTH, *output, "--resume"], cwd=REPO, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_processes_never_make_one_run(tmp_path):
     """The second is refused at once, whatever its options; when the first was killed, its lock is gone with it."""
     output = ["--set", f"output={tmp_path / 'data'}"]

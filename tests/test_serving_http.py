@@ -436,6 +436,7 @@ def test_sigterm_finishes_what_was_heard(clip, expected, tmp_path):
     assert (done["text"], done["code"]) == (expected.text, "shutting_down")
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_model_loads_ends_the_command_in_order():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

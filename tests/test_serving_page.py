@@ -241,6 +241,7 @@ def test_by_keyboard_alone(page, speech):
         press("Enter")
 
 
+@pytest.mark.slow
 def test_a_lost_connection_loses_nothing(browser, running):
     connections = []
 

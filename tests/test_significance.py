@@ -91,6 +91,7 @@ def test_the_interval_of_a_difference_holds_the_truth():
         assert 1 - LEVELS[name] - 0.02 <= held <= 1 - LEVELS[name] + 0.02, (name, held)
 
 
+@pytest.mark.slow
 def test_one_that_writes_more_is_not_better_for_it():
     """Swapping whole answers alone would tell these two apart in far more than 5%."""
     assert abs(truth_of("unequal rates")["micro F1"]) < 0.003

@@ -7,10 +7,10 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from evoxtral_train.decoding.sampling import Sampling, choose, gumbel_noise, row_key
 
-SLOW = [pytest.param(*filters, marks=pytest.mark.slow) for filters in ((1.0, 1.0, 0), (0.5, 1.0, 3), (2.0, 0.99, 0))]
+SLOW = [pytest.param(*filters, marks=pytest.mark.slow) for filters in ((1.3, 0.8, 7), (1.0, 1.0, 0), (0.5, 1.0, 3), (2.0, 0.99, 0))]
 
 
-@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.7, 0.9, 0), (1.3, 0.8, 7), *SLOW])
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.7, 0.9, 0), *SLOW])
 def test_filters_equal_hugging_faces(temperature, top_p, top_k):
     """Over many draws exactly the tokens that Hugging Face's warpers leave are drawn, as often as they should be."""
     generator = torch.Generator().manual_seed(0)

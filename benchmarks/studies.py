@@ -137,6 +137,11 @@ def over_seeds(values: Sequence[float]) -> dict[str, float]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
+def signed(measure: Mapping[str, float]) -> str:
+    """A table cell with a difference and its interval."""
+    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
+
+
 def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:
     """The predictions with the manifest's events, whatever their layout."""
     events = {row["id"]: row["events"] for _, row in read_jsonl(manifest)}

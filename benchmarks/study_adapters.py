@@ -1,4 +1,4 @@
-"""Where should LoRA's parameters go? Place against size, three seeds, for `packed`, `deferred` and `aligned`: `make study`.
+"""Where should LoRA's parameters go? Place against size, three seeds, for `packed`, `deferred` and `aligned`.
 
     attention, r 16            the card's recipe
     attention, r 45            as many parameters as attention and MLP with r 16
@@ -28,6 +28,7 @@ from studies import (
     publish,
     run_phases,
     score_over_seeds,
+    signed,
     slug,
     systems_of,
     yardsticks_of,
@@ -174,7 +175,7 @@ def sections(content: dict) -> dict[str, str]:
             losses.append([layout, name, *(f"{loss:.3f}" for loss in report["losses"].values())])
         for name, report in results["against"].items():
             measures = (report["micro_f1"], report["micro_f1_over_seeds"], report["false_tags_per_untagged_clip"])
-            against.append([layout, name, *map(_signed, measures)])
+            against.append([layout, name, *map(signed, measures)])
     return {
         "adapters": markdown_table(header, rows),
         "place and size": markdown_table(
@@ -182,10 +183,6 @@ def sections(content: dict) -> dict[str, str]:
         ),
         "rates": markdown_table(["layout", "adapter", *(f"validation loss at {rate:g}" for rate in content["rates"])], losses),
     }
-
-
-def _signed(measure: dict) -> str:
-    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
 
 
 def draw(content: dict, path: Path) -> None:

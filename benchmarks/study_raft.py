@@ -22,6 +22,7 @@ from studies import (
     publish,
     run_phases,
     score_over_seeds,
+    signed,
     slug,
     systems_of,
     yardsticks_of,
@@ -167,7 +168,7 @@ def sections(content: dict) -> dict[str, str]:
         measures = (report["micro"]["hallucination"], report["false_tags_per_untagged_clip"], report["tags_per_clip"])
         rows.append([name, interval(report["micro"]["f1"]), each_seed(report), *map(interval, measures)])
         if name not in ("SFT", *YARDSTICKS):
-            against.append([name, *map(_signed, report["against_sft"].values())])
+            against.append([name, *map(signed, report["against_sft"].values())])
     sampled = [
         [f"{name}, round {number}", *(f"{row[each]:.3f}" for each in ("greedy_reward", "mean_reward", "best_reward")),
          f"{row['clips_without_spread_share']:.0%}", f"{row['curated']:.0f}", f"{row['replayed']:.0f}"]
@@ -182,10 +183,6 @@ def sections(content: dict) -> dict[str, str]:
             ["arm and round", "greedy reward", "mean of N", "best of N", "clips without spread", "curated", "replayed"], sampled
         ),
     }
-
-
-def _signed(measure: dict) -> str:
-    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
 
 
 def draw(systems: dict[str, dict], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is RAFT's selection worth, and what are labels worth? Equal steps, three seeds: `make study`.
+"""What is RAFT's selection worth, and what are labels worth? Equal steps, three seeds.
 
 Every arm starts from the same SFT adapter and trains on as many rows, for as many steps, at the same rate. The rows are
 
@@ -34,6 +34,7 @@ from studies import (
     publish,
     run_phases,
     score_over_seeds,
+    signed,
     slug,
     systems_of,
     yardsticks_of,
@@ -175,6 +176,7 @@ def _choose(options: argparse.Namespace, name: str, seed: int) -> None:
         return
     rng, count = np.random.default_rng(seed), _rows_of_an_arm(options)
     rows = list(_RULES.get(name, _references)(round_, rng))
+    rows *= -(-count // len(rows))  # SFT's own clips may be fewer: they are seen more than once
     best = sorted(range(len(rows)), key=lambda index: -rows[index].reward)[:count]
     with round_.job("curate", Options(overwrite=True)).opened(round_.require_candidates()) as work:
         work.run.write_rows("curated.jsonl", (rows[index] for index in sorted(best)))
@@ -238,7 +240,7 @@ def sections(content: dict) -> dict[str, str]:
     for name, report in content["systems"].items():
         if name not in (SFT, _system(SFT, True)):
             change = report["against_sft"]
-            against.append([name, *(_signed(change[f"{each}{over}"]) for each in MEASURES for over in ("", "_over_seeds"))])
+            against.append([name, *(signed(change[f"{each}{over}"]) for each in MEASURES for over in ("", "_over_seeds"))])
     return {
         "systems": markdown_table(["system", "micro F1", "each seed", "micro P", "micro R", "false tags / untagged clip"], rows),
         "against SFT": markdown_table(
@@ -246,10 +248,6 @@ def sections(content: dict) -> dict[str, str]:
             against,
         ),
     }
-
-
-def _signed(measure: dict) -> str:
-    return f"{measure['value']:+.3f} [{measure['low']:+.3f}, {measure['high']:+.3f}]"
 
 
 def _options() -> argparse.Namespace:

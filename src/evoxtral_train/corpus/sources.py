@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,10 +184,11 @@ def _recordings(source: Source, audio: str) -> Iterator[SourceRow]:
     root = path if path.is_dir() else path.parent
     if not files:
         raise UsageError("contains no audio file", where=str(path), fix=f"supported: {', '.join(suffixes)}")
+    same_stem = Counter(file.with_suffix("") for file in files)
     for file in files:
         name, number = file.relative_to(root), 0
         place = {"file": name.as_posix()}
-        part = name.with_suffix("").as_posix()
+        part = (name.with_suffix("") if same_stem[file.with_suffix("")] == 1 else name).as_posix()  # talk.wav beside talk.m4a
         try:
             for number, segment in enumerate(segments_of(open_recording(file).blocks(), source.cut), start=1):
                 columns = place | {audio: {"array": segment.samples, "sampling_rate": SAMPLE_RATE_HZ}}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .. import processes
 from ..dataset.reader import Example, PackedSplit
-from ..families.base import Network
+from ..families.base import Layout, Network
 from ..modeling.audio_cache import AudioSource
 from ..records import Prediction
 from ..text.written import written_text
@@ -23,13 +23,14 @@ class Written:
     is_cut: bool = False
 
     @classmethod
-    def of(cls, completion: Completion, tokenizer, split: PackedSplit) -> "Written":
-        """The text, the confidence of each tag, and, if positions are times, the time of each tag."""
+    def of(cls, completion: Completion, tokenizer, split: PackedSplit, layout: Layout) -> "Written":
+        """The text, the confidence of each tag, and, if the split's positions are times, the time of each tag. `layout`: the
+        one it was written in, which is not the split's for a base that writes words."""
         return cls(
             written_text(tokenizer, completion.token_ids),
             split.layout.tag_times(tokenizer, completion.token_ids),
             tag_confidences(tokenizer, completion.token_ids, completion.token_logprobs),
-            completion.is_cut(split.layout),
+            completion.is_cut(layout),
         )
 
     def prediction_of(self, example: Example) -> Prediction:
@@ -41,12 +42,13 @@ class Written:
 
 def write_clips(
     network: Network, audio: AudioSource, requests: Iterable[Request], decoding: Decoding, tokenizer, split: PackedSplit,
-    on_clips: Callable[[int], None] = lambda count: None,
+    layout: Layout, on_clips: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Written]:  # fmt: skip
-    """Clip id -> output, for clips of the split: each process decodes its share of `requests`, and gets the output for all.
+    """Clip id -> output, for clips of the split: each process decodes its share of `requests`, made in `layout`, and gets the
+    output for all.
     `on_clips` is called with the number of clips finished since the last call, the other processes' by estimate."""
     written = []
     for completions in decode(network, audio, processes.share(requests), decoding):
-        written += [(each.utterance_id, Written.of(each, tokenizer, split)) for each in completions]
+        written += [(each.utterance_id, Written.of(each, tokenizer, split, layout)) for each in completions]
         on_clips(processes.count() * len(completions))
     return dict(processes.gather(written))

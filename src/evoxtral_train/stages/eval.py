@@ -88,7 +88,8 @@ def run(config: EvalConfig, options: Options) -> Report:
     facts |= notes
     for name, report in metrics["systems"].items():
         if report["cut_clips"]:
-            facts[f"cut short, {name}"] = f"{report['cut_clips']} clips had more to write: raise decode.max_new_tokens"
+            cut = f"{report['cut_clips']} clips, at decode.max_new_tokens or the end of their row"
+            facts[f"cut short, {name}"] = cut
     facts["report"] = config.output / "report.html"
     facts["time"] = f"{format_seconds(time.monotonic() - started)}, {format_seconds(decoded_s)} of it to decode"
     return Report("eval", facts, table=summary, exit_code=3 if failed else 0)

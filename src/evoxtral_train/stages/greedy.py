@@ -1,6 +1,5 @@
 """Greedy decoding of a split with the base and adapters: what `eval` measures and `calibrate` fits thresholds on."""
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import torch
 
 from ..config.evaluation import CalibrateConfig, EvalConfig
 from ..dataset.reader import PackedSplit
-from ..decoding.decoder import Decoding, Request, requests_of
+from ..decoding.decoder import Decoding, requests_of
 from ..decoding.greedy import Written, write_clips
 from ..decoding.known_tags import KnownTags
-from ..families.base import Network
+from ..families.base import Layout, Network
 from ..modeling.adapters import Adapter, load_adapter
 from ..modeling.audio_cache import AudioSource
 from ..modeling.bases import Base, load_network, open_for_decoding, open_whole_clips, pick_device
@@ -37,9 +36,10 @@ def decode_greedily(
             if path and config.decode.known_tags_only:
                 known = KnownTags(base.family.tokenizer, split.tags, system.device)
             decoding = Decoding.greedy(config.decode, known, base.family.default_new_tokens)
-            requests = (request for request in _requests(path, base, split) if split.labelled[request.index])
+            layout = _layout(path, base, split)
+            requests = (request for request in requests_of(split, layout) if split.labelled[request.index])
             on_clips = partial(bar.advance, note=str(path or BASE))
-            written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, on_clips)
+            written[path] = write_clips(system, audio, requests, decoding, base.family.tokenizer, split, layout, on_clips)
             if path and adapters[path].method == "lora":
                 network = network.around(system.model.unload())
             del system, audio  # a full model is freed before the next system is loaded
@@ -64,9 +64,8 @@ def _audio(
     return open_for_decoding(config, network, base, split, config.decode.max_new_tokens or base.family.default_new_tokens)
 
 
-def _requests(path: Path | None, base: Base, split: PackedSplit) -> Iterable[Request]:
-    """In the layout of the split; but if words are measured, the base without an adapter writes in its own layout."""
+def _layout(path: Path | None, base: Base, split: PackedSplit) -> Layout:
+    """That of the split; but if words are measured, the base without an adapter writes in its own layout."""
     if path is not None or split.target == "tags":
-        return requests_of(split)
-    return requests_of(split, base.family.own_layout(split.layout.room_tokens))
-
+        return split.layout
+    return base.family.own_layout(split.layout.room_tokens)

@@ -45,7 +45,10 @@ class ClipDecoder:
     def measure(self) -> dict[str, float]:
         """name -> value, of the figures that the target has: the same in all processes, and however many they are."""
         self._network.model.eval()  # the Trainer's next step sets training mode again
-        written = write_clips(self._network, self._audio, self._requests, self._decoding, self._tokenizer, self._split)
+        split = self._split
+        written = write_clips(
+            self._network, self._audio, self._requests, self._decoding, self._tokenizer, split, split.layout
+        )  # fmt: skip
         return figures([written[each.id].prediction_of(each) for each in self._examples.values()], self._split.target)
 
     @cached_property  # once the model is on its device

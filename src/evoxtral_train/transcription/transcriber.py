@@ -94,7 +94,8 @@ class Transcriber:
         family.check_language(config.language)
         layout, own = family.own_layout(family.default_room_tokens), AdapterRecord.read(family.folder)  # of a full fine-tune
         if own is not None and (own.target == "tags" or own.restore_layout().name != layout.name):
-            what = f"this full model learned {own.target} in the layout {own.restore_layout().name}, not whole transcripts"
+            learned = f"{own.target} in the layout {own.restore_layout().name}"
+            what = f"this full model or merged adapter learned {learned}, not whole transcripts"
             fix = "train it with target tagged_text or text in the family's own layout; `evoxtral eval` measures any"
             raise UsageError(what, where="model.base", fix=fix)
         is_tagger = own is not None and own.target != "text" and not layout.has_times

@@ -215,14 +215,16 @@ def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
 def _summary(round_: RaftRound) -> dict:
     """A row of the table of rounds, from the metrics of the round's steps."""
     scores, curated, trained = (read_record(round_.folder(step) / "metrics.json") for step in ("score", "curate", "train"))
-    sampling = round_.config.generate
+    sampling, profiles = round_.config.generate, scores["profiles"]
+    rewards = scores if len(profiles) == 1 else {}  # a mean over several profiles would compare what cannot be compared
     return {
         "candidates_per_clip": sampling.candidates,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "greedy_reward": scores.get("mean_greedy_reward"),
-        "mean_reward": scores["mean_reward"],
-        "best_reward": scores["mean_best_reward"],
+        "greedy_reward": rewards.get("mean_greedy_reward"),
+        "mean_reward": rewards.get("mean_reward"),
+        "best_reward": rewards.get("mean_best_reward"),
+        "profiles": profiles,
         "clips_without_spread_share": scores["clips_without_spread_share"],
         "curated": curated["curated"],
         "replayed": curated["replayed"],

@@ -20,8 +20,10 @@ from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import ConfigError, UsageError
 from evoxtral_train.raft import reward, verifier
 from evoxtral_train.raft.detections import Detections
-from evoxtral_train.raft.verifier import Unreferenced, score, weights_for, word_agreement
+from evoxtral_train.raft.verifier import Unreferenced, score, weights_of, word_agreement
 from evoxtral_train.records import Prediction, PreferencePair, ScoredCandidate, dump_row, iter_rows, read_rows
+from evoxtral_train.stages import probe as probe_stage
+from evoxtral_train.stages.raft.scoring import plan_scoring
 from evoxtral_train.text.tags import find_tags, format_tags
 
 
@@ -37,7 +39,7 @@ from evoxtral_train.text.tags import find_tags, format_tags
     ],
 )
 def test_the_reward_by_hand(candidate, expected):
-    assert score(weights_for("tags"), Unreferenced(candidate, {"sighs": 0.8, "laughs": 0.3}))[0] == expected
+    assert score(weights_of("tags"), Unreferenced(candidate, {"sighs": 0.8, "laughs": 0.3}))[0] == expected
 
 
 @given(
@@ -58,11 +60,11 @@ def test_the_reward_is_that_of_profile_counts_in_expectation_below_the_best(prob
             total += chance * reward.score(weights, reward.Answer(format_tags(present), format_tags(answer), False))[0]
         return total
 
-    found, components = score(weights_for("tags"), Unreferenced(format_tags(written), probabilities))
+    found, components = score(weights_of("tags"), Unreferenced(format_tags(written), probabilities))
     assert found == pytest.approx(expected(written) - max(map(expected, sets)), abs=1e-8)
     assert 0 <= components["expected_tag_f1"] <= 1 + 1e-9
     once = Unreferenced(format_tags(sorted(set(written))), probabilities)
-    assert found <= score(weights_for("tags"), once)[0] + 1e-9, "copies never pay"
+    assert found <= score(weights_of("tags"), once)[0] + 1e-9, "copies never pay"
 
 
 def test_words_are_judged_by_the_other_candidates():
@@ -70,9 +72,9 @@ def test_words_are_judged_by_the_other_candidates():
     assert word_agreement(Unreferenced("I told you so.", {}, others)) == pytest.approx((1 + 0.75) / 2)
     assert word_agreement(Unreferenced("", {}, others)) == 0
     assert word_agreement(Unreferenced("alone", {})) == 1
-    assert weights_for("tagged_text")["word_agreement"] == 0.4
-    assert "word_agreement" not in weights_for("tags")
-    assert set(weights_for("text")) == set(verifier.COMPONENTS)
+    assert weights_of("tagged_text")["word_agreement"] == 0.4
+    assert "word_agreement" not in weights_of("tags")
+    assert set(weights_of("text")) == set(verifier.COMPONENTS)
 
 
 def test_a_file_of_probabilities(tmp_path):
@@ -139,7 +141,7 @@ def test_a_probe_through_the_command_line(one_tag, probed, kind):
     assert "Can its probabilities be trusted?" in (folder / "report.html").read_text("utf-8")
 
 
-def test_a_probe_that_cannot_be_fitted_is_refused(call, packed, probed, tmp_path):
+def test_a_probe_that_cannot_be_fitted_is_refused(call, packed, probed, monkeypatch, tmp_path):
     def probe(*overrides: str):
         sets = [f"dataset={packed['deferred']}", f"output={tmp_path / 'probe'}", f"model.base={TINY_BASE}", *overrides]
         return call("probe", REPO / "configs/demo/probe.yaml", *(part for each in sets for part in ("--set", each)), "--dry-run")
@@ -147,9 +149,25 @@ def test_a_probe_that_cannot_be_fitted_is_refused(call, packed, probed, tmp_path
     result = probe()
     assert result.exit_code == 2
     assert "no tag can be fitted: each is on fewer than 5 clips of split train" in result.stderr
-    assert "its probabilities there hold for no other clip: remove train" in probe("probabilities=[train]").stderr
+    assert "its probabilities there are too good: remove train" in probe("probabilities=[train]").stderr
     assert "this run is finished" in probe(f"output={probed('deferred')}").stderr
+    monkeypatch.setattr(probe_stage, "has_split", lambda folder, split: split != "raft")
+    assert f"probabilities: the dataset {packed['deferred']} has no split 'raft' — set it to []" in probe().stderr
     assert not (tmp_path / "probe").exists()
+
+
+def test_a_probe_does_not_score_the_clips_that_it_was_fitted_on(one_tag, probed, tmp_path):
+    train = PackedSplit(one_tag("deferred"), "train")
+    sets = ["split=train", f"dataset={train.folder}", "score.profile=verifier", "gate.measure=micro_f1"]
+
+    def plan(path) -> dict:
+        config = load_config(REPO / "configs/demo/raft.yaml", RaftConfig, [*sets, f"score.verifier={path}"])
+        return plan_scoring(config, train)[0]
+
+    with pytest.raises(UsageError, match="split: the probe .* was fitted on train, .*set `split` to another, such as raft"):
+        plan(probed("deferred"))
+    assert "does not exist yet" in (planned := plan(tmp_path / "probe")["verifier"])
+    assert "set `split` to another, such as raft" in planned
 
 
 def test_raft_without_text(demo, raft, monkeypatch, tmp_path):
@@ -177,6 +195,11 @@ def test_raft_without_text(demo, raft, monkeypatch, tmp_path):
     counted, labelled = scores(*by_counts), results(*by_verifier)
     verified = read_rows(folder / "scores/scores.jsonl", ScoredCandidate)
     assert {row.profile for row in verified} == {"verifier"}
+    (folder / "scores").rename(folder / "scores.partial")  # as if it had been stopped at the end
+    (folder / "scores.partial/complete.json").unlink()
+    resumed = raft("score", "--resume", "--dry-run", *by_verifier)
+    assert resumed.exit_code == 0, resumed.stderr
+    results(*by_verifier)
     for pair in iter_rows(folder / "pairs/pairs.jsonl", PreferencePair):
         assert pair.chosen_reward > pair.rejected_reward
     plan = raft("generate", "--dry-run", *by_verifier, "--set", f"output={tmp_path / 'other'}")
@@ -194,6 +217,7 @@ def test_raft_without_text(demo, raft, monkeypatch, tmp_path):
                 self.examples = [
                     replace(example, **gone) if place % share == 0 else example for place, example in enumerate(self.examples)
                 ]
+                self.labelled = np.array([example.labelled for example in self.examples])
 
         monkeypatch.setattr(PackedSplit, "__init__", unlabelled)
 

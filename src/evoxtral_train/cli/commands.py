@@ -30,7 +30,10 @@ COMMANDS = {
     "raft pairs": Command("raft.pairs", "training.RaftConfig", "Export the best and worst candidate per clip, for DPO."),
     "eval": Command("eval", "evaluation.EvalConfig", "Score the base and adapters on one split.", shared=True),
     "probe": Command(
-        "probe", "evaluation.ProbeConfig", "Fit which tags the frozen audio holds; score clips without text by it.", shared=True
+        "probe",
+        "evaluation.ProbeConfig",
+        "Fit a classifier of tags on the frozen audio; it can score clips that have no text.",
+        shared=True,
     ),
     "diagnose": Command(
         "diagnose", "evaluation.DiagnoseConfig", "Say why tags are weak: the data, the base or the adapter; and what to do."

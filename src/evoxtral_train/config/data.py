@@ -116,7 +116,7 @@ class ImportConfig(Section):
     def _nothing_needs_a_missing_text(self) -> "ImportConfig":
         for name in ("plain_text", "tags_used", "words", "events"):
             if getattr(self.columns, name) and not self.has_texts:
-                raise ValueError(f"columns.{name} says something about a text, but the source has none: set it to null")
+                raise ValueError(f"columns.{name} describes a transcript, but this source has none: set it to null")
         return self
 
 

@@ -169,7 +169,7 @@ class ProbeConfig(Section):
     dataset: Path = Field(description="Packed dataset. The probe is fitted on its split train.")
     split: str = Field("test", description="Labelled split to measure the probe on.")
     probabilities: list[Split] = Field(
-        ["raft"], description="Splits whose clips get a probability for each tag, for score.verifier; their text is not read."
+        ["raft"], description="Splits whose clips get a probability for each tag, for score.verifier; they need no text."
     )
     model: Model
     audio_cache: AudioCache = "auto"
@@ -185,7 +185,7 @@ class ProbeConfig(Section):
     @classmethod
     def _not_of_what_it_was_fitted_on(cls, splits: list[str]) -> list[str]:
         if "train" in splits:
-            raise ValueError("the probe is fitted on train, so its probabilities there hold for no other clip: remove train")
+            raise ValueError("the probe was fitted on train, so its probabilities there are too good: remove train")
         return list(dict.fromkeys(splits))
 
 

@@ -213,8 +213,8 @@ class Score(Section):
     profile: Literal["card", "counts", "verifier"] = Field(
         "card",
         description="card (0.4 × (1 − WER) + 0.4 × tag F1 + 0.2 × (1 − hallucination)) | "
-        "counts (tag F1 − 0.2 × extra − 0.1 × missing − 0.1 × misplaced, + 0.4 × (1 − WER)) | "
-        "verifier (reads no text). [RL, code]",
+        "counts (tag F1 − 0.2 × extra − 0.1 × (missing + misplaced), with words + 0.4 × (1 − WER)) | "
+        "verifier (no text). [RL, code]",
     )
     verifier: Path | None = Field(
         None,

@@ -36,7 +36,7 @@ class Detections:
 
     @classmethod
     def read(cls, path: Path, clips: Collection[str], tags: Collection[str]) -> "Detections":
-        """From a JSONL file. Rows of other clips are ignored. `tags`: all that exist for the dataset.
+        """From a JSONL file. Rows of other clips are checked, but not used. `tags`: all that exist for the dataset.
 
         Raises UsageError, with the place, for a row of another form, a probability that is not between 0 and 1, an unknown tag, a
         clip that is there twice or not at all, and a file that names no tag.

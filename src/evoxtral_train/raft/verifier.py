@@ -25,7 +25,7 @@ from statistics import fmean
 
 from ..scoring.word_errors import count_word_errors
 from ..text.tags import find_tags, format_tags
-from .reward import weighted_sum
+from .reward import PROFILES, weighted_sum
 
 PROFILE = "verifier"
 
@@ -109,16 +109,19 @@ def count_probabilities(probabilities: Iterable[float]) -> list[float]:
 
 
 _TERMS = (expected_tag_f1, expected_extra_tags, expected_missing_tags)
-_NEVER_WORTH = 0.15  # writing a tag of probability p gains at most p + 0.2 p − 0.2 + 0.1 p: nothing below 0.154
 COMPONENTS: dict[str, Callable[[Unreferenced], float]] = {
     component.__name__: component for component in (*_TERMS, attainable, word_agreement)
 }
+_COUNTS = PROFILES["counts"]
 _WEIGHTS = {
-    "expected_tag_f1": 1.0, "expected_extra_tags": -0.2, "expected_missing_tags": -0.1, "attainable": -1.0, "word_agreement": 0.4,
+    "expected_tag_f1": _COUNTS["tag_f1"], "expected_extra_tags": _COUNTS["extra_tags"],
+    "expected_missing_tags": _COUNTS["missing_tags"], "attainable": -1.0, "word_agreement": _COUNTS["word_accuracy"],
 }  # fmt: skip
+# Writing a tag of probability p gains at most p + 0.2 p − 0.2 + 0.1 p: nothing below 0.154.
+_NEVER_WORTH = -_COUNTS["extra_tags"] / (_COUNTS["tag_f1"] - _COUNTS["extra_tags"] - _COUNTS["missing_tags"])
 
 
-def weights_for(target: str) -> dict[str, float]:
+def weights_of(target: str) -> dict[str, float]:
     """Those of profile `counts`, and −1 for `attainable`. A target without words has no term for them."""
     return {name: weight for name, weight in _WEIGHTS.items() if target != "tags" or name != "word_agreement"}
 

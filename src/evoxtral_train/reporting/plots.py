@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
-from itertools import cycle
+from itertools import chain, cycle
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ from ..plain_text import one_line
 
 MOST = 40  # names in one plot
 _MOST_CHARACTERS = 40  # of a name
-_COLOR, _FAINT = "#3b6ea5", "#d9dee5"
+_COLOR, _FAINT, _GREY = "#3b6ea5", "#d9dee5", "#8a939c"
 _PALETTE = ("#3b6ea5", "#e0a33e", "#4f9d69", "#b5566b")
 _DPI = 220  # twice the size on the page, for high-resolution screens
 _MOST_INCHES = 60.0
@@ -145,7 +145,7 @@ def gaps(
     for place, (_, name) in enumerate(rows):
         if name in before and name in after:
             axes.plot([after[name][0], before[name][0]], [place, place], color=_FAINT, linewidth=11, zorder=0)
-    for number, ((part, values), color) in enumerate(zip(series.items(), ("#8a939c", *_PALETTE, "#6b5b95"), strict=False)):
+    for number, ((part, values), color) in enumerate(zip(series.items(), chain((_GREY,), _colors()), strict=False)):
         shown = [(place + number * step - 0.25, *values[name]) for place, (_, name) in enumerate(rows) if name in values]
         at, value, low, high = zip(*shown, strict=True) if shown else ((), (), (), ())
         reach = [[v - a for v, a in zip(value, low, strict=True)], [b - v for v, b in zip(value, high, strict=True)]]

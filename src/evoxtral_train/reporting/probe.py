@@ -25,7 +25,7 @@ def own_sections(tags: Mapping[str, dict], calibration: dict, confusion: Mapping
         Section("Can its probabilities be trusted?", text=text, table=Table(*_rows(tags)), pictures={"probabilities": picture}),
         Section(
             "Most frequent errors",
-            text="Halves: a clip with several errors shares them out evenly.",
+            text="A clip with several errors counts as a fraction for each possible confusion.",
             table=Table(("said", "heard", "times"), frequent),
         ),
     ]

@@ -16,8 +16,9 @@ from ..records import Prediction, read_rows
 from ..reporting.evaluation import page
 from ..reporting.results import Evaluation
 from ..reporting.text import last_lines, markdown
-from ..runs import read_run, require_complete, require_unedited
+from ..runs import read_run
 from ..scoring.significance import compare_pairs, declared
+from .finished_runs import require_evaluation
 from .report import Report
 from .report_pages import clip_audio
 from .training_history import training_of
@@ -33,8 +34,7 @@ def run(folders: list[Path], output: Path | None) -> Report:
     configs: list[EvalConfig] = []
     first = None
     for folder in folders:
-        fingerprint = require_complete(folder, "eval", "evoxtral eval …")
-        require_unedited(folder, [*folder.glob("predictions/*.jsonl"), folder / "table.md"], fingerprint)
+        require_evaluation(folder)
         content = read_record(folder / "metrics.json")
         corpus = (read_run(folder)["inputs"]["dataset"], content["split"])
         if first is not None and corpus != first:

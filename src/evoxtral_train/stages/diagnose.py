@@ -12,7 +12,7 @@ from ..errors import RowError, UsageError
 from ..files import fingerprint_files, write_atomic
 from ..jobs import Job
 from ..modeling.acoustic_probe import heard_in_sound
-from ..modeling.probe import LabelledClips
+from ..modeling.probe import LabelledClips, fittable
 from ..progress import format_seconds, progress
 from ..reading import read_record
 from ..records import Prediction, read_rows
@@ -20,6 +20,7 @@ from ..reporting.diagnosis import ACOUSTICS, PROBE, last_lines, page
 from ..runs import Options, require_complete, require_same_input
 from ..scoring.diagnosis import diagnose
 from ..text.tags import find_tags, format_tags
+from .finished_runs import require_evaluation, require_probe
 from .report import Report
 
 _TRAIN = "train"
@@ -33,15 +34,18 @@ def run(config: DiagnoseConfig, options: Options) -> Report:
         facts = {"probe": _state(config.probe, "probe")} | {f"eval {path}": _state(path, "eval") for path in config.evaluations}
         return Report("plan: diagnose", facts | {"output": config.output})
     # 1. What it reads: the same clips, heard by the probe and by adapters.
-    inputs = {PROBE: require_complete(config.probe, "probe", "evoxtral probe configs/probe.yaml")}
+    inputs = {"probe": require_probe(config.probe)}
     about = read_record(config.probe / "config.yaml")
     split = PackedSplit(Path(about["dataset"]), about["split"])
     require_same_input(config.probe, "dataset", split.fingerprint, about["dataset"])
     probe = _predictions(config.probe, "probe")
     systems: dict[str, list[Prediction]] = {}
     for path in config.evaluations:
-        inputs[f"eval {path}"] = require_complete(path, "eval", "evoxtral eval configs/eval.yaml")
+        inputs[f"eval {path}"] = require_evaluation(path)
         found = _systems(path, split)
+        if taken := sorted({ACOUSTICS, PROBE} & found.keys()):
+            what = f"the name {taken[0]!r} of a system is that of one of the two classifiers"
+            raise UsageError(what, where=str(path), fix="rename the system, and evaluate it again")
         if twice := sorted(systems.keys() & found):
             raise UsageError(f"the name {twice[0]!r} is used for two systems", where=str(path), fix="rename one, or list one run")
         systems |= found
@@ -60,9 +64,10 @@ def run(config: DiagnoseConfig, options: Options) -> Report:
         ]
         work.run.write_rows("predictions/acoustics.jsonl", acoustics)
         # 3. Who hears what.
+        fitted, _ = fittable(known.tags)
         listeners, tags = {ACOUSTICS: acoustics, PROBE: probe} | systems, {}
         for tag in sorted({tag for row in probe for tag in find_tags(row.reference)}):
-            tags[tag] = diagnose(tag, listeners, config.bootstrap, config.heard_f1)
+            tags[tag] = diagnose(tag, listeners, config.bootstrap, config.heard_f1, fitted)
         # 4. The report.
         title = f"Why tags are weak: {diagnosed} on {split.split}"
         html, pictures = page(title, f"{len(clips)} clips. From {config.output}", tags)
@@ -84,7 +89,7 @@ def run(config: DiagnoseConfig, options: Options) -> Report:
 
 def _state(path: Path, stage: str) -> str:
     try:
-        require_complete(path, stage, f"evoxtral {stage} configs/{stage}.yaml")
+        require_complete(path, stage, f"evoxtral {stage} …")
     except UsageError as error:
         return f"not there yet: {error}"
     return str(path)

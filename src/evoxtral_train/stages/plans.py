@@ -21,6 +21,7 @@ from ..modeling.bases import describe_cache, describe_model, require_method
 from ..raft.curation import clips_kept
 from ..run_folders import is_complete
 from ..training.trainer import optimizer_steps
+from .raft.scoring import clips_by_profile
 from .report import gigabytes
 
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2}
@@ -194,11 +195,10 @@ def plan_curated(config: RaftConfig) -> int | str:
     clips, curate = count_packed_rows(config.dataset, config.split), config.curate
     if not isinstance(clips, int):
         return clips
-    labelled = int(PackedSplit(config.dataset, config.split).labelled.sum())
-    profiles = [clips] if config.score.profile == "verifier" else [labelled, clips - labelled]  # clips scored by each
-    kept = sum(clips_kept(count, curate) for count in profiles if count)
+    split = PackedSplit(config.dataset, config.split)
+    kept = sum(clips_kept(count, curate) for count in clips_by_profile(config.score, split).values())
     if not kept:
         what = f"none of the {clips:,} clips would be kept"
         raise UsageError(what, where="curate.drop_lowest_share", fix="drop a smaller share")
-    rows = kept + min(round(curate.reference_replay * kept), labelled)
+    rows = kept + min(round(curate.reference_replay * kept), int(split.labelled.sum()))
     return f"unknown before scoring: at most {rows}" if curate.skip_without_spread else rows

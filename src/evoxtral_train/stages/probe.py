@@ -11,7 +11,7 @@ import numpy as np
 from .. import processes
 from ..config.evaluation import ProbeConfig, System
 from ..config.sections import Placement
-from ..dataset.reader import Example, PackedSplit
+from ..dataset.reader import Example, PackedSplit, has_split
 from ..decoding.greedy import Written
 from ..errors import UsageError
 from ..files import fingerprint_files
@@ -31,7 +31,8 @@ from ..scoring.confusion import errors
 from ..scoring.summary import summarize
 from ..text.tags import find_tags, format_tags
 from ..text.taxonomy import Taxonomy
-from .plans import count_packed_rows, plan_model
+from .finished_runs import probe_files
+from .plans import count_packed_rows, plan_labelled, plan_model
 from .report import Report
 from .report_pages import clip_audio, write_page
 from .yardsticks import TRAIN, PooledClips, check_probe, fit_probe, probe_writes
@@ -52,9 +53,8 @@ def run(config: ProbeConfig, options: Options) -> Report:
     taxonomy = Taxonomy.load(config.tags_table)
     tags = _require_tags(config)
     split = PackedSplit(config.dataset, config.split)
-    labelled = [(place, example) for place, example in enumerate(split.examples) if example.text is not None]
-    if not labelled:
-        raise UsageError("none of its clips has a text to measure with", where=f"split {config.split}", fix="name a labelled one")
+    measured = split.describe_labelled()
+    labelled = [(place, example) for place, example in enumerate(split.examples) if example.labelled]
     judged = {name: PackedSplit(config.dataset, name) for name in config.probabilities}
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
@@ -72,8 +72,9 @@ def run(config: ProbeConfig, options: Options) -> Report:
         heard = _Heard(probe, vectors, [example for _, example in labelled])
         table = processes.first(lambda: _write(config, work, heard, split, taxonomy))
     # 4. The report.
-    facts = _facts(config, tags) | {
-        "fitted in": f"{format_seconds(fitted_s)}, C {probe.cost:g}",
+    facts = _facts(config, measured, tags) | {
+        "regularisation": f"C {probe.cost:g}",
+        "model, audio and fit": format_seconds(fitted_s),
         "time": format_seconds(work.seconds()),
         "report": config.output / "report.html",
     }
@@ -82,14 +83,14 @@ def run(config: ProbeConfig, options: Options) -> Report:
 
 def _plan(job: Job, config: ProbeConfig) -> Report:
     job.check()
-    rows = {name: count_packed_rows(config.dataset, name) for name in dict.fromkeys((config.split, *config.probabilities))}
     tags = _require_tags(config) if is_complete(config.dataset) else None
-    facts = _facts(config, tags) | {f"clips, {name}": count for name, count in rows.items()}
+    facts = _facts(config, plan_labelled(config.dataset, config.split), tags)
+    facts |= {f"clips, {name}": count_packed_rows(config.dataset, name) for name in config.probabilities}
     return Report("plan: probe", facts | plan_model(config.model) | {"output": config.output})
 
 
-def _facts(config: ProbeConfig, tags: tuple[list[str], list[str]] | None) -> dict:
-    facts = {"fitted on": f"split {TRAIN}", "measured on": f"split {config.split}"}
+def _facts(config: ProbeConfig, measured: str, tags: tuple[list[str], list[str]] | None) -> dict:
+    facts = {"fitted on": f"split {TRAIN}", "measured on": measured}
     if tags is not None:
         fitted, too_rare = tags
         facts["tags"] = f"{len(fitted)} of {len(fitted) + len(too_rare)} can be fitted"
@@ -99,8 +100,13 @@ def _facts(config: ProbeConfig, tags: tuple[list[str], list[str]] | None) -> dic
 
 
 def _require_tags(config: ProbeConfig) -> tuple[list[str], list[str]]:
-    """`fittable` of the training clips. Raises UsageError if there are no such clips, or no such tag."""
+    """`fittable` of the training clips. Raises UsageError if there are no such clips, no such tag, or no clips of a split in
+    `probabilities`."""
     check_probe(config)
+    for name in config.probabilities:
+        if not has_split(config.dataset, name):
+            fix = "set it to [], or name splits that the dataset has"
+            raise UsageError(f"the dataset {config.dataset} has no split {name!r}", where="probabilities", fix=fix)
     tags = fittable([find_tags(example.text) for example in PackedSplit(config.dataset, TRAIN).examples])
     if not tags[0]:
         what = f"no tag can be fitted: each is on fewer than {FEWEST_CLIPS} clips of split {TRAIN}, or on nearly all of them"
@@ -166,9 +172,9 @@ def _write(config: ProbeConfig, work: Work, heard: _Heard, split: PackedSplit, t
     tracker.table("probe/per_tag", columns, table)
     tracker.artifact(f"{name}-tables", "report", [work.path / "table.md", *pictures])
     tracker.media_artifact(f"{name}-page", "report", [work.path / "report.html"])
-    results = [work.path / _PROBE, *sorted(work.path.glob("probabilities/*.jsonl"))]
-    tracker.artifact(f"{name}-probabilities", "probe", results)
-    work.done(metrics, fingerprint_files(results))
+    probabilities = sorted(work.path.glob("probabilities/*.jsonl"))
+    tracker.artifact(f"{name}-probabilities", "probe", [work.path / _PROBE, *probabilities])
+    work.done(metrics, fingerprint_files(probe_files(work.path)))
     files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
     return f"{tag_table(by_tag)}\n\n{last_lines(evaluation, files)}"
 

@@ -11,11 +11,11 @@ from ..units import SAMPLE_RATE_HZ, TOKEN_S, TOKEN_SAMPLES
 
 BANDS = 16
 DESCRIPTORS = 8 + BANDS
-PROSODY = 14
+SURROUNDINGS = 14
 _SILENT_DB = -55.0
 _SLOW_S = 1.0
 _WINDOW_TOKENS = 25
-"""Prosody is measured over two seconds around a token."""
+"""`surroundings` are measured over two seconds around a token."""
 _RHYTHM_HZ = ((1.5, 3.5), (3.5, 6.0), (6.0, 10.0))
 """Sobs, laughter and stammering repeat at these rates."""
 _RHYTHM_FRAMES, _FRAMES_PER_S = 128, 100
@@ -48,7 +48,7 @@ def describe(samples: np.ndarray, mel: np.ndarray) -> np.ndarray:
     return np.concatenate([np.stack(columns, axis=1), bands], axis=1).astype(np.float32)
 
 
-def prosody(description: np.ndarray, mel: np.ndarray) -> np.ndarray:
+def surroundings(description: np.ndarray, mel: np.ndarray) -> np.ndarray:
     """`describe`'s result and the log-mel it was made from -> float32 [tokens, 14], each over about two seconds around a token:
     mean and spread of the sounding tokens' loudness and brightness, of the voiced tokens' pitch; the changes of loudness
     and pitch from token to token; the shares of sounding and of voiced tokens; of the loudness contour, its spread within a

@@ -61,7 +61,7 @@ _WITHOUT_LANGUAGE = 0.2
 """The share of rows without a language in the prompt."""
 _WITH_RANDOM_TAGS = 0.6
 """The share of spoken rows with one to three tags that have nothing to do with the sound."""
-_DESCRIPTORS = acoustics.DESCRIPTORS + acoustics.PROSODY
+_DESCRIPTORS = acoustics.DESCRIPTORS + acoustics.SURROUNDINGS
 _MANNER = 4 * _DESCRIPTORS + 2
 
 
@@ -333,7 +333,7 @@ def _spoken_row(family: Offline, clip: SpokenClip, text: str, phonemes: dict[str
     labels = phoneme_frames(clip.phonemes, samples_to_seconds(len(clip.samples)), 0, 4 * tokens, phonemes)
     padded = family.restore_silence(mel, 0, tokens * FRAMES_PER_TOKEN)
     description = acoustics.describe(clip.samples, padded)
-    description = np.concatenate([description, acoustics.prosody(description, padded)], axis=1)
+    description = np.concatenate([description, acoustics.surroundings(description, padded)], axis=1)
     target = _target(family, text)
     word_of, learned = _words_of(family, target)
     manner = _manner(description, spans)[[*word_of, -1]]

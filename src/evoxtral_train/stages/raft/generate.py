@@ -75,7 +75,7 @@ def plan(round_: RaftRound, options: Options) -> Report:
     facts = _facts(config.generate, clips, new_tokens or "layout.room_tokens − 1") | plan_start(config)
     facts |= plan_decoding(config.model, config.generate.batch_tokens)
     if is_complete(config.dataset):
-        facts |= plan_scoring(config, PackedSplit(config.dataset, config.split))
+        facts |= plan_scoring(config, PackedSplit(config.dataset, config.split))[0]
     return Report("plan: raft generate", facts | {"output": job.output})
 
 

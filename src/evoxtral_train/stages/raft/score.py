@@ -10,6 +10,7 @@ from statistics import fmean
 from ...dataset.reader import Example, PackedSplit
 from ...errors import EvoxtralError, UsageError
 from ...files import fingerprint_files
+from ...raft import verifier
 from ...records import Candidate, ScoredCandidate, iter_rows
 from ...runs import Options, require_same_config
 from ..report import Report
@@ -32,8 +33,8 @@ def run(round_: RaftRound, options: Options) -> Report:
     # 2. The plan.
     config, job = round_.config, round_.job("score", options)
     if options.dry_run:
-        facts = plan_scoring(config, split)
-        job.check({"dataset": split.fingerprint, **inputs})
+        facts, fingerprints = plan_scoring(config, split)
+        job.check({"dataset": split.fingerprint, **inputs, **fingerprints})
         return Report("plan: raft score", {"candidates": count, **facts, "output": job.output})
     scoring = Scoring.of(config, split)
     inputs = {"dataset": split.fingerprint, **inputs, **scoring.fingerprints}
@@ -49,7 +50,7 @@ def run(round_: RaftRound, options: Options) -> Report:
                     for tally in (whole, by_profile[row.profile]):
                         tally.add(row)
                     if len(table) < _TABLE_ROWS:
-                        table.append((row, candidate.text, None if row.profile == "verifier" else example.text))
+                        table.append((row, candidate.text, None if row.profile == verifier.PROFILE else example.text))
                     yield row
                 if greedy is not None:
                     row = scoring.score(greedy, example, texts)

@@ -11,10 +11,11 @@ from ...files import fingerprint_files
 from ...raft import reward, verifier
 from ...raft.detections import Detections
 from ...records import Candidate, ScoredCandidate
-from ...runs import require_complete, require_same_input, require_unedited
+from ...runs import require_same_input
 from ...text.tags import format_tags
+from ..finished_runs import PROBE_HINT, require_probe
 
-_HINT = "evoxtral probe configs/probe.yaml"
+_FITTED_ON = "train"
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ class Scoring:
         """Raises UsageError if clips without text have no verifier, or if the verifier does not know the clips that it has to
         score."""
         rule = config.score
-        verified = [example.id for example in split.examples if _profile(rule, example) == verifier.PROFILE]
-        clips = {rule.profile: len(split) - len(verified), verifier.PROFILE: len(verified)}
-        clips = {profile: count for profile, count in clips.items() if count}
+        clips = clips_by_profile(rule, split)
         weights = {profile: _weights(rule, profile, split.target) for profile in clips}
-        if not verified:
+        if verifier.PROFILE not in clips:
             return cls(rule, split, clips, weights, None, {})
         if rule.verifier is None:
-            what = f"{len(verified):,} clips of split {split.split} have no text, and profile {rule.profile} needs one"
-            raise UsageError(what, where="score.verifier", fix=f"name a run of `evoxtral probe`; first: {_HINT}")
+            what = f"{clips[verifier.PROFILE]:,} clips of split {split.split} have no text, and profile {rule.profile} needs one"
+            raise UsageError(what, where="score.verifier", fix=f"name a run of `evoxtral probe`; first: {PROBE_HINT}")
         path, fingerprint = _open(rule.verifier, split)
+        labelled = zip(split.index_of, split.labelled, strict=True)
+        verified = [clip for clip, has_text in labelled if _profile(rule, has_text) == verifier.PROFILE]
         detections = Detections.read(path, verified, split.tags)
         return cls(rule, split, clips, weights, detections, {"verifier": fingerprint})
 
@@ -62,7 +63,7 @@ class Scoring:
 
     def score(self, candidate: Candidate, example: Example, others: list[str]) -> ScoredCandidate:
         """`others`: the texts of the clip's other candidates. The verifier reads nothing of `example` but its id."""
-        profile, with_words = _profile(self.config, example), self.split.target != "tags"
+        profile, with_words = _profile(self.config, example.labelled), self.split.target != "tags"
         if profile == verifier.PROFILE:
             answer = verifier.Unreferenced(candidate.text, self.detections.of(example.id), others)
             scored = verifier.score(self.weights[profile], answer)
@@ -73,13 +74,19 @@ class Scoring:
         return ScoredCandidate(candidate.utterance_id, candidate.candidate_id, *scored, profile)
 
 
-def _profile(rule: Score, example: Example) -> str:
-    return verifier.PROFILE if example.text is None else rule.profile
+def clips_by_profile(rule: Score, split: PackedSplit) -> dict[str, int]:
+    """profile -> how many clips of the split it scores."""
+    counts = Counter(_profile(rule, has_text) for has_text in split.labelled)
+    return {profile: counts[profile] for profile in (rule.profile, verifier.PROFILE) if counts[profile]}
+
+
+def _profile(rule: Score, has_text: bool) -> str:
+    return rule.profile if has_text else verifier.PROFILE
 
 
 def _weights(rule: Score, profile: str, target: str) -> dict[str, float]:
     if profile == verifier.PROFILE:
-        return verifier.weights_for(target)
+        return verifier.weights_of(target)
     return reward.weights_of(profile, target, rule.weights.model_dump(exclude_none=True))
 
 
@@ -88,23 +95,27 @@ def _open(path: Path, split: PackedSplit) -> tuple[Path, str]:
     if not path.is_dir():
         if path.is_file():
             return path, fingerprint_files([path])
-        raise UsageError("no such file or run", where=str(path), fix=f"first run: {_HINT}")
-    fingerprint = require_complete(path, "probe", _HINT)
+        raise UsageError("no such file or run", where=str(path), fix=f"first run: {PROBE_HINT}")
+    fingerprint = require_probe(path)
     require_same_input(path, "dataset", split.fingerprint, str(split.folder))
-    files = sorted(path.glob("probabilities/*.jsonl"))
-    require_unedited(path, [path / "probe.safetensors", *files], fingerprint)
+    if split.split == _FITTED_ON:
+        what = f"the probe {path} was fitted on {_FITTED_ON}, so it cannot score it"
+        raise UsageError(what, where="split", fix="set `split` to another, such as raft")
     file = path / "probabilities" / f"{split.split}.jsonl"
-    if file not in files:
+    if not file.is_file():
         fix = f"add {split.split} to `probabilities` in its config, and repeat it with --overwrite"
         raise UsageError(f"has no probabilities for split {split.split}", where=str(path), fix=fix)
     return file, fingerprint
 
 
-def plan_scoring(config: RaftConfig, split: PackedSplit) -> dict:
-    """`Scoring.facts`, also while the verifier does not exist yet."""
+def plan_scoring(config: RaftConfig, split: PackedSplit) -> tuple[dict, dict[str, str]]:
+    """`Scoring.facts` and its fingerprints, also while the verifier does not exist yet."""
     path = config.score.verifier
     if path is None or path.exists():
-        return Scoring.of(config, split).facts()
-    counts = Counter(_profile(config.score, example) for example in split.examples)
-    names = ", ".join(f"{profile} ({count:,} clips)" for profile, count in counts.items())
-    return {"profile": names, "verifier": f"{path} does not exist yet: first run: {_HINT}"}
+        scoring = Scoring.of(config, split)
+        return scoring.facts(), scoring.fingerprints
+    names = ", ".join(f"{profile} ({count:,} clips)" for profile, count in clips_by_profile(config.score, split).items())
+    what = f"{path} does not exist yet: first run: {PROBE_HINT}"
+    if split.split == _FITTED_ON:
+        what += f". A probe is fitted on {_FITTED_ON} and cannot score it: set `split` to another, such as raft"
+    return {"profile": names, "verifier": what}, {}

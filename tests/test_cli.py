@@ -33,7 +33,7 @@ def test_help_answers_without_loading_torch():
 @pytest.mark.parametrize(
     ("group", "commands"),
     [
-        ("data", ["import", "synth", "check", "stats", "align", "pack"]),
+        ("data", ["import", "synth", "join", "check", "stats", "align", "pack"]),
         ("raft", ["generate", "score", "curate", "train", "run", "pairs"]),
     ],
 )

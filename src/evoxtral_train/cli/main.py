@@ -131,6 +131,17 @@ def synth(
     run_stage("data synth", config, overrides, options_of(resume, overwrite, dry_run))
 
 
+@data.command("join")
+def join(
+    manifests: Annotated[list[Path], typer.Argument(help="two or more manifests")],
+    output: Annotated[Path, typer.Option(help="the manifest to write")],
+) -> None:
+    """Join manifests, such as labelled clips and recordings without text; audio files stay where they are."""
+    from ..stages.data import join as stage
+
+    show(guarded(lambda: stage.run(manifests, output)))
+
+
 @data.command("check")
 def check(
     config: ConfigArgument,

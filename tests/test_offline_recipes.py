@@ -168,7 +168,7 @@ def test_two_languages_are_packed_and_trained_in_one_run(call, two_languages, tm
     written = read_rows(tmp_path / "eval/predictions/SFT.jsonl", Prediction)
     assert [row.reference for row in written] == ["chapter 7 of the book", "the patient has 7 complaints"]
     assert json.loads((tmp_path / "eval/metrics.json").read_text("utf-8"))["systems"]["SFT"]["cut_clips"] == 2
-    assert "cut short, SFT" in result.stdout and "2 clips had more to write: raise decode.max_new_tokens" in result.stdout
+    assert re.search(r"cut short, SFT +2 clips, at decode.max_new_tokens or the end of their row", result.stdout)
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def main() -> None:
     (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
     print(table(content))
     if options.document:
-        publish(options.document, {"families": table(content)}, content)
+        publish(options.document, sections(content), content)
 
 
 def phases(options: argparse.Namespace) -> list[list[Command]]:
@@ -154,6 +154,11 @@ def _decoding_time(options: argparse.Namespace, name: str) -> float:
     return min(times_s) * 60 / heard_s
 
 
+def sections(content: dict) -> dict[str, str]:
+    """The document's table, by marker name."""
+    return {"families": table(content)}
+
+
 def table(content: dict) -> str:
     header = [
         "system", "micro F1", "each seed", "false tags / untagged clip", "WER", "WER of its base",
@@ -178,8 +183,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--document", type=Path, help="Markdown file whose table to update")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
     parser.add_argument("--corpus-seed", type=int, default=11)
-    parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 100, "test": 300})
-    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--clips", type=json.loads, default={"train": 800, "validation": 60, "test": 300})
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 

@@ -14,13 +14,19 @@ from conftest import REPO
 sys.path.insert(0, str(REPO / "benchmarks"))
 
 import studies  # noqa: E402
+import study_families  # noqa: E402
 import study_layouts  # noqa: E402
 import study_raft  # noqa: E402
 import study_thresholds  # noqa: E402
 
 from evoxtral_train.records import Prediction  # noqa: E402
 
-DOCUMENTS = {"layouts": study_layouts.sections, "raft": study_raft.sections, "thresholds": study_thresholds.sections}
+DOCUMENTS = {
+    "families": study_families.sections,
+    "layouts": study_layouts.sections,
+    "raft": study_raft.sections,
+    "thresholds": study_thresholds.sections,
+}
 
 
 def test_recall_by_the_time_of_the_event():

@@ -51,6 +51,13 @@ def test_same_seed_same_bytes(tmp_path):
     assert content(tmp_path / "a") != content(tmp_path / "c")
 
 
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(synth, "_CHUNK_CLIPS", 4)
+    for processes in (1, 2):
+        synth.run(config(tmp_path / str(processes), processes=processes), Options())
+    assert content(tmp_path / "1") == content(tmp_path / "2")
+
+
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     synth.run(config(tmp_path / "whole"), Options())
     real, calls = Synthesizer.render, []

@@ -159,6 +159,7 @@ class SynthConfig(Section):
     rates_wpm: Range[PositiveInt] = Field((160, 190), description="Slowest and fastest speech, in words per minute; espeak only.")
     elevenlabs: ElevenLabs = ElevenLabs()
     seed: int = Field(0, ge=0, description="Random seed of the scripts and voices.")
+    processes: PositiveInt | None = Field(None, description="Processes that speak at once; espeak only. null: one for each core.")
     tracking: Tracking = Tracking()
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that read audio and text in chunks of rows. None outlives the stage.
+"""Worker processes that read or speak clips. None outlives the stage.
 
 A worker exits when its parent does, even on SIGKILL: it waits on a pipe whose other end only the parent holds. The fork server
 exits with the last worker.
@@ -7,9 +7,10 @@ exits with the last worker.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,15 +28,17 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def worker_pool(processes: int, where: Path, start: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(
+    processes: int, where: Path, start: Callable[..., None], *arguments: Any, imports: Sequence[str] = ("torch", "transformers")
+) -> Iterator[ProcessPoolExecutor]:
     """A pool of `processes` workers, each of which first calls `start(*arguments)`.
 
-    Only the workers import what reads audio and text, which takes seconds. If the stage fails or is stopped, they are killed at
+    `imports`: the slow ones, which take seconds; only the workers need them. If the stage fails or is stopped, they are killed at
     once. Raises EvoxtralError, about `where`, if a worker was killed.
     """
     # A server process imports everything once; workers are forked from it before it starts any thread.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([start.__module__, "transformers"])
+    context.set_forkserver_preload([start.__module__, *imports])
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(start, arguments))
     try:
         yield pool
@@ -45,7 +48,7 @@ def worker_pool(processes: int, where: Path, start: Callable[..., None], *argume
         if isinstance(error, BrokenProcessPool):
             raise EvoxtralError(
                 "a worker process was killed, perhaps for lack of memory", where=str(where),
-                fix="run again with a smaller `processes` (`data pack` with --resume)",
+                fix="run again with a smaller `processes` (`data pack` and `data synth` with --resume)",
             ) from None  # fmt: skip
         raise
     finally:
@@ -68,9 +71,8 @@ def _start(start: Callable[..., None], arguments: tuple) -> None:
     for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)  # one process per core already: more threads would only compete
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # one process per core already: more threads would only compete
     start(*arguments)
 
 

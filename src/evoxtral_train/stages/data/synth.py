@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ... import shipped
 from ...config.data import SynthConfig
 from ...data.audio import encode_flac
 from ...data.manifest import Rejected
+from ...data.workers import in_order, usable_cores, worker_pool
 from ...errors import RowError, UsageError
 from ...files import disk_errors, fingerprint_files, fingerprint_text, write_atomic
 from ...progress import progress
@@ -26,6 +28,7 @@ from ...units import samples_to_seconds
 from ..report import Report, all_rejected
 
 _PART = "manifest.part.jsonl"
+_CHUNK_CLIPS = 32
 _KEY = "ELEVENLABS_API_KEY"
 
 
@@ -91,14 +94,24 @@ def _nothing_spoken(source: Path, rejected: list[Rejected], written: Path | None
 
 @dataclass(frozen=True)
 class _Spoken:
-    """Mono float32 `samples` at 16 kHz, and further columns for the manifest."""
+    """A clip as FLAC, its length, and further columns for the manifest."""
 
-    samples: object
+    flac: bytes
+    duration_s: float
     columns: dict
+
+    @classmethod
+    def of(cls, samples, columns: dict) -> "_Spoken":
+        """`samples`: mono float32 at 16 kHz."""
+        return cls(encode_flac(samples), samples_to_seconds(len(samples)), columns)
+
+
+Waiting = tuple[int, Script]
+"""A script and its place among all scripts."""
 
 
 class _Espeak:
-    """The engine that needs no key and gives exact times."""
+    """The engine that needs no key and gives exact times. Several processes speak."""
 
     def __init__(self, config: SynthConfig):
         self._config, self._voices = config, _voices(config.voices)
@@ -107,16 +120,44 @@ class _Espeak:
         return {"engine": "espeak-ng", "voices": len(self._voices)}
 
     def prepare(self) -> None:
-        self._synthesizer = Synthesizer(self._config.rates_wpm)
+        Synthesizer(self._config.rates_wpm)  # fails here, with the reason, where espeak-ng is missing
 
     def fetch(self) -> None:
         """Does nothing: each clip is spoken in `speak`."""
 
-    def speak(self, script: Script, index: int) -> _Spoken:
-        voice = self._voices[index % len(self._voices)]
-        clip = self._synthesizer.render(script.text, voice, seed=self._config.seed * 1_000_003 + index)
-        times = {"words": _rounded(clip.words), "events": _rounded(clip.events)}
-        return _Spoken(clip.samples, {"speaker": voice.name, "source": "espeak-ng", **times})
+    def speak(self, waiting: list[Waiting]) -> Iterator[_Spoken | RowError]:
+        parts = [waiting[start : start + _CHUNK_CLIPS] for start in range(0, len(waiting), _CHUNK_CLIPS)]
+        processes = min(self._config.processes or usable_cores(), len(parts))
+        if processes <= 1:
+            _start(self._config)
+            yield from map(_speak, waiting)
+            return
+        with worker_pool(processes, self._config.output, _start, self._config, imports=()) as pool:
+            for spoken in in_order(pool, _speak_part, parts, ahead=2 * processes):
+                yield from spoken
+
+
+_speaker: tuple | None = None  # per process: the config, its voices, the synthesizer
+
+
+def _start(config: SynthConfig) -> None:
+    global _speaker
+    _speaker = config, _voices(config.voices), Synthesizer(config.rates_wpm)
+
+
+def _speak_part(part: list[Waiting]) -> list[_Spoken | RowError]:
+    return [_speak(waiting) for waiting in part]
+
+
+def _speak(waiting: Waiting) -> _Spoken | RowError:
+    (config, voices, synthesizer), (index, script) = _speaker, waiting
+    voice = voices[index % len(voices)]
+    try:
+        clip = synthesizer.render(script.text, voice, seed=config.seed * 1_000_003 + index)
+    except RowError as error:
+        return error
+    times = {"words": _rounded(clip.words), "events": _rounded(clip.events)}
+    return _Spoken.of(clip.samples, {"speaker": voice.name, "source": "espeak-ng", **times})
 
 
 class _Paid:
@@ -166,33 +207,36 @@ class _Paid:
             with progress("paying for", len(self._missing), "clips") as bar:
                 self._refused = elevenlabs.fetch(self._missing, self._settings, os.environ[_KEY], bar.advance)
 
-    def speak(self, script: Script, index: int) -> _Spoken:
-        request = self._requests[index]
-        if request in self._refused:
-            raise RowError(self._refused[request])
-        samples = elevenlabs.read_paid(request, self._settings.paid_audio)
-        return _Spoken(samples, {"speaker": request.voice, "source": f"elevenlabs {request.model}"})
+    def speak(self, waiting: list[Waiting]) -> Iterator[_Spoken | RowError]:
+        for index, _ in waiting:
+            request = self._requests[index]
+            if request in self._refused:
+                yield RowError(self._refused[request])
+                continue
+            try:
+                samples = elevenlabs.read_paid(request, self._settings.paid_audio)
+            except RowError as error:
+                yield error
+            else:
+                yield _Spoken.of(samples, {"speaker": request.voice, "source": f"elevenlabs {request.model}"})
 
 
 def _speak_all(run: Run, scripts: list[Script], source: Path, engine: _Espeak | _Paid) -> list[Rejected]:
     """Speak every script that an earlier, unfinished run did not. Returns those that cannot be spoken."""
     rejected = []
     with JsonlAppender(run.path / _PART) as appender, progress("speaking", len(scripts), "clips") as bar:
-        spoken = {row["id"] for _, row in read_jsonl(run.path / _PART)}
-        bar.skip(len(spoken))
-        for index, script in enumerate(scripts):
-            if script.id in spoken:
-                continue
-            try:
-                clip = engine.speak(script, index)
-            except RowError as error:
-                rejected.append(Rejected.of(source, script.line, script.id, error))
+        before = {row["id"] for _, row in read_jsonl(run.path / _PART)}
+        bar.skip(len(before))
+        waiting = [(index, script) for index, script in enumerate(scripts) if script.id not in before]
+        for (_, script), spoken in zip(waiting, engine.speak(waiting), strict=True):
+            if isinstance(spoken, RowError):
+                rejected.append(Rejected.of(source, script.line, script.id, spoken))
                 continue
             audio = f"audio/{file_name(script.id)}.flac"
-            write_atomic(run.path / audio, encode_flac(clip.samples))
+            write_atomic(run.path / audio, spoken.flac)
             row = {
-                "id": script.id, "audio": audio, "text": script.text, "split": script.split, **clip.columns,
-                "duration_s": samples_to_seconds(len(clip.samples)),
+                "id": script.id, "audio": audio, "text": script.text, "split": script.split, **spoken.columns,
+                "duration_s": spoken.duration_s,
             }  # fmt: skip
             with disk_errors(appender.path):
                 appender.append([row])

@@ -61,7 +61,13 @@ $(DEMO)/sft/complete.json: $(CONFIGS)/sft.yaml $(DEMO)/packed/complete.json
 $(DEMO)/eval-sft/complete.json: $(CONFIGS)/eval-sft.yaml $(DEMO)/sft/complete.json
 	$(EVOXTRAL) eval $< --overwrite
 
-$(DEMO)/raft/result/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.json $(DEMO)/eval-sft/complete.json
+# RAFT's verifier, where the demo has one: it scores clips without reading their text.
+PROBE := $(patsubst $(CONFIGS)/%.yaml,$(DEMO)/%/complete.json,$(wildcard $(CONFIGS)/probe.yaml))
+
+$(DEMO)/probe/complete.json: $(CONFIGS)/probe.yaml $(DEMO)/packed/complete.json
+	$(EVOXTRAL) probe $< --overwrite
+
+$(DEMO)/raft/result/complete.json: $(CONFIGS)/raft.yaml $(DEMO)/sft/complete.json $(DEMO)/eval-sft/complete.json $(PROBE)
 	$(EVOXTRAL) raft run $< --overwrite
 
 $(DEMO)/eval-raft/complete.json: $(CONFIGS)/eval-raft.yaml $(DEMO)/raft/result/complete.json

@@ -116,7 +116,7 @@ def phases(options: argparse.Namespace) -> list[list[Command]]:
                 "adapter": options.layouts / "sft" / layout / f"seed-{seed}", "dataset": dataset, "split": "train",
                 "gate__split": "null",
                 "rounds": f"[{', '.join(['{}'] * ROUNDS)}]", "generate__candidates": arm.candidates, "generate__seed": 100 * seed,
-                "train__seed": 100 * seed, "score__profile": arm.profile, **arm.settings,
+                "train__seed": 100 * seed, "score__profile": arm.profile, "score__verifier": "null", **arm.settings,
             }  # fmt: skip
             runs.append(Command.of("raft run", DEMO / "raft.yaml", output, result="result", **settings))
             systems |= {f"seed {seed} round {number}": output / f"round-{number}/train" for number in REPORTED}

@@ -269,13 +269,14 @@ def write_manifest(tmp_path):
 
 
 SMALL = {
-    "synth.yaml": {"clips": {"train": 24, "validation": 6, "test": 10, "raft": 24}},
-    "sft.yaml": {"train": {"epochs": 4, "batch_size": 8, "evaluate_every_steps": 5}},
+    "synth.yaml": {"clips": {"train": 48, "validation": 6, "test": 10, "raft": 24}},
+    "sft.yaml": {"train": {"epochs": 2, "batch_size": 8, "evaluate_every_steps": 5}},
     "raft.yaml": {
         "rounds": [{}],
         "generate": {"candidates": 2, "max_new_tokens": 20},
         "train": {"batch_size": 8, "warmup_steps": 1},
     },
+    "probe.yaml": {"bootstrap": {"samples": 100}},
     "eval-sft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
     "eval-raft.yaml": {"decode": {"max_new_tokens": 20}, "bootstrap": {"samples": 100}},
 }

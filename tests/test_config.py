@@ -205,9 +205,9 @@ def test_set_obeys_the_same_rules():
 
 def test_set_reaches_items_of_lists():
     path = REPO / "configs/demo/eval-sft.yaml"
-    config = load_config(path, EvalConfig, ["systems.0.name=x", "systems.4.top_k=3", "systems.5={name: y}"])
-    assert [system.name for system in config.systems] == ["x", "probe", "base", "SFT", "SFT top-2", "y"]
-    assert config.systems[4].top_k == 3
+    config = load_config(path, EvalConfig, ["systems.0.name=x", "systems.2.top_k=3", "systems.3={name: y}"])
+    assert [system.name for system in config.systems] == ["x", "probe", "SFT", "y"]
+    assert config.systems[2].top_k == 3
     path = REPO / "configs/demo/raft.yaml"
     assert load_config(path, RaftConfig, ["rounds.1.candidates=8"]).rounds[1].candidates == 8
     path = REPO / "configs/synth.yaml"
@@ -217,12 +217,12 @@ def test_set_reaches_items_of_lists():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("systems.6.name=x", "'systems' is a list of 5, and '6' is none of its numbers — use systems.0 to systems.4, or"),
-        ("systems.name=x", "'systems' is a list of 5, and 'name' is none of its numbers"),
-        ("systems.-1.name=x", "'systems' is a list of 5, and '-1' is none of its numbers"),
+        ("systems.4.name=x", "'systems' is a list of 3, and '4' is none of its numbers — use systems.0 to systems.2, or"),
+        ("systems.name=x", "'systems' is a list of 3, and 'name' is none of its numbers"),
+        ("systems.-1.name=x", "'systems' is a list of 3, and '-1' is none of its numbers"),
         ("systems.0.nam=x", "unknown key 'systems.0.nam', did you mean 'systems.0.name'?"),
         ("systems.0.name.x=1", "'systems.0.name' holds a value, not further keys"),
-        ("systems.5.top_k=1", "systems.5.name: is required and missing"),
+        ("systems.3.top_k=1", "systems.3.name: is required and missing"),
     ],
 )
 def test_set_says_what_is_wrong_with_an_item(override, message):

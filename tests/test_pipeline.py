@@ -16,21 +16,21 @@ from wandb_files import read_run
 
 def test_it_ends_with_the_table(demo):
     comparison = json.loads((demo / "runs/comparison.json").read_text("utf-8"))
-    assert list(comparison["systems"]) == ["chance", "probe", "base", "SFT", "SFT top-2", "RAFT", "RAFT top-2"]
+    assert list(comparison["systems"]) == ["chance", "probe", "SFT", "RAFT"]
     for report in comparison["systems"].values():
         assert report["clips"] == 10
         assert {"card", "micro", "macro", "per_tag", "false_tags_per_untagged_clip"} <= set(report)
         assert "wer" not in report  # the target holds no words
     table = (demo / "runs/comparison.md").read_text("utf-8")
-    assert "| measure | chance | probe | base | SFT | SFT top-2 | RAFT | RAFT top-2 |" in table
+    assert "| measure | chance | probe | SFT | RAFT |" in table
     printed = (demo / "stdout.txt").read_text("utf-8").splitlines()
     transcripts = max(number for number, line in enumerate(printed) if line == "transcribe")
     last = printed[max(number for number, line in enumerate(printed) if line.startswith("said → written by ")) : transcripts]
     assert len(last) <= 30, "one screen"
     table = next(number for number, line in enumerate(last) if line.startswith("system  micro F1 "))
-    assert [line.split()[0] for line in last[table + 1 : table + 4]] == ["base", "SFT", "RAFT"]
+    assert [line.split()[0] for line in last[table + 1 : table + 3]] == ["SFT", "RAFT"]
     said = " ".join(last)
-    assert said.count(" against ") + said.count(" wrote the same as ") == len(comparison["comparisons"]) == 4
+    assert said.count(" against ") + said.count(" wrote the same as ") == len(comparison["comparisons"]) == 1
     assert last[-1] == f"Open in a browser: {demo}/runs/comparison.html"
 
 
@@ -74,11 +74,11 @@ def test_the_adapter_loads_into_the_stock_class_and_writes_the_same(demo):
 
 def test_systems_evaluated_together_write_what_they_write_alone(demo, call, tmp_path):
     runs = demo / "runs"
-    systems = f"systems=[{{name: base}}, {{name: RAFT, adapter: {runs}/raft/round-1/train}}, {{name: SFT, adapter: {runs}/sft}}]"
+    systems = f"systems=[{{name: RAFT, adapter: {runs}/raft/round-1/train}}, {{name: SFT, adapter: {runs}/sft}}]"
     result = call("eval", demo / "configs/eval-sft.yaml", "--set", systems, "--set", f"output={tmp_path}/eval",
                   "--set", "decode.batch_tokens=500", "--set", "tracking.mode=disabled")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    for name, alone in (("base", "eval-sft"), ("SFT", "eval-sft"), ("RAFT", "eval-raft")):
+    for name, alone in (("SFT", "eval-sft"), ("RAFT", "eval-raft")):
         together = read_rows(tmp_path / f"eval/predictions/{name}.jsonl", Prediction)
         assert together == read_rows(runs / alone / f"predictions/{name}.jsonl", Prediction)
 
@@ -160,12 +160,12 @@ def test_an_adapter_from_another_base_is_refused(demo, call, tmp_path):
 def test_dry_runs_print_the_plan_and_write_nothing(demo, call, tmp_path):
     out = ("--dry-run", "--set", f"output={tmp_path / 'out'}")
     for arguments, expected in [
-        (("data", "synth", "synth.yaml"), "train 24, validation 6, test 10, raft 24"),
+        (("data", "synth", "synth.yaml"), "train 48, validation 6, test 10, raft 24"),
         (("data", "pack", "pack.yaml"), "rows"),
-        (("sft", "sft.yaml"), "12 (4 epochs at batch 8 × 1)"),
+        (("sft", "sft.yaml"), "12 (2 epochs at batch 8 × 1)"),
         (("raft", "generate", "raft.yaml"), "48 (2 per clip)"),
         (("raft", "run", "raft.yaml"), "3 (1 epochs at batch 8 × 1)"),
-        (("eval", "eval-raft.yaml"), "RAFT, RAFT top-2"),
+        (("eval", "eval-raft.yaml"), "RAFT"),
     ]:
         *command, name = arguments
         result = call(*command, demo / "configs" / name, *out)

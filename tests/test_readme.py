@@ -71,6 +71,6 @@ def test_the_demos_last_lines_are_those_that_it_prints():
     lines = printed.splitlines()
     assert sum(line.startswith("  → ") for line in lines) == 3
     table = lines.index("system  micro F1          precision         recall            false tags")
-    for line, system in zip(lines[table + 1 :], ("base", "SFT", "RAFT"), strict=False):
+    for line, system in zip(lines[table + 1 :], ("SFT", "RAFT"), strict=False):
         assert re.match(rf"{system} +\d\.\d\d \[\d\.\d\d–\d\.\d\d\]  ", line), line
     assert lines[-1] == "Open in a browser: runs/demo/comparison.html"

@@ -39,7 +39,7 @@ evoxtral transcribe --config configs/transcribe.yaml"""
 
 # Runs the demo in about a third of its time.
 _TINY_SIZES = {
-    "synth.yaml": {"clips.train": 480, "clips.validation": 60, "clips.test": 100, "clips.raft": 160},
+    "synth.yaml": {"clips.train": 300, "clips.validation": 60, "clips.test": 100, "clips.raft": 300},
     "sft.yaml": {"train.evaluate_every_steps": 60},
 }
 

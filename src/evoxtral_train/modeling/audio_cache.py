@@ -156,7 +156,7 @@ def _fill(
     """Encode this process's part of `missing`, batch by batch; each is on disk before it is listed as done."""
     width_bytes = _width(network, stage) * _STORED[_cached_dtype(network)].itemsize
     starts = np.concatenate([[0], np.cumsum(tokens)]) * width_bytes
-    mine = [int(index) for index in np.array_split(missing, processes.count())[processes.rank()]]
+    mine = list(processes.share(sorted(missing, key=lambda index: -tokens[index])))  # a batch pads to its longest clip
     done_path = files.folder / f"{files.split}.{processes.rank()}.done"
     batches = encoded_batches(LiveAudio(network, split, stage), mine, tokens.tolist())
     with (

@@ -48,6 +48,7 @@ def contents(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(config):
     one = pack.run(config("one"), Options())
     two = pack.run(config("two", processes=2), Options())

@@ -56,6 +56,7 @@ def runs(call, packed, made_once):
     return {count: root / str(count) for count in (1, 2)}
 
 
+@pytest.mark.slow
 def test_the_adapter_is_the_same(runs):
     one, two = (load_file(runs[count] / "sft/adapter/adapter_model.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
@@ -63,6 +64,7 @@ def test_the_adapter_is_the_same(runs):
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_validation_is_the_same(runs):
     one, two = (json.loads((runs[count] / "sft/metrics.json").read_text("utf-8")) for count in (1, 2))
     assert (one["best_step"], one["validation_clips"]) == (two["best_step"], two["validation_clips"]) == (6, 5)
@@ -74,6 +76,7 @@ def test_the_validation_is_the_same(runs):
     assert set(found) == {"loss", "micro_f1", "false_tags_per_untagged_clip"}
 
 
+@pytest.mark.slow
 def test_the_candidates_are_the_same_token_for_token(runs):
     one, two = (read_rows(runs[count] / "raft/round-1/candidates/candidates.jsonl", Candidate) for count in (1, 2))
     assert len(one) == 12 * 4
@@ -82,6 +85,7 @@ def test_the_candidates_are_the_same_token_for_token(runs):
     assert not list((runs[2] / "raft/round-1/candidates").glob("*part*"))
 
 
+@pytest.mark.slow
 def test_both_processes_filled_the_audio_cache(runs):
     one, two = (next((runs[count] / "packed").glob("audio-cache/*/train.bin")) for count in (1, 2))
     found, expected = (torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32) for path in (two, one))

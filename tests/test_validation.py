@@ -268,6 +268,7 @@ def test_words_without_a_cache_and_with_gradient_checkpointing(call, known, tmp_
     assert figures["micro_f1"] == report["micro"]["f1"]["value"]
 
 
+@pytest.mark.slow
 def test_the_offline_family(call, packed, tmp_path):
     base, most = f"model.base={TINY_OFFLINE_BASE}", 12
     done = sft(call, packed["transcription_request"], tmp_path / "sft", base, "train.epochs=1", "train.evaluate_every_steps=1",

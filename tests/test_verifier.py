@@ -120,7 +120,7 @@ def test_configs_that_make_no_sense(overrides, message):
         load_config(REPO / "configs/demo/raft.yaml", RaftConfig, overrides)
 
 
-@pytest.mark.parametrize("kind", ["deferred", "transcription_request"])
+@pytest.mark.parametrize("kind", ["deferred", pytest.param("transcription_request", marks=pytest.mark.slow)])
 def test_a_probe_through_the_command_line(one_tag, probed, kind):
     folder, dataset = probed(kind), one_tag(kind)
     printed = (folder.parent / "stdout.txt").read_text("utf-8")

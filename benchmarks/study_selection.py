@@ -2,7 +2,7 @@
 
 Every arm starts from the same SFT adapter and trains on as many rows, for as many steps, at the same rate. The rows are
 
-    SFT, more steps        the references of SFT's own clips
+    SFT more steps         the references of SFT's own clips
     random of 4            on clips that SFT has not seen: one of the adapter's own four answers
     agreement of 4         the answer whose tags agree most with the other three
     verifier               the best by `evoxtral probe`, which was fitted on SFT's clips; reads no reference
@@ -55,7 +55,7 @@ from evoxtral_train.stages.raft.rounds import RaftRound
 from evoxtral_train.text.tags import find_tags
 
 CANDIDATES = 4
-SFT, MORE, REFERENCES = "SFT", "SFT, more steps", "references"
+SFT, MORE, REFERENCES = "SFT", "SFT more steps", "references"
 REWARDS = ("verifier", "card", "counts")
 MEASURES = ("micro_f1", "false_tags_per_untagged_clip")
 ARMS = (MORE, "random of 4", "agreement of 4", *REWARDS, REFERENCES)
@@ -104,7 +104,7 @@ def candidate_phases(options: argparse.Namespace) -> list[list[Command]]:
     generated = []
     for seed in options.seeds:
         generated.append(_raft("generate", options, "candidates", seed))
-        # `raft train` needs candidates of the clips that it trains on; "SFT, more steps" does not use them.
+        # `raft train` needs candidates of the clips that it trains on; "SFT more steps" does not use them.
         shortest = {"generate__candidates": 1, "generate__max_new_tokens": 1, "generate__greedy": "false"}
         generated.append(_raft("generate", options, MORE, seed, **shortest))
     return [[spoken], [pack], trained, [probe], generated]

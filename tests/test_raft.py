@@ -178,7 +178,8 @@ def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_setti
 @pytest.mark.slow
 def test_rounds_that_do_not_help_are_the_last_and_their_adapter_is_not_the_result(demo, raft):
     shutil.rmtree(raft.folder)
-    result = raft("run", *TWO_ROUNDS, "--set", "gate.min_gain=10", "--set", "gate.patience=1", "--set", "score.profile=counts", "--set", "gate.measure=reward")
+    settings = ("gate.min_gain=10", "gate.patience=1", "gate.measure=reward", "score.profile=counts")
+    result = raft("run", *TWO_ROUNDS, *(part for setting in settings for part in ("--set", setting)))
     assert result.exit_code == 0, result.stderr
     assert re.search(r"rounds +1, ended by the gate: reward [+-]0\.\d{4} against the start\n", result.stdout)
     assert "no round helped" in result.stdout

@@ -223,8 +223,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[7.5e-4, 1.5e-3, 3e-3], help="learning rates to try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
     parser.add_argument("--corpus-seed", type=int, default=11)
-    parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "test": 500})
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--clips", type=json.loads, default={"train": 800, "validation": 200, "test": 500})
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 

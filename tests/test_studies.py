@@ -17,6 +17,7 @@ import studies  # noqa: E402
 import study_families  # noqa: E402
 import study_layouts  # noqa: E402
 import study_raft  # noqa: E402
+import study_selection  # noqa: E402
 import study_thresholds  # noqa: E402
 
 from evoxtral_train.records import Prediction  # noqa: E402
@@ -25,6 +26,7 @@ DOCUMENTS = {
     "families": study_families.sections,
     "layouts": study_layouts.sections,
     "raft": study_raft.sections,
+    "selection": study_selection.sections,
     "thresholds": study_thresholds.sections,
 }
 

@@ -4,7 +4,7 @@
     words and tags        both in one stream, each tag before the words that it describes
     … lower rate          a third of the learning rate
     … replay              and the base's own transcripts of clips without tags, a quarter as many as clips
-    … tags last           each clip's tags after its last word
+    tags last             words and tags, but each clip's tags at its end, after all words
 
 LoRA on attention and MLP of the language model, r 16. Micro F1 counts the tags of a clip wherever they stand, so the systems can
 be compared. WER is of the words, against the same references as the base's.
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jiwer
+import soundfile
 from measuring import machine
 from studies import (
     BOOTSTRAP_SEED,
@@ -90,7 +91,8 @@ def main() -> None:
     commands, logs = phases(options), options.output / "logs"
     run_phases(commands[:1], options.jobs, logs)
     manifest = options.output / "data/manifest.jsonl"
-    write_atomic(manifest.with_stem("tags-last"), "".join(dump_row(tags_last(row)) for _, row in read_jsonl(manifest)))
+    rows = [tags_last(row, soundfile.info(manifest.parent / row["audio"]).duration) for _, row in read_jsonl(manifest)]
+    write_atomic(manifest.with_stem("tags-last"), "".join(map(dump_row, rows)))
     run_phases(commands, options.jobs, logs)
     content = {name: getattr(options, name) for name in ("seeds", "steps", "clips")} | {"device": machine()}
     content["test"] = yardsticks_of(options.output / "eval/yardsticks") | scores(
@@ -102,16 +104,17 @@ def main() -> None:
         publish(options.document, sections(content), content)
 
 
-def tags_last(row: dict) -> dict:
-    """A manifest row whose tags follow its last word, in the order in which they end.
+def tags_last(row: dict, duration_s: float) -> dict:
+    """A manifest row whose tags follow its last word, in the order in which they end, and are due when the clip ends. (Due with
+    the last word they were hardly written: while it is heard, nothing shows that it is the last.)
 
-    >>> tags_last({"text": "[sad] my brother is fine, [sighs] and you?", "events": [{"tag": "sad", "end_s": 2.0},
-    ...                                                                            {"tag": "sighs", "end_s": 1.0}]})["text"]
-    'my brother is fine, and you? [sighs] [sad]'
+    >>> tags_last({"text": "[sad] fine, and you?", "events": [{"tag": "sad", "start_s": 0.2, "end_s": 1.0}]}, 3.0)
+    {'text': 'fine, and you? [sad]', 'events': [{'tag': 'sad', 'start_s': 3.0, 'end_s': 3.0}]}
     """
     words = [word for piece in parse(row["text"]) if piece.kind != "tag" for word in words_of(piece.value)]
-    tags = [f"[{event['tag']}]" for event in sorted(row["events"], key=lambda event: event["end_s"])]
-    return row | {"text": " ".join(words + tags)}
+    tags = [event["tag"] for event in sorted(row["events"], key=lambda event: event["end_s"])]
+    events = [{"tag": tag, "start_s": duration_s, "end_s": duration_s} for tag in tags]
+    return row | {"text": " ".join([*words, *(f"[{tag}]" for tag in tags)]), "events": events}
 
 
 def phases(options: argparse.Namespace) -> list[list[Command]]:

@@ -102,8 +102,8 @@ class Validation(Section):
     wer_regression_max: float | None = Field(
         None,
         ge=0,
-        description="Word error rate above the base's that a checkpoint may have; 0.01: one more word in a hundred. One above it "
-        "is worse than all within it, and the exit code is 3 if none is. null: no limit.",
+        description="Word error rate above the base's that a checkpoint may have; 0.01: one more word in a hundred. Those above "
+        "it come last; if all are, the exit code is 3. null: no limit.",
     )
     decode: ValidationDecode | None = Field(
         None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if the two above need it."

@@ -32,7 +32,8 @@ def run(config: SftConfig, options: Options) -> Report:
     processes.join(config.model.device)
     _check_machine(config)
     split, held_out = PackedSplit(config.dataset, "train"), validation_split(config)
-    check_replay(config, split)
+    if config.replay.share:
+        check_replay(config, split)
     base = open_base_of(split, config.model)
     inputs = {"dataset": split.fingerprint, "base": base.fingerprint}
     with job.shared(inputs, [config.dataset, base.family.folder]) as work:
@@ -54,9 +55,10 @@ def run(config: SftConfig, options: Options) -> Report:
             if limit is not None:
                 clips.base_wer = _base_wer(config, work, network, base, held_out, clips)
         augmenter = Augmenter(config.augmentation, split, base.family) if config.augmentation.probability else None
+        targets = None
         if config.replay.share:
             network.place_language_model(pick_device(config.model.device))
-        targets = with_replay(config, network, base.family.tokenizer, split, cache, work.path / "replay.jsonl")
+            targets = with_replay(config, network, base.family.tokenizer, split, cache, work.path / "replay.jsonl")
         train = TrainingSet(split, targets, cache, pad_weight, augmenter)
         # 4. Training.
         metrics = train_and_save(work, config, base, network, cache, train, validation)

@@ -37,8 +37,6 @@ class ReplayRow:
 
 def check_replay(config: SftConfig, split: PackedSplit) -> None:
     """Raises UsageError if the base's transcripts are no targets of the dataset."""
-    if not config.replay.share:
-        return
     what, fix = None, "set it to 0"
     if split.target == "tags":
         what = "the dataset's target 'tags' has no words to keep"
@@ -63,11 +61,9 @@ def replayed_clips(config: SftConfig, split: PackedSplit) -> list[int]:
 
 def with_replay(
     config: SftConfig, network: Network, tokenizer, split: PackedSplit, cache: CachedAudio | None, path: Path
-) -> list[Target] | None:
-    """The split's own targets and the base's transcripts, read from `path` if an earlier call wrote them there; None without
-    replay. `network`: still the base, with the language model on its device."""
-    if not config.replay.share:
-        return None
+) -> list[Target]:
+    """The split's own targets and the base's transcripts, read from `path` if an earlier call wrote them there. `network`: still
+    the base, with the language model on its device."""
     if not processes.first(path.is_file):
         rows = _transcribe(config, network, tokenizer, split, cache)
         processes.first(lambda: _write(path, rows))

@@ -265,8 +265,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS, help=f"variants; {PLAIN!r} must be one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
     parser.add_argument("--corpus-seed", type=int, default=11)
-    parser.add_argument("--clips", type=json.loads, default={"train": 800, "validation": 60, "test": 300})
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each training")
+    parser.add_argument("--clips", type=json.loads, default={"train": 640, "validation": 60, "test": 300})
+    parser.add_argument("--steps", type=int, default=280, help="optimizer steps of each training")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 

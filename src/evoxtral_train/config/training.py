@@ -99,16 +99,35 @@ class Validation(Section):
     measure: Literal["loss", "wer", "cer", "micro_f1"] = Field(
         "loss", description="loss | wer | cer | micro_f1: what chooses the best checkpoint. All but loss need decoding."
     )
+    wer_regression_max: float | None = Field(
+        None,
+        ge=0,
+        description="Word error rate above the base's that a checkpoint may have; 0.01: one more word in a hundred. Those above "
+        "it come last; if all are, the exit code is 3. null: no limit.",
+    )
     decode: ValidationDecode | None = Field(
-        None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if measure needs it."
+        None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if the two above need it."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _decodes_for_its_measure(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("measure", "loss") != "loss" and content.get("decode") is None:
-            return content | {"decode": {}}
-        return content
+        if not isinstance(content, dict) or content.get("decode") is not None:
+            return content
+        needed = content.get("measure", "loss") != "loss" or content.get("wer_regression_max") is not None
+        return content | {"decode": {}} if needed else content
+
+
+class Replay(Section):
+    """The base's own transcripts, as further rows to train on: an adapter for words then keeps the base's."""
+
+    share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Rows to add, as a share of the training clips: the base's transcripts of clips without tags, each once.",
+    )
+    weight: PositiveFloat = Field(1.0, description="Loss weight of their tokens.")
 
 
 Bits = Annotated[int, Field(ge=1, le=16)]
@@ -169,6 +188,7 @@ class SftConfig(Section):
     audio_cache: AudioCache = "auto"
     audio_cache_limit_gb: AudioCacheLimit = 100.0
     augmentation: Augmentation = Augmentation()
+    replay: Replay = Replay()
     lora: Lora = Lora()
     train: Train
     validation: Validation = Validation()
@@ -178,6 +198,14 @@ class SftConfig(Section):
     def _full_has_no_lora(self) -> "SftConfig":
         if self.train.method == "full" and self.lora != Lora():
             raise ValueError("train.method full has no adapter: leave lora at its defaults, or set train.method to lora")
+        return self
+
+    @model_validator(mode="after")
+    def _replayed_audio_is_unchanged(self) -> "SftConfig":
+        if self.replay.share and self.augmentation.probability:
+            raise ValueError(
+                "replay.share needs audio as it is, for the base's own transcripts: set it or augmentation.probability to 0"
+            )
         return self
 
 
@@ -275,6 +303,18 @@ class Gate(Section):
     measure: Literal["reward", "micro_f1"] = Field("reward", description="What a round must raise: reward | micro_f1.")
     min_gain: float = Field(0.0, description="A round helps when it gains more points than this over the best before it.")
     patience: PositiveInt = Field(1, description="Stop after this many rounds in a row without help.")
+    wer_regression_max: float | None = Field(
+        None,
+        ge=0,
+        description="Word error rate above the start's that a round may have and still help; 0.01: one more word in a hundred. "
+        "null: any.",
+    )
+
+    @model_validator(mode="after")
+    def _measures_on_a_split(self) -> "Gate":
+        if self.wer_regression_max is not None and self.split is None:
+            raise ValueError("wer_regression_max needs a split to measure on: name one in gate.split, or set it to null")
+        return self
 
 
 class RaftConfig(Section):

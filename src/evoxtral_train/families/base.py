@@ -85,6 +85,8 @@ class Layout(ABC):
     """Whether decoding can reach the end of a clip's audio."""
     hears_while_writing: ClassVar[bool] = True
     """Whether a row hears more audio with each token that it writes."""
+    base_writes_words: ClassVar[bool] = False
+    """Whether the base, without an adapter, transcribes in this layout."""
     room_tokens: int
     """Positions kept free for the target."""
     eos_id: int

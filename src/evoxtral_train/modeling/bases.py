@@ -201,7 +201,7 @@ def _obstacle(
 
 
 def open_whole_clips(
-    config: RaftConfig | EvalConfig | CalibrateConfig, network: Network, base: Base, split: PackedSplit
+    config: SftConfig | RaftConfig | EvalConfig | CalibrateConfig, network: Network, base: Base, split: PackedSplit
 ) -> AudioSource:
     """The clips' audio up to their ends: read back from the cache, or computed if the cache ends before the clips do."""
     cached = None

@@ -28,6 +28,11 @@ def training_facts(output: Path, train: Train, metrics: dict) -> dict:
         facts[f"best validation {FIGURES[measure]}"] = f"{best:.4f} at step {metrics['best_step']}"
     if "validation_at_best_step" in metrics:
         facts["validation at that step"] = shown(metrics["validation_at_best_step"])
+    if "wer_regression_max" in metrics:
+        above, limit = metrics["validation_at_best_step"]["wer_regression"], metrics["wer_regression_max"]
+        facts["WER above the base's"] = f"{above:+.4f} (base {metrics['base_wer']:.4f}), at most {limit:g}"
+        if not metrics["within_wer_regression_max"]:
+            facts["NOT PASSED"] = "no checkpoint is within validation.wer_regression_max; the one with the lowest WER is kept"
     if metrics["resumed_from_step"]:
         facts["resumed from step"] = metrics["resumed_from_step"]
     return facts | {"time": format_seconds(metrics["seconds"])} | trained_at(output, train)

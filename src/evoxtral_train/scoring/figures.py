@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..records import Prediction
 from .metrics import sums
 
-FIGURES = {"loss": "loss", "wer": "WER", "cer": "CER", "micro_f1": "tag F1",
+FIGURES = {"loss": "loss", "wer": "WER", "wer_regression": "WER above the base's", "cer": "CER", "micro_f1": "tag F1",
            "false_tags_per_untagged_clip": "false tags per untagged clip"}  # fmt: skip
 """Name in logs and metrics: title."""
 _WORDS, _TAGS = ("wer", "cer"), ("micro_f1", "false_tags_per_untagged_clip")

@@ -23,15 +23,16 @@ from .clip_weights import draw
 
 @dataclass(frozen=True)
 class Target:
-    """The target for the clip at `index` of the split, and the tags in its text."""
+    """The target for the clip at `index` of the split, the tags in its text, and the loss weight of its tokens."""
 
     index: int
     target_ids: list[int]
     tags: list[str]
+    weight: float = 1.0
 
 
 class TrainingSet(Dataset):
-    """Rows of a packed split, with its own targets or with others (RAFT); read on access. Raises EvoxtralError
+    """Rows of a packed split, with its own targets or with others (RAFT, replay); read on access. Raises EvoxtralError
     for a row whose features are not finite.
 
     `pad_weight`: the loss weight of `Layout.filler_id`.
@@ -52,6 +53,7 @@ class TrainingSet(Dataset):
         learned = split.target_tokens if targets is None else [len(target.target_ids) for target in targets]
         prompts = [split.layout.prompt_tokens(split.clip(self._clip(index))) for index in range(len(learned))]
         self._learned = np.asarray(learned, np.int64) + 1
+        self._weights = np.ones(len(learned)) if targets is None else np.array([target.weight for target in targets])
         self.needed_tokens = self._learned + prompts
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,16 +73,20 @@ class TrainingSet(Dataset):
 
     @cached_property
     def label_weight(self) -> float:
-        """Sum of the label weights: 1, or `pad_weight` for a filler token."""
-        count = float(self._learned.sum())
-        if not self._weighs_filler:
-            return count
-        pads = sum(self.row(index).labels.count(self.split.layout.filler_id) for index in range(len(self)))
-        return count - pads + self._pad_weight * pads
+        """Sum of the label weights: the target's, times `pad_weight` for a filler token."""
+        learned = self._learned.astype(float)
+        if self._weighs_filler:
+            pads = np.array([self.row(index).labels.count(self.split.layout.filler_id) for index in range(len(self))])
+            learned += (self._pad_weight - 1) * pads
+        return float(self._weights @ learned)
 
     @property
     def _weighs_filler(self) -> bool:
         return self._pad_weight != 1 and self.split.layout.filler_id is not None
+
+    @cached_property
+    def _weighs(self) -> bool:
+        return self._weighs_filler or bool((self._weights != 1).any())
 
     def _clip(self, index: int) -> int:
         return index if self._targets is None else self._targets[index].index
@@ -96,9 +102,11 @@ class TrainingSet(Dataset):
             row, mel = self.row(index), None
         tokens = row.needed_tokens
         item = {"input_ids": torch.tensor(row.ids[:tokens]), "labels": torch.tensor(row.labels[:tokens])}
-        if self._weighs_filler:
-            is_pad = item["labels"] == self.split.layout.filler_id
-            item["label_weights"] = (item["labels"] != IGNORED) * torch.where(is_pad, self._pad_weight, 1.0)
+        if self._weighs:
+            weights = torch.full((tokens,), float(self._weights[index]))
+            if self._weighs_filler:
+                weights[item["labels"] == self.split.layout.filler_id] *= self._pad_weight
+            item["label_weights"] = (item["labels"] != IGNORED) * weights
         if self.cache:
             name, features = f"audio_{self.cache.stage}", self.cache.row(clip, tokens)
         else:

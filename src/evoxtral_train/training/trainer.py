@@ -178,13 +178,22 @@ def train_network(
 
 def _best(validation: Validation, state: TrainerState) -> dict:
     """The step of the checkpoint that is kept, and its figures."""
-    step = state.best_global_step
+    step, kept = state.best_global_step, _best_figures(state)
     found = {"validation_rows": len(validation.rows), "validation_measure": validation.measure, "best_step": step}
-    found[f"best_validation_{validation.measure}"] = state.best_metric
+    found[f"best_validation_{validation.measure}"] = kept[validation.measure]
     if validation.clips:
-        log = next(entry for entry in state.log_history if entry["step"] == step and "eval_loss" in entry)
-        found |= {"validation_clips": len(validation.clips), "validation_at_best_step": _figures(log)}
+        found |= {"validation_clips": len(validation.clips), "validation_at_best_step": kept}
+    if validation.wer_regression_max is not None:
+        found |= {"base_wer": validation.clips.base_wer, "wer_regression_max": validation.wer_regression_max}
+        found["within_wer_regression_max"] = validation.passes(kept)
     return found
+
+
+def _best_figures(state: TrainerState) -> dict[str, float]:
+    """The figures of the best checkpoint so far; {} before the first."""
+    if state.best_global_step is None:
+        return {}
+    return _figures(next(log for log in state.log_history if log["step"] == state.best_global_step and "eval_loss" in log))
 
 
 def _figures(log: dict[str, float]) -> dict[str, float]:
@@ -318,6 +327,14 @@ class _Trainer(Trainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         total = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """By `Validation.rank`; Transformers compares one figure alone."""
+        found, best = _figures(metrics), _best_figures(self.state)
+        if best and self.validation.rank(found) <= self.validation.rank(best):
+            return False
+        self.state.best_metric, self.state.best_global_step = found[self.validation.measure], self.state.global_step
+        return True
 
     def evaluation_loop(self, *arguments, **named):
         """With the figures of decoding beside the loss, so that they are logged and compared with it."""

@@ -1,9 +1,11 @@
 """How a checkpoint is judged: by the validation split's loss and, if the config says so, by what the model writes for its clips.
 
 Clips are decoded greedily with the live weights, as `eval` does it: the same requests, decoder and figures. Decoding draws no
-random numbers, so training is the same with and without it.
+random numbers, so training is the same with and without it. With `wer_regression_max`, a checkpoint that loses more words than
+that is worse than any that does not.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +17,9 @@ from ..decoding.decoder import Decoding, Request
 from ..decoding.greedy import write_clips
 from ..decoding.known_tags import KnownTags
 from ..errors import UsageError
-from ..families.base import Network
-from ..modeling.audio_cache import CachedAudio, LiveAudio
+from ..families.base import Layout, Network
+from ..modeling.audio_cache import AudioSource, CachedAudio, LiveAudio
+from ..progress import progress
 from ..scoring.figures import figures, figures_of
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags
@@ -38,18 +41,33 @@ class ClipDecoder:
         self._examples = decoded_examples(config, split)
         requests = (Request.of(each.id, split.layout, split.clip(index), index) for index, each in self._examples.items())
         self._requests = list(requests)
+        self.base_wer: float | None = None
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def measure(self) -> dict[str, float]:
-        """name -> value, of the figures that the target has: the same in all processes, and however many they are."""
+        """name -> value, of the figures that the target has: the same in all processes, and however many they are. With
+        `base_wer`, also how far the WER is above it."""
         self._network.model.eval()  # the Trainer's next step sets training mode again
         split = self._split
         written = write_clips(
             self._network, self._audio, self._requests, self._decoding, self._tokenizer, split, split.layout
         )  # fmt: skip
-        return figures([written[each.id].prediction_of(each) for each in self._examples.values()], self._split.target)
+        found = figures([written[each.id].prediction_of(each) for each in self._examples.values()], split.target)
+        return found if self.base_wer is None else found | {"wer_regression": found["wer"] - self.base_wer}
+
+    def measure_base(self, layout: Layout, audio: AudioSource) -> float:
+        """The base's WER on the clips. Call it before training, while the network is still the base. `layout`: the base's own.
+        `audio`: up to the ends of the clips."""
+        self._network.model.eval()
+        split, config = self._split, self._config
+        requests = [Request.of(each.id, layout, split.clip(index), index) for index, each in self._examples.items()]
+        most = config.max_new_tokens or split.layout.room_tokens
+        decoding = Decoding.greedy(Decode(max_new_tokens=most, batch_tokens=config.batch_tokens))
+        with progress("decoding", len(requests), "clips, base") as bar:
+            written = write_clips(self._network, audio, requests, decoding, self._tokenizer, split, layout, bar.advance)
+        return figures([written[each.id].prediction_of(each) for each in self._examples.values()], "text")["wer"]
 
     @cached_property  # once the model is on its device
     def _decoding(self) -> Decoding:
@@ -62,15 +80,27 @@ class ClipDecoder:
 
 @dataclass(frozen=True)
 class Validation:
-    """`rows`: for the loss. `clips`: None if they are not decoded. `measure`: the figure by which checkpoints are compared."""
+    """`rows`: for the loss. `clips`: None if they are not decoded. `measure`: the figure by which checkpoints are compared.
+    `wer_regression_max`: None for no limit."""
 
     rows: TrainingSet
     clips: ClipDecoder | None = None
     measure: str = "loss"
+    wer_regression_max: float | None = None
 
     @property
     def higher_is_better(self) -> bool:
         return self.measure in _HIGHER_IS_BETTER
+
+    def passes(self, figures: Mapping[str, float]) -> bool:
+        """Whether a checkpoint keeps to the limit."""
+        return self.wer_regression_max is None or figures["wer_regression"] <= self.wer_regression_max
+
+    def rank(self, figures: Mapping[str, float]) -> tuple[bool, float]:
+        """The greater, the better: within the limit by `measure`, above it by the WER."""
+        if not self.passes(figures):
+            return False, -figures["wer"]
+        return True, figures[self.measure] if self.higher_is_better else -figures[self.measure]
 
 
 def validation_split(config: SftConfig) -> PackedSplit | None:
@@ -80,13 +110,15 @@ def validation_split(config: SftConfig) -> PackedSplit | None:
     if not has_split(config.dataset, SPLIT):
         if decode is None:
             return None
-        fix = "pack some, or set validation.measure to loss and validation.decode to null"
+        fix = "pack some, or set validation.measure to loss, and validation.decode and wer_regression_max to null"
         raise UsageError(f"the dataset has no clips in the split {SPLIT!r} to decode", where="validation", fix=fix)
     split = PackedSplit(config.dataset, SPLIT)
     if decode is not None:
         _check_decode(decode, split)
         if chosen.measure != "loss":
             _check_measure(chosen.measure, decode, split)
+        if chosen.wer_regression_max is not None:
+            _check_words(decode, split)
     return split
 
 
@@ -103,8 +135,20 @@ def _check_decode(decode: ValidationDecode, split: PackedSplit) -> None:
         raise UsageError(
             "under FSDP no process holds the whole model, so none can decode",
             where="validation.decode",
-            fix="set it to null and validation.measure to loss, and compare the checkpoints with `evoxtral eval`",
+            fix="set it and wer_regression_max to null and validation.measure to loss, and compare the checkpoints with "
+            "`evoxtral eval`",
         )
+
+
+def _check_words(decode: ValidationDecode, split: PackedSplit) -> None:
+    """Whether the WER can be measured that `validation.wer_regression_max` limits."""
+    what = None
+    if split.target == "tags":
+        what = "the dataset's target 'tags' has no words, so there is no WER to limit"
+    elif not any(normalize_words(strip_tags(example.text)) for example in decoded_examples(decode, split).values()):
+        what = "none of the clips to decode has a word, so there is no WER to limit"
+    if what:
+        raise UsageError(what, where="validation.wer_regression_max", fix="set it to null")
 
 
 def _check_measure(measure: str, decode: ValidationDecode, split: PackedSplit) -> None:

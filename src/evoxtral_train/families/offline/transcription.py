@@ -48,6 +48,7 @@ class Transcription(Layout):
     name = "transcription_request"
     note = "it writes when the whole clip has been heard, after the prompt of a transcription request."
     hears_while_writing = False
+    base_writes_words = True
     too_long_fix = "shorten the text, or raise layout.room_tokens"
 
     ids: PromptIds

@@ -129,6 +129,7 @@ class Aligned(RealtimeLayout):
     name = "aligned"
     note = "it writes each word and tag when it has been heard, as the base does."
     has_times = True
+    base_writes_words = True
 
     @property
     def filler_id(self) -> int:

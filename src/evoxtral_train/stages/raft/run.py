@@ -1,7 +1,8 @@
 """`evoxtral raft run`: rounds of generate, score, curate and train, each from the adapter of the previous round.
 
 A gate measures the adapter on held-out clips before the first round and after each. The result is the adapter of the
-best round. The run ends after `gate.patience` rounds in a row without a gain over the best. All files stay.
+best round. The run ends after `gate.patience` rounds in a row without a gain over the best. With `gate.wer_regression_max`, a
+round that loses more words than that is no gain. All files stay.
 """
 
 import shutil
@@ -12,7 +13,7 @@ from statistics import fmean
 
 from ... import processes
 from ...config.evaluation import Decode, EvalConfig, System
-from ...config.training import RaftConfig
+from ...config.training import Gate, RaftConfig
 from ...dataset.reader import PackedSplit, has_split
 from ...errors import UsageError
 from ...jobs import Job, Work
@@ -84,7 +85,8 @@ def plan(config: RaftConfig, options: Options) -> Report:
             f"{sampling.candidates} candidates, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
         )
     gate = config.gate
-    facts["gate"] = f"{gate.measure} on split {gate.split}, after each round" if gate.split else "none"
+    within = "" if gate.wer_regression_max is None else f", WER at most {gate.wer_regression_max:g} above the start's"
+    facts["gate"] = f"{gate.measure} on split {gate.split}, after each round{within}" if gate.split else "none"
     return Report("plan: raft run", facts | {"output": config.output})
 
 
@@ -106,7 +108,11 @@ def _check(config: RaftConfig) -> None:
             fix="name a split that was not trained on, or null for no gate",
         )
     if config.gate.split:
-        PackedSplit(config.dataset, config.gate.split).describe_labelled()  # raises if it has no reference to measure by
+        split = PackedSplit(config.dataset, config.gate.split)
+        split.describe_labelled()  # raises if it has no reference to measure by
+        if config.gate.wer_regression_max is not None and split.target == "tags":
+            what = "the dataset's target 'tags' has no words, so there is no WER to limit"
+            raise UsageError(what, where="gate.wer_regression_max", fix="set it to null")
 
 
 def _job(config: RaftConfig, options: Options) -> Job:
@@ -135,20 +141,33 @@ def _adds_rounds(earlier: dict, settings: dict) -> bool:
 
 def _rounds(config: RaftConfig, options: Options, tracker: Tracker) -> tuple[list[dict], int, str]:
     """(one row per round, with the start as round 0; the best round; the reason why the run ended)."""
-    rounds, kept = [{"round": 0, "gate": _measure(config, 0, config.adapter)}], 0
+    rounds, kept = [{"round": 0, **_measure(config, 0, config.adapter)}], 0
     for number in range(1, len(config.rounds) + 1):
         round_ = RaftRound.of(config, number)
         _run_steps(round_, f"round {number} of {len(config.rounds)}", options)
         measured = _measure(config, number, round_.folder("train"))
-        rounds.append({"round": number, **_summary(round_), "gate": measured})
+        rounds.append({"round": number, **_summary(round_), **measured})
         tracker.log({f"rounds/{name}": value for name, value in rounds[-1].items()}, step=number)
-        if measured is None or measured - rounds[kept]["gate"] > config.gate.min_gain:
+        if _helps(config.gate, rounds[0], rounds[kept], measured):
             kept = number
         elif number - kept == config.gate.patience:
-            gain = measured - rounds[kept]["gate"]
-            since = f"against round {kept}" if kept else "against the start"
-            return rounds, kept, f"ended by the gate: {config.gate.measure} {gain:+.4f} {since}"
+            gain = measured["gate"] - rounds[kept]["gate"]
+            reason = f"{config.gate.measure} {gain:+.4f} {f'against round {kept}' if kept else 'against the start'}"
+            if not _keeps_words(config.gate, rounds[0], measured):
+                reason += f", WER {measured['gate_wer'] - rounds[0]['gate_wer']:+.4f} against the start"
+            return rounds, kept, f"ended by the gate: {reason}"
     return rounds, kept, "all done"
+
+
+def _helps(gate: Gate, start: dict, best: dict, round_: dict) -> bool:
+    """Whether a round becomes the best one, by what `_measure` found for each."""
+    if round_["gate"] is None:
+        return True
+    return round_["gate"] - best["gate"] > gate.min_gain and _keeps_words(gate, start, round_)
+
+
+def _keeps_words(gate: Gate, start: dict, round_: dict) -> bool:
+    return gate.wer_regression_max is None or round_["gate_wer"] - start["gate_wer"] <= gate.wer_regression_max
 
 
 def _run_steps(round_: RaftRound, title: str, options: Options) -> None:
@@ -172,11 +191,12 @@ def _print(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _measure(config: RaftConfig, number: int, adapter: Path) -> float | None:
-    """The gate's measure of an adapter: the mean reward of its greedy completions, or their micro F1."""
+def _measure(config: RaftConfig, number: int, adapter: Path) -> dict[str, float | None]:
+    """"gate": the gate's measure of an adapter, the mean reward of its greedy completions or their micro F1; None without a gate.
+    "gate_wer": their WER, if they have words."""
     gate = config.gate
     if not gate.split:
-        return None
+        return {"gate": None}
     name, folder, sampling = f"round {number}", config.output / "gate" / f"round-{number}", config.generate
     new_tokens = sampling.max_new_tokens or generate.most_new_tokens(sampling, PackedSplit(config.dataset, gate.split))
     evaluation = EvalConfig(
@@ -200,16 +220,17 @@ def _is_measured(evaluation: EvalConfig, adapter: str) -> bool:
     return same and adapter in read_run(folder)["inputs"].values()
 
 
-def _read_measure(config: RaftConfig, folder: Path, name: str) -> float:
+def _read_measure(config: RaftConfig, folder: Path, name: str) -> dict[str, float | None]:
+    report = read_record(folder / "metrics.json")["systems"][name]
+    words = {"gate_wer": report["wer"]["micro"]["value"]} if "wer" in report else {}
     if config.gate.measure == "micro_f1":
-        report = read_record(folder / "metrics.json")["systems"][name]
-        return report["micro"]["f1"]["value"] or 0.0
+        return {"gate": report["micro"]["f1"]["value"] or 0.0} | words
     target = PackedSplit(config.dataset, config.gate.split).target
     weights = reward.weights_of(config.score.profile, target, config.score.weights.model_dump(exclude_none=True))
     rows = read_rows(folder / f"predictions/{name}.jsonl", Prediction)
     placement = config.score.placement
     answers = (reward.Answer(row.reference, row.prediction, target != "tags", row.events, row.written, placement) for row in rows)
-    return fmean(reward.score(weights, answer)[0] for answer in answers)
+    return {"gate": fmean(reward.score(weights, answer)[0] for answer in answers)} | words
 
 
 def _summary(round_: RaftRound) -> dict:
@@ -236,6 +257,8 @@ def _table(rounds: list[dict], measure: str) -> str:
     header = ["round", "N", "greedy", "mean of N", "best of N", "no spread", "curated", "replayed", "steps", f"gate: {measure}"]
     names = ["round", "candidates_per_clip", "greedy_reward", "mean_reward", "best_reward", "clips_without_spread_share",
              "curated", "replayed", "steps", "gate"]  # fmt: skip
+    if any("gate_wer" in row for row in rounds):
+        header, names = [*header, "gate: WER"], [*names, "gate_wer"]
     return markdown_table(header, [[_cell(row.get(name)) for name in names] for row in rounds])
 
 

@@ -1,5 +1,6 @@
 """Words that an adapter keeps: the base's own transcripts as training rows, and the limit on the WER in SFT and RAFT."""
 
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from evoxtral_train.decoding.decoder import Decoding, Request, decode
 from evoxtral_train.decoding.sampling import Sampling
 from evoxtral_train.errors import ConfigError, UsageError
 from evoxtral_train.modeling.audio_cache import LiveAudio
-from evoxtral_train.records import read_rows
+from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import pack
 from evoxtral_train.stages.raft import run as raft_run
@@ -194,6 +195,24 @@ def test_the_offline_family_without_a_cache(call, packed, tmp_path):
     split = PackedSplit(tmp_path / "packed", "train")
     words = [each.text.lower().strip(".?!") for each in split.examples if each.id == row.utterance_id]
     assert set(row.text.split()) & set(words[0].replace(",", "").split()), "it is a transcript of its clip"
+
+
+# The study of words and tags.
+
+
+def test_words_are_counted_by_their_distance_from_a_tag(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "benchmarks"))
+    import study_words
+
+    rows = [
+        Prediction("a", "[sad] i told you not to go", "[sad] he told not to go"),  # i -> he, and a lost you, behind the tag
+        Prediction("b", "come closer. [sighs]", "come near [sighs]"),
+    ]
+    assert study_words.wrong_words(rows) == {
+        "after a tag": {"words": 4, "share": 0.5},  # i told you not: the lost one stands where "not" was written
+        "elsewhere": {"words": 4, "share": 0.25},
+    }
+    assert doctest.testmod(study_words).failed == 0
 
 
 # The limit in SFT.

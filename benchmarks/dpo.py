@@ -5,9 +5,9 @@
     python benchmarks/dpo.py runs/demo/raft/round-1 --output runs/dpo
 
 DPO starts from the adapter that wrote the candidates, which is also its reference. It makes as many steps as `raft train` did,
-with as many pairs to a step as that had rows; with a weight, the SFT loss on the chosen answers is added to DPO's. Each rate and
-weight gives an adapter folder, as `evoxtral eval` loads it. All are compared with the start and with RAFT on the test clips.
-Several rounds, such as one for each seed, are pooled.
+with as many pairs to a step as that had rows. An arm is a learning rate; `1e-4+1` also adds the SFT loss on the chosen answers,
+with weight 1. Each arm gives an adapter folder, as `evoxtral eval` loads it, and is compared with the start and with RAFT on the
+test clips. Several rounds, such as one for each seed, are pooled.
 
 TRL knows images, not audio. Three parts of its `DPOTrainer` are replaced here; the loss and the training loop are its own:
 
@@ -49,26 +49,26 @@ MEASURES = ("micro_f1", "false_tags_per_untagged_clip")
 
 def main() -> None:
     options = _options()
-    arms = [Arm(rate, weight, options.beta) for weight in options.sft_weights for rate in options.learning_rates]
     commands, evaluated = [], {}
     for number, folder in enumerate(options.rounds):
         round_, output = _Round.read(folder), options.output / f"run-{number}"
         adapters = {SFT: round_.adapter, RAFT: folder / "train"}
-        for arm in arms:
+        for arm in options.arms:
             adapters[arm.name] = output / slug(arm.name)
             if not (adapters[arm.name] / "dpo.json").is_file():
-                train(round_, arm, adapters[arm.name])
-        systems = ", ".join(f"{{name: {name}, adapter: {adapter}}}" for name, adapter in adapters.items())
-        settings = {"dataset": round_.dataset, "model__base": round_.model.base, "systems": f"[{systems}]"}
-        commands.append(Command.of("eval", DEMO / "eval-raft.yaml", output / "eval", **settings))
-        evaluated[f"run {number}"] = commands[-1].result
+                train(round_, arm, options.beta, adapters[arm.name])
+        for name, adapter in adapters.items():
+            settings = {"dataset": round_.dataset, "model__base": round_.model.base}
+            settings["systems"] = f"[{{name: {slug(name)}, adapter: {adapter}}}]"
+            evaluated[number, name] = output / "eval" / slug(name)
+            commands.append(Command.of("eval", DEMO / "eval-raft.yaml", evaluated[number, name], **settings))
     run_phases([commands], options.jobs, options.output / "logs")
-    rows = {run: systems_of(folder) for run, folder in evaluated.items()}
-    content = {}
-    for name in (SFT, RAFT, *(arm.name for arm in arms)):
-        content[name] = score_over_seeds({run: systems[name] for run, systems in rows.items()})
+    runs, content = range(len(options.rounds)), {}
+    rows = {key: systems_of(folder)[slug(key[1])] for key, folder in evaluated.items()}
+    for name in (SFT, RAFT, *(arm.name for arm in options.arms)):
+        content[name] = score_over_seeds({f"run {run}": rows[run, name] for run in runs})
         for other in (SFT, RAFT):
-            pooled = ([row for systems in rows.values() for row in systems[each]] for each in (other, name))
+            pooled = ([row for run in runs for row in rows[run, each]] for each in (other, name))
             content[name][f"against {other}"] = differences(*pooled)
     (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
     print(_table(content))
@@ -76,11 +76,15 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Arm:
-    """`sft_weight`: of the SFT loss beside DPO's. `beta`: how strongly DPO is held to its start."""
+    """`sft_weight`: of the SFT loss beside DPO's."""
 
     learning_rate: float
     sft_weight: float
-    beta: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        rate, _, weight = text.partition("+")
+        return cls(float(rate), float(weight or 0))
 
     @property
     def name(self) -> str:
@@ -115,7 +119,7 @@ class _Round:
         )
 
 
-def train(round_: _Round, arm: Arm, output: Path) -> None:
+def train(round_: _Round, arm: Arm, beta: float, output: Path) -> None:
     """Writes the adapter, and TRL's log as dpo.json."""
     base, device = open_base_of(round_.split, round_.model), pick_device(round_.model.device)
     adapter = open_adapter(round_.adapter, base, round_.model)
@@ -126,7 +130,7 @@ def train(round_: _Round, arm: Arm, output: Path) -> None:
     settings = round_.settings
     arguments = DPOConfig(
         output_dir=str(output),
-        beta=arm.beta,
+        beta=beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, arm.sft_weight],
         learning_rate=arm.learning_rate,
@@ -212,9 +216,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rounds", type=Path, nargs="+", help="finished rounds, with pairs/: runs/demo/raft/round-1 …")
     parser.add_argument("--output", type=Path, default=Path("runs/dpo"))
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[2e-5, 1e-4])
-    parser.add_argument("--sft-weights", type=float, nargs="+", default=[0, 1])
-    parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--arms", type=Arm.parse, nargs="+", default=[Arm(2e-5, 0), Arm(1e-4, 0), Arm(1e-4, 1)])
+    parser.add_argument("--beta", type=float, default=0.1, help="how strongly DPO is held to its start")
     parser.add_argument("--jobs", type=int, default=1, help="evaluations to run at a time")
     return parser.parse_args()
 

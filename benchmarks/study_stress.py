@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ UNSEEN_VOICES = (
 @dataclass(frozen=True)
 class Condition:
     voices: Sequence[Voice] = VOICES
-    emotions: Mapping[str, Style] = EMOTION_STYLES
+    emotions: Mapping[str, Style] = field(default_factory=lambda: EMOTION_STYLES)
     noise_snr_db: float | None = None
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     evaluated = [measure_yardsticks(packed, options.output / "eval" / "yardsticks")]
     for seed, of_seed in adapters.items():
         for name, path in of_seed.items():
-            settings = {"dataset": packed, "systems": f"[{{name: {name}, adapter: {path}}}]"}
+            settings = {"dataset": packed, "systems": f"[{{name: {slug(name)}, adapter: {path}}}]"}
             evaluated.append(Command.of("eval", DEMO / "eval-raft.yaml", _evaluation(options, name, seed), **settings))
     run_phases([[pack], evaluated], options.jobs, options.output / "logs")
     content = {"seeds": options.seeds, "clips": options.clips, "conditions": _results(options, scripts)}
@@ -146,7 +146,8 @@ def _results(options: argparse.Namespace, scripts: Sequence[Script]) -> dict:
     probe = systems_of(options.output / "eval" / "yardsticks")[PROBE]
     predictions = {PROBE: {"": probe}}
     for name in (SFT, *options.arms):
-        predictions[name] = {f"seed {seed}": systems_of(_evaluation(options, name, seed))[name] for seed in options.seeds}
+        folders = {f"seed {seed}": _evaluation(options, name, seed) for seed in options.seeds}
+        predictions[name] = {seed: systems_of(folder)[slug(name)] for seed, folder in folders.items()}
 
     def under(condition: str, system: str) -> dict[str, list[Prediction]]:
         """seed -> what it writes, the clips named by their scripts."""

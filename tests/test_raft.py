@@ -254,7 +254,8 @@ def test_preference_pairs_in_trl_s_names(demo, raft, processor, clock):
         rewards.setdefault(each.utterance_id, []).append(each.reward)
     spread = {clip: (max(values), min(values)) for clip, values in rewards.items() if max(values) > min(values)}
     assert {each.utterance_id: (each.chosen_reward, each.rejected_reward) for each in pairs} == spread
-    assert f"24 = {len(spread)} pairs + {24 - len(spread)} without" in result.stdout
+    assert f"24 = {len(spread)} pairs + 0 dropped + {24 - len(spread)} without" in result.stdout
+    assert {each.profile for each in pairs} == {"card"}
     loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(raft.folder / "cache"))
     assert {"prompt", "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids", "audio"} <= set(loaded.column_names)
     for each in pairs:
@@ -264,6 +265,8 @@ def test_preference_pairs_in_trl_s_names(demo, raft, processor, clock):
             processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (each.chosen_ids, each.rejected_ids)
         )
         assert each.audio.endswith(f"{each.utterance_id}.flac")
-    far = raft("pairs", "--overwrite", "--set", "pairs.min_gap=9")
-    assert far.exit_code == 2
-    assert "no clip has two candidates whose rewards differ by that much" in far.stderr
+    half = raft("pairs", "--overwrite", "--set", "pairs.drop_lowest_share=0.5")
+    assert half.exit_code == 0, half.stderr
+    widest = sorted(pairs, key=lambda each: (each.rejected_reward - each.chosen_reward, each.utterance_id))
+    kept = {each.utterance_id for each in widest[: len(pairs) - len(pairs) // 2]}
+    assert read_rows(path, PreferencePair) == [each for each in pairs if each.utterance_id in kept]

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evoxtral_train.config.sections import Placement
-from evoxtral_train.config.training import Curate, RewardWeights, Score
-from evoxtral_train.raft.curation import clips_kept, curate, replay
+from evoxtral_train.config.training import Curate, Pairs, RewardWeights, Score
+from evoxtral_train.raft.curation import by_clip, clips_kept, curate, replay
+from evoxtral_train.raft.preferences import Preferences, pairs_kept
 from evoxtral_train.raft.reward import PROFILES, Answer, formula, score, weights_of
 from evoxtral_train.records import REFERENCE, Candidate, CuratedRow, ScoredCandidate
 
@@ -188,3 +189,17 @@ def test_replayed_references_are_first_those_that_were_not_curated():
     assert list(replay(kept, references, 0.7, 0)) == rows
     assert list(replay(kept, references, 0.0, 0)) == []
     assert len(list(replay(kept, references, 1.0, 0))) == 3
+
+
+def test_pairs_are_dropped_within_each_profile():
+    """The unit of a reward is its profile's own: the verifier's differences here are a hundredth of the card's."""
+    scored = {f"c{number}": [number, 0, number / 2] for number in range(1, 6)}
+    heard = {f"v{number}": [number / 100, 0] for number in range(1, 5)}
+    clips = list(by_clip(*make(scored | {"flat": [0.5, 0.5]} | heard, **dict.fromkeys(heard, "verifier"))))
+    every, some = (Preferences.of(clips, Pairs(drop_lowest_share=share)) for share in (0, 0.4))
+    assert (len(every.clips), every.flat, every.dropped) == (9, 1, 0)
+    assert some == Preferences(
+        clips=frozenset(["c3", "c4", "c5", "v2", "v3", "v4"]), gaps={"card": [5, 4, 3], "verifier": [0.04, 0.03, 0.02]},
+        flat=1, dropped=3,
+    )  # fmt: skip
+    assert [pairs_kept(pairs, Pairs(drop_lowest_share=0.1)) for pairs in (1, 10, 15)] == [1, 9, 14]

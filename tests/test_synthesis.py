@@ -16,7 +16,7 @@ from evoxtral_train.errors import RowError, UsageError
 from evoxtral_train.runs import Options
 from evoxtral_train.stages.data import synth
 from evoxtral_train.synthesis.scripts import Grammar, draw_scripts
-from evoxtral_train.synthesis.synthesizer import VOICES, Synthesizer
+from evoxtral_train.synthesis.synthesizer import EMOTION_STYLES, VOICES, Style, Synthesizer
 from evoxtral_train.text.tags import BASE_TAGS, find_tags, strip_tags
 
 GRAMMAR = REPO / "data/scripts/grammar.yaml"
@@ -27,6 +27,14 @@ SENTENCE = "the teacher sold the old car before lunch."
 def speak():
     synthesizer = Synthesizer()
     return lambda text, voice=0, seed=5: synthesizer.render(text, VOICES[voice], seed)
+
+
+def test_an_emotion_can_be_weaker(speak):
+    weaker = Synthesizer(emotions=EMOTION_STYLES | {"sad": Style(rate=0.86)})
+    sad, neutral = f"[sad] {SENTENCE}", SENTENCE
+    seconds = [len(clip.samples) for clip in (speak(neutral), weaker.render(sad, VOICES[0], 5), speak(sad))]
+    assert seconds == sorted(seconds)
+    assert np.array_equal(weaker.render(neutral, VOICES[0], 5).samples, speak(neutral).samples)
 
 
 def config(folder, **named) -> SynthConfig:

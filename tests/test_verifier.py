@@ -201,7 +201,7 @@ def test_raft_without_text(demo, raft, monkeypatch, tmp_path):
     assert resumed.exit_code == 0, resumed.stderr
     results(*by_verifier)
     for pair in iter_rows(folder / "pairs/pairs.jsonl", PreferencePair):
-        assert pair.chosen_reward > pair.rejected_reward
+        assert (pair.profile, pair.chosen_reward > pair.rejected_reward) == ("verifier", True)
     plan = raft("generate", "--dry-run", *by_verifier, "--set", f"output={tmp_path / 'other'}")
     assert "verifier: 1 × expected_tag_f1 − 0.2 × expected_extra_tags − 0.1 × expected_missing_tags" in plan.stdout
     assert f"{format_tags(sorted(split.tags[10:]))}: unknown to the verifier" in plan.stdout

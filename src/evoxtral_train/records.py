@@ -79,7 +79,9 @@ class DroppedRow:
 class PreferencePair:
     """`pairs.jsonl`: a better and a worse answer to one clip, with TRL's field names. `prompt`, `chosen` and `rejected` are
     texts (the prompt is empty: the input is the audio). The `_ids` are the token ids on the model's clock, for TRL's
-    preference collator. TRL does not feed audio to this model; a trainer has to add that."""
+    preference collator. `profile`: the rule that gave the rewards; see `ScoredCandidate`.
+
+    TRL's trainer does not feed audio to this model; `benchmarks/dpo.py` does."""
 
     utterance_id: str
     audio: str
@@ -91,6 +93,7 @@ class PreferencePair:
     rejected_ids: list[int]
     chosen_reward: float
     rejected_reward: float
+    profile: str
 
 
 @dataclass(frozen=True)

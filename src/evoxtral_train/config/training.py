@@ -285,7 +285,9 @@ class Curate(Section):
 class Pairs(Section):
     """Which pairs `raft pairs` exports for DPO."""
 
-    min_gap: float = Field(0.0, ge=0, description="Smallest difference in reward between the best and the worst candidate.")
+    drop_lowest_share: Share = Field(
+        0.0, description="Share of each profile's pairs to drop, by the difference in reward; 0: all that differ."
+    )
 
 
 class Round(Section):

@@ -7,6 +7,7 @@ the clip is assembled here.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,16 +82,17 @@ class SpokenClip:
 
 
 class Synthesizer:
-    """Speaks tagged scripts. The same (text, voice, seed) gives the same samples."""
+    """Speaks tagged scripts. The same (text, voice, seed) gives the same samples. `emotions`: the style of each emotion."""
 
-    def __init__(self, rates_wpm: tuple[int, int] = (160, 190)):
+    def __init__(self, rates_wpm: tuple[int, int] = (160, 190), emotions: Mapping[str, Style] = EMOTION_STYLES):
         self._espeak = Espeak()
-        self._rates_wpm = rates_wpm
+        self._rates_wpm, self._emotions = rates_wpm, emotions
 
     def render(self, tagged_text: str, voice: Voice, seed: int) -> SpokenClip:
         """Raises RowError if there is nothing to speak or a tag cannot be rendered."""
         rng = np.random.default_rng(seed)
-        assembly = _Assembly(self._espeak, voice, rng, int(rng.integers(*self._rates_wpm, endpoint=True)))
+        rate_wpm = int(rng.integers(*self._rates_wpm, endpoint=True))
+        assembly = _Assembly(self._espeak, voice, rng, rate_wpm, self._emotions)
         pieces = tag_text.parse(tagged_text)
         if not pieces:
             raise RowError("empty text", fix="write at least one word or tag")
@@ -105,8 +107,10 @@ class Synthesizer:
 class _Assembly:
     """A clip under construction: its pieces of audio and the current position in samples."""
 
-    def __init__(self, espeak: Espeak, voice: Voice, rng: np.random.Generator, rate_wpm: int):
-        self._espeak, self._voice, self._rng, self._rate_wpm = espeak, voice, rng, rate_wpm
+    def __init__(
+        self, espeak: Espeak, voice: Voice, rng: np.random.Generator, rate_wpm: int, emotions: Mapping[str, Style]
+    ):  # fmt: skip
+        self._espeak, self._voice, self._rng, self._rate_wpm, self._emotions = espeak, voice, rng, rate_wpm, emotions
         self._level_db = _BASE_LEVEL_DB + rng.uniform(-1.5, 1.5)
         self._pitch = voice.pitch + int(rng.integers(-4, 5))
         self._parts: list[np.ndarray] = []
@@ -118,7 +122,7 @@ class _Assembly:
         self._silence(rng.uniform(0.1, 0.25))
 
     def take_tag(self, tag: str) -> None:
-        if tag in EMOTION_STYLES:
+        if tag in self._emotions:
             self._emotion = tag
             self._waiting.append(tag)
         elif tag in DELIVERY_STYLES:
@@ -153,7 +157,7 @@ class _Assembly:
         return self._clip
 
     def _speak(self, text: str) -> None:
-        emotion = EMOTION_STYLES.get(self._emotion, Style())
+        emotion = self._emotions.get(self._emotion, Style())
         delivery = DELIVERY_STYLES.get(self._delivery, Style())
         both = self._emotion is not None and self._delivery is not None
         utterance = self._espeak.speak(

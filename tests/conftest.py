@@ -274,6 +274,8 @@ SMALL = {
     "raft.yaml": {
         "rounds": [{}],
         "generate": {"candidates": 2, "max_new_tokens": 20},
+        "gate": {"measure": "reward"},
+        "score": {"profile": "card", "verifier": None},  # a probe of 48 clips knows too few tags to tell candidates apart
         "train": {"batch_size": 8, "warmup_steps": 1},
     },
     "probe.yaml": {"bootstrap": {"samples": 100}},

@@ -33,7 +33,7 @@ def write(tmp_path, text):
 
 
 def test_configs_are_shipped():
-    assert len(SHIPPED) == 61
+    assert len(SHIPPED) == 62
 
 
 @shipped_configs

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -193,13 +194,28 @@ def test_rounds_that_do_not_help_are_the_last_and_their_adapter_is_not_the_resul
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(demo / "runs/sft").fingerprint
 
 
+@contextmanager
+def changed(path, old: str, new: str):
+    """A text file with `old` replaced, for a while."""
+    before = path.read_text("utf-8")
+    path.write_text(before.replace(old, new), "utf-8")
+    yield
+    path.write_text(before, "utf-8")
+
+
 @pytest.mark.slow
 def test_rounds_added_later_give_what_they_give_at_once(raft, tmp_path):
     shutil.rmtree(raft.folder)
-    gate = ("--set", "gate.measure=micro_f1", "--set", "gate.min_gain=-1")
+    heard = tmp_path / "heard.jsonl"
+    heard.write_text("".join(f'{{"id": "raft-{clip:05d}", "tags": {{"sighs": 0.5}}}}\n' for clip in range(24)), "utf-8")
+    gate = ("--set", "gate.measure=micro_f1", "--set", "gate.min_gain=-1", "--set", f"score.verifier={heard}",
+            "--set", "score.profile=verifier")  # fmt: skip
     assert raft("run", *gate).exit_code == 0
     first = (raft.folder / "round-1/candidates/complete.json").stat().st_mtime_ns
     assert "this run is finished" in raft("run", "--resume", *gate).stderr
+    with changed(heard, "0.5", "0.6"):
+        mixed = raft("run", "--resume", *TWO_ROUNDS, *gate)
+        assert (mixed.exit_code, "changed since this run began: input verifier" in mixed.stderr) == (2, True)
     later = raft("run", "--resume", *TWO_ROUNDS, *gate)
     assert later.exit_code == 0, later.stderr
     assert (raft.folder / "round-1/candidates/complete.json").stat().st_mtime_ns == first

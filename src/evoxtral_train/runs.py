@@ -166,8 +166,19 @@ def _check_partial(output: Path, stage: str, config: dict[str, Any], inputs: dic
         return
     if not options.resume:
         raise UsageError("there is an unfinished run here", where=str(path), fix="use --resume to continue it, or --overwrite")
-    changed = _changed_keys(read_record(path / "config.yaml"), config)
-    changed += [f"input {name}" for name in {*earlier["inputs"], *inputs} if earlier["inputs"].get(name) != inputs.get(name)]
+    _require_unchanged(path, _changed_keys(read_record(path / "config.yaml"), config) + _changed_inputs(earlier, inputs))
+
+
+def require_same_inputs(path: Path, inputs: dict[str, str]) -> None:
+    """Refuse to continue the run at `path` if it was made from other inputs: name -> fingerprint."""
+    _require_unchanged(path, _changed_inputs(read_run(path), inputs))
+
+
+def _changed_inputs(earlier: dict[str, Any], inputs: dict[str, str]) -> list[str]:
+    return [f"input {name}" for name in {*earlier["inputs"], *inputs} if earlier["inputs"].get(name) != inputs.get(name)]
+
+
+def _require_unchanged(path: Path, changed: list[str]) -> None:
     if changed:
         raise UsageError(
             f"cannot resume: changed since this run began: {', '.join(sorted(changed))}",

@@ -26,7 +26,7 @@ from ...records import Prediction, read_rows
 from ...reporting.tables import markdown_table
 from ...reporting.training import trained_at
 from ...run_folders import discard, is_complete, remove
-from ...runs import Options, read_run, require_same_config
+from ...runs import Options, read_run, require_same_config, require_same_inputs
 from ...tracking import Tracker
 from ...training.trainer import check_launch
 from .. import eval as evaluate
@@ -53,7 +53,8 @@ def run(config: RaftConfig, options: Options) -> Report:
     generate.most_new_tokens(config.generate, split)
     inputs = Inputs.open(config, split)
     scored_by = processes.first(lambda: Scoring.of(config, split).fingerprints)
-    with _job(config, options).shared(inputs.fingerprints | scored_by, [config.score.verifier]) as work:
+    fingerprints = inputs.fingerprints | scored_by
+    with _job(config, options, fingerprints).shared(fingerprints, [config.score.verifier]) as work:
         if options.overwrite:
             processes.first(lambda: _remove_rounds(config.output))
         # 2. The rounds, and the adapter of the best round.
@@ -115,10 +116,11 @@ def _check(config: RaftConfig) -> None:
             raise UsageError(what, where="gate.wer_regression_max", fix="set it to null")
 
 
-def _job(config: RaftConfig, options: Options) -> Job:
-    """If rounds were added to a finished run, only its `result` is replaced: the rounds stay."""
+def _job(config: RaftConfig, options: Options, inputs: dict[str, str]) -> Job:
+    """If rounds were added to a finished run, only its `result` is replaced: the rounds stay, so the inputs must be the same."""
     settings, path = config.model_dump(mode="json"), _result(config)
     if options.resume and is_complete(path) and _adds_rounds(read_record(path / "config.yaml"), settings):
+        processes.first(lambda: require_same_inputs(path, inputs))
         options = Options(overwrite=True)
     return Job("raft run", path, settings, config, options)
 

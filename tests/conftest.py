@@ -273,7 +273,7 @@ SMALL = {
     "sft.yaml": {"train": {"epochs": 2, "batch_size": 8, "evaluate_every_steps": 5}},
     "raft.yaml": {
         "rounds": [{}],
-        "generate": {"candidates": 2, "max_new_tokens": 20},
+        "generate": {"candidates": 2, "max_new_tokens": 20, "temperature": 1.3},
         "gate": {"measure": "reward"},
         "score": {"profile": "card", "verifier": None},  # a probe of 48 clips knows too few tags to tell candidates apart
         "train": {"batch_size": 8, "warmup_steps": 1},

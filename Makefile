@@ -113,6 +113,7 @@ study: .venv/installed $(DEMO)/eval-sft/complete.json
 	$(BIN)/python benchmarks/study_layouts.py --document docs/studies/layouts.md
 	$(BIN)/python benchmarks/study_raft.py --document docs/studies/raft.md
 	$(BIN)/python benchmarks/study_selection.py --document docs/studies/selection.md
+	$(BIN)/python benchmarks/study_words.py --document docs/studies/words.md
 	$(BIN)/python benchmarks/study_families.py --document docs/studies/families.md
 	$(BIN)/python benchmarks/study_thresholds.py --dataset $(DEMO)/packed --document docs/studies/thresholds.md
 	$(BIN)/python benchmarks/transcription.py --document docs/studies/transcription.md

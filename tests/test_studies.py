@@ -19,6 +19,7 @@ import study_layouts  # noqa: E402
 import study_raft  # noqa: E402
 import study_selection  # noqa: E402
 import study_thresholds  # noqa: E402
+import study_words  # noqa: E402
 
 from evoxtral_train.records import Prediction  # noqa: E402
 
@@ -28,6 +29,7 @@ DOCUMENTS = {
     "raft": study_raft.sections,
     "selection": study_selection.sections,
     "thresholds": study_thresholds.sections,
+    "words": study_words.sections,
 }
 
 

@@ -1,6 +1,6 @@
-"""Do thresholds per tag beat one threshold, and one threshold none? `make study`, on the demo's dataset.
+"""Do thresholds per tag beat one threshold, and one threshold none? `make study`, with the demo's recipe.
 
-Trains the demo's adapter with each seed, fits thresholds on its validation clips with `evoxtral calibrate`, and evaluates on its
+Trains the demo's adapter with each seed, fits thresholds on the validation clips with `evoxtral calibrate`, and evaluates on the
 test clips. The other arms are fitted on the same predictions: one threshold for all tags; own thresholds, mixed with all tags or
 not; a limit on false tags; and the same on the split `raft`, five times as many clips, which SFT has not seen either.
 """
@@ -15,7 +15,6 @@ from studies import DEMO, Command, differences, each_seed, publish, run_phases, 
 
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.reporting.tables import interval, markdown_table
-from evoxtral_train.run_folders import is_complete
 from evoxtral_train.scoring.calibration import filtered
 from evoxtral_train.scoring.tag_filter import TagFilter, Thresholds
 from evoxtral_train.scoring.thresholds import NONE, ONE, Fitted, fit, fit_shared, measure
@@ -33,8 +32,6 @@ ARMS: dict[str, Callable[[Sequence[Prediction]], Thresholds]] = {
 
 def main() -> None:
     options = _options()
-    if not is_complete(options.dataset):
-        raise SystemExit(f"{options.dataset}: no packed dataset; first run: make demo")
     run_phases(phases(options), options.jobs, options.output / "logs")
     calibrated = {seed: _folder(options, "calibrate", seed) / "predictions.jsonl" for seed in options.seeds}
     validation = {seed: read_rows(path, Prediction) for seed, path in calibrated.items()}
@@ -70,18 +67,22 @@ def main() -> None:
 
 
 def phases(options: argparse.Namespace) -> list[list[Command]]:
+    data, dataset = options.output / "data", options.output / "packed"
+    clips = {f"clips__{split}": count for split, count in options.clips.items()}
+    spoken = Command.of("data synth", DEMO / "synth.yaml", data, **clips)
+    pack = Command.of("data pack", DEMO / "pack.yaml", dataset, manifest=data / "manifest.jsonl")
     train, calibrate, evaluate = [], [], []
     for seed in options.seeds:
         adapter = _folder(options, "sft", seed)
-        train.append(Command.of("sft", DEMO / "sft.yaml", adapter, dataset=options.dataset, train__seed=seed))
+        train.append(Command.of("sft", DEMO / "sft.yaml", adapter, dataset=dataset, train__seed=seed))
         folder = _folder(options, "calibrate", seed)
-        calibrate.append(Command.of("calibrate", DEMO / "calibrate.yaml", folder, dataset=options.dataset, adapter=adapter))
+        calibrate.append(Command.of("calibrate", DEMO / "calibrate.yaml", folder, dataset=dataset, adapter=adapter))
         plain = f"{{name: SFT, adapter: {adapter}}}"
         systems = f"[{plain}, {{name: calibrated, adapter: {adapter}, thresholds: true}}]"
         for name, settings in (("eval", {"systems": systems}), ("eval-raft", {"systems": f"[{plain}]", "split": "raft"})):
             folder = _folder(options, name, seed)
-            evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", folder, dataset=options.dataset, **settings))
-    return [train, calibrate, evaluate]
+            evaluate.append(Command.of("eval", DEMO / "eval-sft.yaml", folder, dataset=dataset, **settings))
+    return [[spoken], [pack], train, calibrate, evaluate]
 
 
 def _folder(options: argparse.Namespace, name: str, seed: int) -> Path:
@@ -137,8 +138,8 @@ def _tested(measure: dict) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, default=Path("runs/demo/packed"), help="the demo's packed dataset")
     parser.add_argument("--output", type=Path, default=Path("runs/studies/thresholds"))
+    parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 120, "test": 200, "raft": 600})
     parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")

@@ -18,16 +18,19 @@ import study_families  # noqa: E402
 import study_layouts  # noqa: E402
 import study_raft  # noqa: E402
 import study_selection  # noqa: E402
+import study_stress  # noqa: E402
 import study_thresholds  # noqa: E402
 import study_words  # noqa: E402
 
 from evoxtral_train.records import Prediction  # noqa: E402
+from evoxtral_train.synthesis.synthesizer import Style  # noqa: E402
 
 DOCUMENTS = {
     "families": study_families.sections,
     "layouts": study_layouts.sections,
     "raft": study_raft.sections,
     "selection": study_selection.sections,
+    "stress": study_stress.sections,
     "thresholds": study_thresholds.sections,
     "words": study_words.sections,
 }
@@ -44,6 +47,10 @@ def test_recall_by_the_time_of_the_event():
     # Clip a has two sighs; seed 0 wrote one, which counts for the earlier. Found at 1 s: both; 2 s: one; 3 s: one; 4 s: one.
     assert (first["from_s"], first["mean_s"], first["events"], first["value"]) == (0, 1.5, 2, 3 / 4)
     assert (second["to_s"], second["mean_s"], second["events"], second["value"]) == (4.5, 3.5, 2, 2 / 4)
+
+
+def test_half_strength_is_halfway_to_neutral_speech():
+    assert study_stress.halfway(Style(rate=0.72, pitch=-22, pitch_range=8, gain_db=-10)) == Style(0.86, -11, 29, -5)
 
 
 def test_a_document_keeps_its_prose_and_must_have_the_place():

@@ -106,7 +106,9 @@ class Validation(Section):
         "it come last; if all are, the exit code is 3. null: no limit.",
     )
     decode: ValidationDecode | None = Field(
-        None, description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if the two above need it."
+        None,
+        description="Decode clips at each checkpoint and log WER, CER and tag F1. null: only if measure or wer_regression_max "
+        "needs it.",
     )
 
     @model_validator(mode="before")
@@ -309,7 +311,7 @@ class Gate(Section):
         None,
         ge=0,
         description="Word error rate above the start's that a round may have and still help; 0.01: one more word in a hundred. "
-        "null: any.",
+        "null: no limit.",
     )
 
     @model_validator(mode="after")

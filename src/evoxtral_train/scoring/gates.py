@@ -26,9 +26,18 @@ def failed_gates(gates: Gates, systems: dict[str, dict], wer_rise: dict | None =
                 failed.append(_sentence(gates, name, value, "at most", limit))
     if gates.wer_regression_max is not None:
         rise = (wer_rise or {}).get("high" if gates.confident else "value")
-        if rise is None or rise > gates.wer_regression_max:
+        if rise is None or not within(rise, gates.wer_regression_max):
             failed.append(_sentence(gates, "wer_regression_max", rise, "at most", gates.wer_regression_max))
     return failed
+
+
+def within(rise: float, most: float) -> bool:
+    """Whether a difference of two rates keeps to a limit. Rounding does not decide:
+
+    >>> 0.05 - 0.04 <= 0.01, within(0.05 - 0.04, 0.01)
+    (False, True)
+    """
+    return rise <= most + 1e-9
 
 
 def _find(report: dict, path: tuple[str, ...], end: str) -> float | None:

@@ -62,8 +62,12 @@ def run(config: SftConfig, options: Options) -> Report:
         train = TrainingSet(split, targets, cache, pad_weight, augmenter)
         # 4. Training.
         metrics = train_and_save(work, config, base, network, cache, train, validation)
+    facts = training_facts(config.output, config.train, metrics)
+    if targets is not None:
+        planned, kept = len(replayed_clips(config, split)), len(targets) - len(split)
+        facts["replay"] = f"{planned} = {kept} transcripts of the base + {planned - kept} cut short, left out"
     failed = not metrics.get("within_wer_regression_max", True)
-    return Report("sft", training_facts(config.output, config.train, metrics), exit_code=3 if failed else 0)
+    return Report("sft", facts, exit_code=3 if failed else 0)
 
 
 def _base_wer(config: SftConfig, work: Work, network: Network, base: Base, split: PackedSplit, clips: ClipDecoder) -> float:

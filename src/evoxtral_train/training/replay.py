@@ -67,7 +67,7 @@ def with_replay(
     if not processes.first(path.is_file):
         rows = _transcribe(config, network, tokenizer, split, cache)
         processes.first(lambda: _write(path, rows))
-    own = [Target(index, each.target_ids, find_tags(each.target_text)) for index, each in enumerate(split.examples)]
+    own = [Target(index, each.target_ids, find_tags(each.text)) for index, each in enumerate(split.examples)]
     replayed = [
         Target(split.index_of[row.utterance_id], row.token_ids, [], config.replay.weight) for row in read_rows(path, ReplayRow)
     ]

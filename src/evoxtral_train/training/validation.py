@@ -5,7 +5,7 @@ random numbers, so training is the same with and without it. With `wer_regressio
 that is worse than any that does not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from ..families.base import Layout, Network
 from ..modeling.audio_cache import AudioSource, CachedAudio, LiveAudio
 from ..progress import progress
 from ..scoring.figures import figures, figures_of
+from ..scoring.gates import within
 from ..text.normalize import normalize_words
 from ..text.tags import find_tags, strip_tags
 from .dataset import TrainingSet
@@ -94,7 +95,7 @@ class Validation:
 
     def passes(self, figures: Mapping[str, float]) -> bool:
         """Whether a checkpoint keeps to the limit."""
-        return self.wer_regression_max is None or figures["wer_regression"] <= self.wer_regression_max
+        return self.wer_regression_max is None or within(figures["wer_regression"], self.wer_regression_max)
 
     def rank(self, figures: Mapping[str, float]) -> tuple[bool, float]:
         """The greater, the better: within the limit by `measure`, above it by the WER."""
@@ -118,7 +119,7 @@ def validation_split(config: SftConfig) -> PackedSplit | None:
         if chosen.measure != "loss":
             _check_measure(chosen.measure, decode, split)
         if chosen.wer_regression_max is not None:
-            _check_words(decode, split)
+            check_words(split, decoded_examples(decode, split).values(), "validation.wer_regression_max")
     return split
 
 
@@ -140,15 +141,15 @@ def _check_decode(decode: ValidationDecode, split: PackedSplit) -> None:
         )
 
 
-def _check_words(decode: ValidationDecode, split: PackedSplit) -> None:
-    """Whether the WER can be measured that `validation.wer_regression_max` limits."""
+def check_words(split: PackedSplit, examples: Iterable[Example], where: str) -> None:
+    """Raises UsageError if the clips have no WER that the setting `where` could limit."""
     what = None
     if split.target == "tags":
         what = "the dataset's target 'tags' has no words, so there is no WER to limit"
-    elif not any(normalize_words(strip_tags(example.text)) for example in decoded_examples(decode, split).values()):
+    elif not any(normalize_words(strip_tags(example.text)) for example in examples):
         what = "none of the clips to decode has a word, so there is no WER to limit"
     if what:
-        raise UsageError(what, where="validation.wer_regression_max", fix="set it to null")
+        raise UsageError(what, where=where, fix="set it to null")
 
 
 def _check_measure(measure: str, decode: ValidationDecode, split: PackedSplit) -> None:

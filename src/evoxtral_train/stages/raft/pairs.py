@@ -28,7 +28,7 @@ def run(round_: RaftRound, options: Options) -> Report:
     pairs, clips = len(chosen.clips), len(chosen.clips) + chosen.dropped + chosen.flat
     facts = {"clips": f"{clips} = {pairs} pairs + {chosen.dropped} dropped + {chosen.flat} without a difference"}
     for profile, gaps in chosen.gaps.items():
-        facts[f"difference in reward, {profile}"] = f"{fmean(gaps):.4f} in the mean, {gaps[-1]:.4f} at least"
+        facts[f"difference in reward, {profile}"] = f"mean {fmean(gaps):.4f}, smallest {gaps[-1]:.4f}"
     facts["output"] = job.output
     if options.dry_run:
         job.check(inputs)

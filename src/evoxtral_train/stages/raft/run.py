@@ -27,8 +27,10 @@ from ...reporting.tables import markdown_table
 from ...reporting.training import trained_at
 from ...run_folders import discard, is_complete, remove
 from ...runs import Options, read_run, require_same_config, require_same_inputs
+from ...scoring.gates import within
 from ...tracking import Tracker
 from ...training.trainer import check_launch
+from ...training.validation import check_words
 from .. import eval as evaluate
 from ..plans import plan_curated, plan_machine, plan_steps
 from ..report import Report
@@ -111,9 +113,8 @@ def _check(config: RaftConfig) -> None:
     if config.gate.split:
         split = PackedSplit(config.dataset, config.gate.split)
         split.describe_labelled()  # raises if it has no reference to measure by
-        if config.gate.wer_regression_max is not None and split.target == "tags":
-            what = "the dataset's target 'tags' has no words, so there is no WER to limit"
-            raise UsageError(what, where="gate.wer_regression_max", fix="set it to null")
+        if config.gate.wer_regression_max is not None:
+            check_words(split, split.labelled_examples(), "gate.wer_regression_max")
 
 
 def _job(config: RaftConfig, options: Options, inputs: dict[str, str]) -> Job:
@@ -169,7 +170,7 @@ def _helps(gate: Gate, start: dict, best: dict, round_: dict) -> bool:
 
 
 def _keeps_words(gate: Gate, start: dict, round_: dict) -> bool:
-    return gate.wer_regression_max is None or round_["gate_wer"] - start["gate_wer"] <= gate.wer_regression_max
+    return gate.wer_regression_max is None or within(round_["gate_wer"] - start["gate_wer"], gate.wer_regression_max)
 
 
 def _run_steps(round_: RaftRound, title: str, options: Options) -> None:

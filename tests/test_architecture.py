@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import evoxtral_train
-from conftest import REPO
+from conftest import CARD_SETS, REPO
 
 PACKAGE = Path(evoxtral_train.__file__).parent
 # What every command uses, whatever passes through it: the command line, configs, run folders, messages, tracking.
@@ -67,7 +67,7 @@ def passed(call, spoken, tmp_path_factory) -> dict[str, set[str]]:
     candidate = set()
     for step in ("generate", "score", "curate", "train"):
         candidate |= run_traced(
-            call, "raft", step, "configs/demo/raft.yaml", *dataset, "--set", f"output={folder}/raft", "--set",
+            call, "raft", step, "configs/demo/raft.yaml", *CARD_SETS, *dataset, "--set", f"output={folder}/raft", "--set",
             f"adapter={folder}/sft", "--set", "generate.max_new_tokens=12", "--set", "train.warmup_steps=1",
         )  # fmt: skip
     return {"A clip": clip, "A candidate": candidate}

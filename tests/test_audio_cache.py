@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_BASE, load_tiny
+from conftest import CARD_SETS, TINY_BASE, load_tiny
 from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import Lora
 from evoxtral_train.dataset.reader import PackedSplit
@@ -154,7 +154,8 @@ def test_stages_with_and_without_the_cache_agree(call, packed, tmp_path):
                    "train.epochs=2", "--set", "train.batch_size=4", "--set", "train.warmup_steps=1")  # fmt: skip
         assert sft.exit_code == 0, sft.stderr
         losses[setting] = json.loads((tmp_path / f"sft-{setting}/metrics.json").read_text("utf-8"))
-        raft = call("raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft-{setting}",
+        raft = call("raft", "generate", "configs/demo/raft.yaml", *CARD_SETS, *common,
+                    "--set", f"output={tmp_path}/raft-{setting}",
                     "--set", f"adapter={tmp_path}/sft-on", "--set", "generate.max_new_tokens=20")  # fmt: skip
         assert raft.exit_code == 0, raft.stderr
         rows = read_rows(tmp_path / f"raft-{setting}/round-1/candidates/candidates.jsonl", Candidate)

@@ -49,8 +49,8 @@ def test_the_card_is_valid_and_says_what_the_runs_recorded(export, demo, tmp_pat
     assert {each.dataset_split for each in card.data.eval_results} == {"test"}
     assert (card.data.license, card.data.library_name, card.data.model_name) == ("apache-2.0", "peft", "my-adapter")
     for said in (
-        "`sft`: 4 epochs at batch 8 × 1, learning rate 0.003", "LoRA r 16, alpha 64", "`raft run`: 1 epochs at batch 8 × 1",
-        "2 candidates per clip at temperature 0.7, top-p 0.9, reward `card`", "sources: `espeak-ng`", "6 speakers",
+        "`sft`: 2 epochs at batch 8 × 1, learning rate 0.003", "LoRA r 16, alpha 64", "`raft run`: 1 epochs at batch 8 × 1",
+        "2 candidates per clip at temperature 1.3, top-p 0.9, reward `card`", "sources: `espeak-ng`", "6 speakers",
         "- One of mine.", "Trained on synthetic speech by espeak-ng", "Layout `deferred`",
     ):  # fmt: skip
         assert said in card.text, said

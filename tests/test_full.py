@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, VoxtralForConditionalGeneration, VoxtralRealtimeForConditionalGeneration
 
-from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, load_tiny
+from conftest import CARD, REPO, TINY_BASE, TINY_OFFLINE_BASE, load_tiny
 from evoxtral_train.config.evaluation import EvalConfig, System
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Model
@@ -351,7 +351,7 @@ RAFT = ("generate.candidates=2", "generate.max_new_tokens=12", "gate.split=null"
 
 def test_raft_goes_on_with_full_training(full, call, packed, tmp_path):
     def raft(step, *settings):
-        sets = [f"dataset={packed['deferred']}", f"output={tmp_path}/raft", f"adapter={full}", *RAFT, "model.device=cpu",
+        sets = [f"dataset={packed['deferred']}", f"output={tmp_path}/raft", f"adapter={full}", *CARD, *RAFT, "model.device=cpu",
                 "tracking.mode=disabled", *settings]  # fmt: skip
         step, *options = step.split()
         return call("raft", step, "configs/demo/raft.yaml", *options, *(part for each in sets for part in ("--set", each)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPO
+from conftest import CARD_SETS, REPO
 from evoxtral_train import processes
 from evoxtral_train.records import Candidate, read_rows
 
@@ -48,7 +48,7 @@ def runs(call, packed, made_once):
             )  # fmt: skip
             assert printed.count("training loss") == 1, "the first process speaks for all"
             run(
-                count, "raft", "generate", "configs/demo/raft.yaml", *common, "--set", f"output={folder}/raft",
+                count, "raft", "generate", "configs/demo/raft.yaml", *CARD_SETS, *common, "--set", f"output={folder}/raft",
                 "--set", f"adapter={root}/1/sft", "--set", "generate.max_new_tokens=16",
             )  # fmt: skip
 
@@ -96,7 +96,8 @@ def test_both_processes_filled_the_audio_cache(runs):
 @pytest.mark.slow
 def test_an_error_of_the_first_process_ends_them_all(runs):
     again = launch(
-        "raft", "generate", "configs/demo/raft.yaml", "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
+        "raft", "generate", "configs/demo/raft.yaml", *CARD_SETS,
+        "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
         "--set", f"adapter={runs[1]}/sft", "--set", "generate.max_new_tokens=16", "--set", "tracking.mode=disabled",
     )  # fmt: skip
     assert again.returncode != 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_BASE, load_tiny
+from conftest import CARD_SETS, TINY_BASE, load_tiny
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.evaluation import Bootstrap
 from evoxtral_train.config.sections import Placement, Tracking
@@ -199,7 +199,7 @@ def test_sft_and_raft_run_on_aligned_rows(aligned, call, tmp_path):
     sft = call("sft", "configs/demo/sft.yaml", *common, "--set", f"output={tmp_path}/sft", "--set", "train.epochs=1",
                "--set", "train.batch_size=4", "--set", "train.warmup_steps=1")  # fmt: skip
     assert sft.exit_code == 0, sft.stderr
-    raft = call("raft", "run", "configs/demo/raft.yaml", *common, "--set", f"output={tmp_path}/raft", "--set",
+    raft = call("raft", "run", "configs/demo/raft.yaml", *CARD_SETS, *common, "--set", f"output={tmp_path}/raft", "--set",
                 f"adapter={tmp_path}/sft", "--set", "generate.max_new_tokens=20", "--set", "train.batch_size=4", "--set",
                 "score.profile=counts", "--set", "score.placement.tolerance_s=0.5", "--set", "score.placement.tolerance_words=0",
                 "--set", "curate.reference_replay=0.5", "--set", "curate.seed=3", "--set", "split=train",

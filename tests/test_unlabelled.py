@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, rows_of
+from conftest import CARD, REPO, TINY_BASE, TINY_OFFLINE_BASE, rows_of
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.data.manifest import iter_manifest
 from evoxtral_train.dataset.reader import PackedSplit
@@ -142,7 +142,7 @@ def raft(tagging, call, tmp_path_factory):
     def raft(step, name, dataset, *more):
         config, changes = REPO / "configs/demo/raft.yaml", ["rounds=[{}]", "generate.candidates=2", "generate.max_new_tokens=12"]
         changes += [f"output={folder / name}", f"dataset={dataset}", f"adapter={tagging}", "split=raft", "audio_cache=off"]
-        changes += ["train.epochs=1", "train.batch_size=12", "generate.greedy=false", "train.sampling=square_root"]
+        changes += ["train.epochs=1", "train.batch_size=12", "generate.greedy=false", "train.sampling=square_root", *CARD]
         return call("raft", step, config, *sets(*changes, *[each for each in more if "=" in each]),
                     *[each for each in more if "=" not in each])  # fmt: skip
 

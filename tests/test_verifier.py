@@ -110,9 +110,9 @@ def test_bad_probabilities_are_refused_with_their_place(tmp_path, lines, message
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["score.profile=verifier", "gate.measure=micro_f1"], "profile verifier needs `verifier`: a run of"),
-        (["score.profile=verifier", "score.verifier=x"], "the verifier would judge its own choice"),
-        (["score.profile=verifier", "score.verifier=x", "score.weights.tag_f1=2"], "weights of profile verifier are fixed"),
+        (["score.verifier=null"], "profile verifier needs `verifier`: a run of"),
+        (["gate.measure=reward"], "the verifier would judge its own choice"),
+        (["score.weights.tag_f1=2"], "weights of profile verifier are fixed"),
     ],
 )
 def test_configs_that_make_no_sense(overrides, message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPO
+from conftest import CARD_SETS, REPO
 from evoxtral_train.records import Candidate, Prediction, read_rows
 
 SYSTEMS = "systems=[{{name: SFT, adapter: {}}}]"
@@ -53,7 +53,8 @@ def runs(call, packed, tmp_path_factory):
         for arguments in (
             ("sft", "configs/demo/sft.yaml", "--set", f"output={folder}/sft", "--set", "train.epochs=2", "--set",
              "train.batch_size=2", "--set", "train.gradient_accumulation=2", "--set", "train.warmup_steps=1"),
-            ("raft", "generate", "configs/demo/raft.yaml", "--set", f"output={folder}/raft", "--set", f"adapter={adapter}",
+            ("raft", "generate", "configs/demo/raft.yaml", *CARD_SETS,
+             "--set", f"output={folder}/raft", "--set", f"adapter={adapter}",
              "--set", "generate.max_new_tokens=16"),
             ("eval", "configs/demo/eval-sft.yaml", "--set", f"output={folder}/eval", "--set", SYSTEMS.format(adapter),
              "--set", "decode.max_new_tokens=16", "--set", "bootstrap.samples=100", "--set", "split=test"),

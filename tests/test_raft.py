@@ -162,7 +162,7 @@ def test_a_round_samples_from_the_adapter_of_the_round_before_with_its_own_setti
     assert read_run(first / "train")["inputs"]["adapter"] == find_adapter(demo / "runs/sft").fingerprint
     sampling = [yaml.safe_load((folder / "candidates/config.yaml").read_text("utf-8"))["generate"] for folder in (first, second)]
     assert [(each["candidates"], each["temperature"], each["top_p"], each["seed"]) for each in sampling] == [
-        (2, 0.7, 0.9, 0), (3, 1.1, 1.0, 1),
+        (2, 1.3, 0.9, 0), (3, 1.1, 1.0, 1),
     ]  # fmt: skip
     assert len(read_rows(second / "candidates/candidates.jsonl", Candidate)) == 24 * 3
     assert find_adapter(raft.folder / "result").fingerprint == find_adapter(second / "train").fingerprint

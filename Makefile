@@ -1,7 +1,7 @@
 # make demo        run the whole pipeline on synthetic speech; ends with a results table
 # make demo-offline  the same for the offline family: tagged transcripts, written when the whole clip has been heard
 # make serve       tags while you speak, on the tiny base: open http://127.0.0.1:8000 in a browser
-# make test        style check and tests, in two processes (about 6½ minutes on 2 cores)
+# make test        style check and tests, in two processes (about 5½ minutes on 2 cores)
 # make hostile     bad inputs and failures: kills, full disks, malformed rows, two machines; then all slow tests
 # make test-wheel  install the wheel into a fresh environment and test it (a few minutes, mostly downloads)
 # make bench       speedups over a plain baseline, on the demo's data; at full size if there is a CUDA GPU

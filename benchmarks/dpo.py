@@ -1,6 +1,6 @@
 """What does DPO make of the pairs of a RAFT round? TRL's trainer against RAFT's, on the same candidates.
 
-    evoxtral raft pairs configs/demo/raft.yaml …         # with the settings of the round
+    evoxtral raft pairs configs/demo/raft.yaml           # with the settings of the round
     pip install --no-deps trl==1.16.0                    # not a dependency of evoxtral
     python benchmarks/dpo.py runs/demo/raft/round-1 --output runs/dpo
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ def worker_pool(
     # A server process imports everything once; workers are forked from it before it starts any thread.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([start.__module__, *imports])
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(start, arguments))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(start, arguments, imports))
     try:
         yield pool
     except BaseException as error:
@@ -66,11 +67,13 @@ def in_order(pool: ProcessPoolExecutor, work: Callable[[ItemT], Any], items: Ite
         yield running.popleft().result()
 
 
-def _start(start: Callable[..., None], arguments: tuple) -> None:
+def _start(start: Callable[..., None], arguments: tuple, imports: Sequence[str]) -> None:
     """Set up a worker. The parent handles Ctrl-C and a closed terminal."""
     for number in {signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    for name in imports:  # a fork server that was started for other workers may lack them
+        import_module(name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # one process per core already: more threads would only compete
     start(*arguments)

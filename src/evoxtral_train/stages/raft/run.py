@@ -88,8 +88,8 @@ def plan(config: RaftConfig, options: Options) -> Report:
             f"{sampling.candidates} candidates, temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
         )
     gate = config.gate
-    within = "" if gate.wer_regression_max is None else f", WER at most {gate.wer_regression_max:g} above the start's"
-    facts["gate"] = f"{gate.measure} on split {gate.split}, after each round{within}" if gate.split else "none"
+    limit = "" if gate.wer_regression_max is None else f", WER at most {gate.wer_regression_max:g} above the start's"
+    facts["gate"] = f"{gate.measure} on split {gate.split}, after each round{limit}" if gate.split else "none"
     return Report("plan: raft run", facts | {"output": config.output})
 
 

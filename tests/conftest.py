@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["WANDB_MODE"] = "offline"
@@ -73,6 +75,19 @@ def call():
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return call
+
+
+# `--multi_gpu` chooses accelerate's launcher of several processes; on a machine without a GPU they meet over gloo.
+LAUNCHER = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
+
+
+def launch(*arguments) -> SimpleNamespace:
+    """evoxtral with arguments in two processes, through the real launcher -> like the result of `call`."""
+    command = [sys.executable, "-m", *LAUNCHER, "evoxtral_train.cli", *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    return SimpleNamespace(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
 @pytest.fixture(scope="session")

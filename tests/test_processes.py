@@ -1,29 +1,16 @@
 """Two processes = one: the same adapter and the same candidates, through the real launcher."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import CARD_SETS, REPO
+from conftest import CARD_SETS, launch
 from evoxtral_train import processes
 from evoxtral_train.records import Candidate, read_rows
-
-# `--multi_gpu` chooses accelerate's launcher of several processes; on a machine without a GPU they meet over gloo.
-LAUNCHER = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-            "--dynamo_backend", "no", "--main_process_port", "0", "-m")  # fmt: skip
-
-
-def launch(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *LAUNCHER, "evoxtral_train.cli", *map(str, arguments)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +20,7 @@ def runs(call, packed, made_once):
 
     def run(count: int, *arguments) -> str:
         done = call(*arguments) if count == 1 else launch(*arguments)
-        assert (done.exit_code if count == 1 else done.returncode) == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         return done.stdout
 
     def make(root: Path) -> None:
@@ -100,7 +87,7 @@ def test_an_error_of_the_first_process_ends_them_all(runs):
         "--set", f"dataset={runs[2]}/packed", "--set", f"output={runs[2]}/raft",
         "--set", f"adapter={runs[1]}/sft", "--set", "generate.max_new_tokens=16", "--set", "tracking.mode=disabled",
     )  # fmt: skip
-    assert again.returncode != 0
+    assert again.exit_code != 0
     assert again.stderr.count("this run is finished — use --overwrite") == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE
+from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, launch
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Tracking
@@ -123,6 +123,26 @@ def test_resumed_equals_uninterrupted_and_decodes_nothing_again(call, words, rep
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
     assert (tmp_path / "sft/replay.jsonl").read_bytes() == (replayed / "replay.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(call, words, tmp_path):
+    """The same transcripts in the same order, the same WER of the base and of the adapter, the same adapter. Two processes cannot
+    share the 15 rows, or the 6 for validation, evenly in batches of 2."""
+    settings = ("replay.share=0.25", "validation.wer_regression_max=9", "train.batch_size=2", "train.gradient_accumulation=2",
+                "model.device=cpu")  # fmt: skip
+    for run, count in ((call, "one"), (launch, "two")):
+        done = sft(run, words["aligned"], tmp_path / count, *settings)
+        assert done.exit_code == 0, done.stderr
+    one, two = (metrics_of(tmp_path / count) for count in ("one", "two"))
+    assert (tmp_path / "two/replay.jsonl").read_bytes() == (tmp_path / "one/replay.jsonl").read_bytes()
+    for name in ("train_rows", "steps", "base_wer", "best_step"):
+        assert two[name] == one[name]
+    expected = one["validation_at_best_step"]
+    assert two["validation_at_best_step"] == expected | {"loss": pytest.approx(expected["loss"], rel=1e-4)}
+    first, second = (load_file(tmp_path / count / "adapter/adapter_model.safetensors") for count in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-4)
 
 
 def test_the_weight_is_that_of_each_learned_token(words):

@@ -11,10 +11,11 @@ from evoxtral_train.config.sections import Model
 from evoxtral_train.config.training import SftConfig, Train
 from evoxtral_train.dataset.reader import PackedSplit
 from evoxtral_train.errors import UsageError
+from evoxtral_train.families.base import IGNORED
 from evoxtral_train.families.realtime.model import RealtimeNetwork
 from evoxtral_train.modeling.adapters import add_lora, find_adapter, load_adapter
 from evoxtral_train.modeling.bases import describe_model
-from evoxtral_train.training.dataset import StepSampler, Target, TrainingSet
+from evoxtral_train.training.dataset import EvenRows, StepSampler, Target, TrainingSet
 from evoxtral_train.training.trainer import micro_batches, optimizer_steps
 
 CONFIG = Model(base=str(TINY_BASE), dtype="float32", device="cpu")
@@ -169,3 +170,15 @@ def test_a_step_has_the_random_orders_rows_the_longest_first():
         step = epochs[0][start : start + 4]
         assert set(step) == set(plain[start : start + 4])
         assert [lengths[row] for row in step] == sorted((lengths[row] for row in step), reverse=True)
+
+
+def test_what_fills_up_the_last_batches_has_no_labels():
+    rows = [{"labels": torch.tensor([IGNORED, each]), "label_weights": torch.tensor([0.0, 2.0])} for each in (7, 8, 9)]
+    even = EvenRows(rows, 4)
+    assert (len(even), len(EvenRows(rows, 3)), len(EvenRows(rows, 1))) == (4, 3, 3)
+    assert [even[index]["labels"].tolist() for index in range(4)] == [[IGNORED, 7], [IGNORED, 8], [IGNORED, 9], [IGNORED] * 2]
+    assert even[3]["label_weights"].tolist() == [0, 0]
+    assert even[0]["label_weights"].tolist() == [0, 2]
+    sampler = StepSampler([1, 2, 3], rows_per_step=2, seed=0, extra=1)
+    assert sorted(sampler) == list(range(len(sampler))) == [0, 1, 2, 3]
+    assert list(sampler)[-1] == 3

@@ -116,6 +116,24 @@ class TrainingSet(Dataset):
         return item | {name: features}
 
 
+class EvenRows(Dataset):
+    """`rows`, and after them rows without labels, until their number is a multiple of `multiple`: each process then has as many,
+    and no row counts twice."""
+
+    def __init__(self, rows: TrainingSet, multiple: int):
+        self.rows, self._length = rows, -(-len(rows) // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item = self.rows[index % len(self.rows)]
+        if index < len(self.rows):
+            return item
+        weights = {"label_weights": torch.zeros_like(item["label_weights"])} if "label_weights" in item else {}
+        return item | weights | {"labels": torch.full_like(item["labels"], IGNORED)}
+
+
 class StepSampler(Sampler[int]):
     """A new order every epoch; within the rows of one optimizer step the longest come first, so rows of
     similar length share a padded batch. The step's gradient is a sum over its rows, so it stays the same.
@@ -124,6 +142,7 @@ class StepSampler(Sampler[int]):
         batches of 2 rows, longest first                             9 8, 5 3 | 9 5, 4 3
 
     `weights`: how often each row is drawn in an epoch; None: once. `on_epoch` is called with each epoch before it begins.
+    `extra`: so many further rows, which come last (`EvenRows`).
     """
 
     def __init__(
@@ -133,9 +152,10 @@ class StepSampler(Sampler[int]):
         seed: int,
         weights: np.ndarray | None = None,
         on_epoch: Callable[[int], None] = lambda epoch: None,
+        extra: int = 0,
     ):
         self._lengths, self._rows_per_step, self._seed, self._epoch = lengths, rows_per_step, seed, 0
-        self._weights, self._on_epoch = weights, on_epoch
+        self._weights, self._on_epoch, self._extra = weights, on_epoch, extra
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer with the current epoch, also after a resume."""
@@ -143,7 +163,7 @@ class StepSampler(Sampler[int]):
         self._on_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._extra
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
@@ -153,3 +173,4 @@ class StepSampler(Sampler[int]):
             order = [drawn[place] for place in order]
         for start in range(0, len(order), self._rows_per_step):
             yield from sorted(order[start : start + self._rows_per_step], key=lambda row: -self._lengths[row])
+        yield from range(len(self._lengths), len(self))

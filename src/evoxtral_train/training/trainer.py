@@ -31,7 +31,7 @@ from ..scoring.figures import FIGURES, shown
 from ..tracking import Tracker
 from .checkpoints import last_whole_checkpoint, step_of
 from .clip_weights import clip_weights
-from .dataset import StepSampler, TrainingSet
+from .dataset import EvenRows, StepSampler, TrainingSet
 from .validation import Validation
 
 
@@ -129,11 +129,12 @@ def train_network(
     while True:
         arguments = _arguments(network.device, config, dtype, folder, validation, batch, accumulation)
         watcher = _Watcher(tracker, optimizer_steps(len(train), config), _remedy(config))
+        multiple = batch * processes.count() if processes.count() > 1 else 1
         trainer = _Trainer(
             model=model,
             args=arguments,
-            train_dataset=train,
-            eval_dataset=validation.rows if validation else None,
+            train_dataset=EvenRows(train, multiple),
+            eval_dataset=EvenRows(validation.rows, multiple) if validation else None,
             data_collator=network.collate,
             callbacks=[watcher],
         )
@@ -317,9 +318,10 @@ class _Trainer(Trainer):
         assert not load_result.unexpected_keys and not trained & {*load_result.missing_keys}, load_result
 
     def _get_train_sampler(self, train_dataset=None) -> StepSampler:
-        rows, arguments = self.train_dataset, self.args
+        rows, arguments = self.train_dataset.rows, self.args
         rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch)
+        extra = len(self.train_dataset) - len(rows)
+        return StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch, extra)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """The sum of the label weights of an optimizer step, on all processes."""
@@ -346,7 +348,7 @@ class _Trainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         # The evaluation loop averages over rows, so each batch is divided by its rows' share of all tokens.
-        share = len(inputs["labels"]) * self.eval_dataset.label_weight / len(self.eval_dataset)
+        share = len(inputs["labels"]) * self.eval_dataset.rows.label_weight / len(self.eval_dataset)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs, num_items_in_batch=share)["loss"]
         return loss.detach(), None, None

@@ -1,8 +1,10 @@
 """The results of an evaluation, and what to show first: the leading systems and the clips to play."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from ..config.evaluation import System
 from ..records import Prediction
@@ -64,17 +66,28 @@ def sentences(comparisons: Sequence[dict]) -> list[str]:
 
 
 def drawn_clips(evaluation: Evaluation) -> list[Prediction]:
-    """Three tagged clips, chosen by the hash of their ids: results cannot influence the choice, and all systems share it. If
-    there are fewer, untagged clips fill up."""
-    return sorted(evaluation.rows[evaluation.final], key=lambda row: (not find_tags(row.reference), _hash(row.id), row.id))[:3]
+    """Three tagged clips, chosen by the hash of their ids, with different first tags if there are so many: results cannot
+    influence the choice, and all systems share it. If there are fewer tagged clips, untagged ones fill up."""
+    drawn, count = [], Counter()
+    for row in sorted(evaluation.rows[evaluation.final], key=lambda row: (_hash(row.id), row.id)):
+        tag = _first_tag(row)
+        drawn.append((tag is None, count[tag], row))
+        count[tag] += 1
+    return [row for *_, row in sorted(drawn, key=itemgetter(0, 1))][:3]
 
 
 def how_drawn(evaluation: Evaluation) -> str:
-    """How `drawn_clips` chose its clips, for the reader."""
-    report = evaluation.reports[evaluation.final]
-    tagged, shown = report["clips"] - report["clips_without_reference_tags"], len(drawn_clips(evaluation))
-    of = f"{shown} of {tagged} tagged clips" if tagged >= shown else f"{shown} clips"
-    return f"{of}, drawn by the hash of their ids"
+    """How `drawn_clips` chose its clips, for the reader: "3 of 350 tagged clips, one per tag, drawn by hash"."""
+    report, drawn = evaluation.reports[evaluation.final], drawn_clips(evaluation)
+    tagged = report["clips"] - report["clips_without_reference_tags"]
+    of = f"{len(drawn)} of {tagged} tagged clips" if tagged >= len(drawn) else f"{len(drawn)} clips"
+    tags = {_first_tag(row) for row in drawn}
+    different = ", one per tag" if len(tags) == len(drawn) > 1 and None not in tags else ""
+    return f"{of}{different}, drawn by hash"
+
+
+def _first_tag(row: Prediction) -> str | None:
+    return next(iter(find_tags(row.reference)), None)
 
 
 def units(evaluation: Evaluation) -> str:

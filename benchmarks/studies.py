@@ -4,6 +4,7 @@ A study is a list of phases. The commands of one phase are independent and run `
 share of the cores. Finished commands are skipped, so an interrupted study resumes when it is run again.
 """
 
+import argparse
 import json
 import os
 import re
@@ -51,6 +52,16 @@ class Command:
 
     def __str__(self) -> str:
         return shlex.join(["evoxtral", *self.words])
+
+
+def options_of(description: str, name: str) -> argparse.ArgumentParser:
+    """The options that all studies have; each adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/studies") / name)
+    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
+    return parser
 
 
 def run_phases(phases: Sequence[Iterable[Command]], jobs: int, logs: Path) -> None:
@@ -151,6 +162,14 @@ def with_events(rows: Sequence[Prediction], manifest: Path) -> list[Prediction]:
 def slug(name: str) -> str:
     """ "packed, twice the steps" -> "packed-twice-the-steps"."""
     return name.replace(", ", "-").replace(" ", "-")
+
+
+def finish(options: argparse.Namespace, content: dict, sections: Mapping[str, str]) -> None:
+    """Write the results, print the tables, and update the document, if there is one."""
+    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    print("\n\n".join(sections.values()))
+    if options.document:
+        publish(options.document, sections, content)
 
 
 def publish(document: Path, sections: Mapping[str, str], results: dict) -> None:

@@ -5,16 +5,15 @@
     attention and MLP, r 16
     MLP, r 16
 
-Each adapter is first trained at every learning rate with the first seed, for each layout; the rate with the lowest loss on the
-validation split is kept, and the other seeds are trained at it. The rest of the recipe is the demo's (`configs/demo/`), alpha
-4 × r. All results are on the test split.
+For each layout and adapter, the first seed is trained at two learning rates, then at twice or half of the better one, until the
+rate with the lowest loss on the validation split has been tried from both sides. The other seeds are trained at that rate. The
+rest of the recipe is the demo's (`configs/demo/`), alpha 4 × r. All results are on the test split.
 
 Writes the results and the figure; `--document` also updates the document's tables.
 """
 
 import argparse
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,10 @@ from studies import (
     Command,
     differences,
     each_seed,
+    finish,
     measure_yardsticks,
+    options_of,
     over_seeds,
-    publish,
     run_phases,
     score_over_seeds,
     signed,
@@ -65,22 +65,21 @@ PLACE_AND_SIZE = ((AS_LARGE, CARD), (BOTH, CARD), (BOTH, AS_LARGE))
 def main() -> None:
     options = _options()
     logs = options.output / "logs"
-    run_phases(rate_phases(options), options.jobs, logs / "rates")
-    rates = {(layout, name): best_rate(options, layout, name) for layout in options.layouts for name in ADAPTERS}
+    run_phases(data_phases(options), options.jobs, logs / "data")
+    losses = search_rates(options, logs)
+    rates = {which: min(tried, key=tried.get) for which, tried in losses.items()}
     run_phases(phases(options, rates), options.jobs, logs)
-    content = {"seeds": options.seeds, "epochs": options.epochs, "clips": options.clips, "rates": options.rates}
+    content = {"seeds": options.seeds, "epochs": options.epochs, "clips": options.clips}
     content["yardsticks"] = yardsticks_of(options.output / "eval" / "yardsticks")
-    content["layouts"] = {layout: _results(options, layout, rates) for layout in options.layouts}
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    content["layouts"] = {layout: _results(options, layout, losses) for layout in options.layouts}
+    finish(options, content, sections(content))
     draw(content, options.output / "adapters.png")
-    print("\n\n".join(sections(content).values()))
     if options.document:
-        publish(options.document, sections(content), content)
         draw(content, options.document.with_name("adapters.png"))
 
 
-def rate_phases(options: argparse.Namespace) -> list[list[Command]]:
-    """Speak, pack in each layout, and train each adapter at each rate with the first seed."""
+def data_phases(options: argparse.Namespace) -> list[list[Command]]:
+    """Speak, and pack in each layout."""
     data = options.output / "data"
     clips = {f"clips__{split}": count for split, count in ({"raft": 0} | options.clips).items()}
     spoken = Command.of("data synth", DEMO / "synth.yaml", data, seed=options.corpus_seed, **clips)
@@ -89,11 +88,31 @@ def rate_phases(options: argparse.Namespace) -> list[list[Command]]:
         Command.of("data pack", DEMO / "pack.yaml", _packed(options, layout), manifest=manifest, layout__kind=layout)
         for layout in options.layouts
     ]
-    trains = [
-        _train(options, layout, name, rate, options.seeds[0])
-        for layout in options.layouts for name in ADAPTERS for rate in options.rates
-    ]  # fmt: skip
-    return [[spoken], packs, trains]
+    return [[spoken], packs]
+
+
+def search_rates(options: argparse.Namespace, logs: Path) -> dict[tuple[str, str], dict[float, float]]:
+    """(layout, adapter) -> learning rate -> validation loss of the first seed, with the lowest loss not at either end."""
+    rates = {(layout, name): sorted(options.rates) for layout in options.layouts for name in ADAPTERS}
+    while True:
+        trains = [_train(options, *which, rate, options.seeds[0]) for which, tried in rates.items() for rate in tried]
+        run_phases([trains], options.jobs, logs / "rates")
+        losses = {which: {rate: _trained(options, *which, rate)["best_validation_loss"] for rate in tried}
+                  for which, tried in rates.items()}  # fmt: skip
+        further = {which: next_rates(tried) for which, tried in losses.items()}
+        if not any(further.values()):
+            return losses
+        rates = {which: sorted([*tried, *further[which]]) for which, tried in rates.items()}
+
+
+def next_rates(losses: dict[float, float]) -> list[float]:
+    """What to try after these rates: one beyond the lowest loss, if that lies at an end.
+
+    >>> next_rates({1.0: 0.5, 2.0: 0.4}), next_rates({1.0: 0.3, 2.0: 0.4}), next_rates({1.0: 0.5, 2.0: 0.4, 4.0: 0.6})
+    ([4.0], [0.5], [])
+    """
+    best = min(losses, key=losses.get)
+    return [2 * best] if best == max(losses) else [best / 2] if best == min(losses) else []
 
 
 def phases(options: argparse.Namespace, rates: dict[tuple[str, str], float]) -> list[list[Command]]:
@@ -127,23 +146,20 @@ def _folder(options: argparse.Namespace, layout: str, name: str, rate: float, se
     return options.output / "sft" / layout / slug(name) / f"rate-{rate:g}-seed-{seed}"
 
 
-def best_rate(options: argparse.Namespace, layout: str, name: str) -> float:
-    """The rate with the lowest loss on the validation split, with the first seed."""
-    return min(options.rates, key=lambda rate: _trained(options, layout, name, rate)["best_validation_loss"])
-
-
 def _trained(options: argparse.Namespace, layout: str, name: str, rate: float) -> dict:
     folder = _folder(options, layout, name, rate, options.seeds[0])
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
-def _results(options: argparse.Namespace, layout: str, rates: dict[tuple[str, str], float]) -> dict:
+def _results(options: argparse.Namespace, layout: str, losses: dict[tuple[str, str], dict[float, float]]) -> dict:
     rows = {name: systems_of(options.output / "eval" / layout / slug(name)) for name in ADAPTERS}
     adapters = {}
     for name in ADAPTERS:
-        losses = {rate: _trained(options, layout, name, rate)["best_validation_loss"] for rate in options.rates}
-        trained = _trained(options, layout, name, rates[layout, name])["trainable_parameters"]
-        adapters[name] = score_over_seeds(rows[name]) | {"rate": rates[layout, name], "losses": losses, "trained": trained}
+        tried = losses[layout, name]
+        rate = min(tried, key=tried.get)
+        trained = _trained(options, layout, name, rate)["trainable_parameters"]
+        searched = {f"{each:g}": loss for each, loss in tried.items()}
+        adapters[name] = score_over_seeds(rows[name]) | {"rate": rate, "losses": searched, "trained": trained}
     against = {f"{after} against {before}": _against(rows[before], rows[after]) for after, before in PLACE_AND_SIZE}
     return {"adapters": adapters, "against": against}
 
@@ -165,6 +181,8 @@ def sections(content: dict) -> dict[str, str]:
         for name, report in content["yardsticks"].items()
     ]  # fmt: skip
     against, losses = [], []
+    reports = [report for results in content["layouts"].values() for report in results["adapters"].values()]
+    rates = sorted({rate for report in reports for rate in report["losses"]}, key=float)
     for layout, results in content["layouts"].items():
         for name, report in results["adapters"].items():
             measures = (report["micro"]["precision"], report["micro"]["recall"], report["false_tags_per_untagged_clip"])
@@ -172,7 +190,8 @@ def sections(content: dict) -> dict[str, str]:
                 layout, name, f"{report['trained']:,}", f"{report['rate']:g}", interval(report["micro"]["f1"]), each_seed(report),
                 *map(interval, measures),
             ])  # fmt: skip
-            losses.append([layout, name, *(f"{loss:.3f}" for loss in report["losses"].values())])
+            tried = report["losses"]
+            losses.append([layout, name, *(f"{tried[rate]:.3f}" if rate in tried else "—" for rate in rates)])
         for name, report in results["against"].items():
             measures = (report["micro_f1"], report["micro_f1_over_seeds"], report["false_tags_per_untagged_clip"])
             against.append([layout, name, *map(signed, measures)])
@@ -181,7 +200,7 @@ def sections(content: dict) -> dict[str, str]:
         "place and size": markdown_table(
             ["layout", "difference", "micro F1, over clips", "micro F1, over seeds", "false tags / untagged clip"], against
         ),
-        "rates": markdown_table(["layout", "adapter", *(f"validation loss at {rate:g}" for rate in content["rates"])], losses),
+        "rates": markdown_table(["layout", "adapter", *(f"loss at {rate}" for rate in rates)], losses),
     }
 
 
@@ -216,16 +235,12 @@ def draw(content: dict, path: Path) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/adapters"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
+    parser = options_of(__doc__, "adapters")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--rates", type=float, nargs="+", default=[7.5e-4, 1.5e-3, 3e-3], help="learning rates to try")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.5e-3, 3e-3], help="learning rates to try first")
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 800, "validation": 200, "test": 500})
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

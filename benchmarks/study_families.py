@@ -13,7 +13,6 @@ Writes the results; `--document` also updates the document's tables.
 
 import argparse
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from studies import (
     SAMPLES,
     Command,
     each_seed,
+    finish,
     measure_yardsticks,
-    publish,
+    options_of,
     run_phases,
     score_over_seeds,
     slug,
@@ -78,10 +78,7 @@ def main() -> None:
         base: yardsticks_of(options.output / "eval" / f"yardsticks-{base}") for base in ("tiny-base", "tiny-offline-base")
     }
     content["test"] = {name: _scores(options, name) for name in VARIANTS}
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
-    print(table(content))
-    if options.document:
-        publish(options.document, sections(content), content)
+    finish(options, content, sections(content))
 
 
 def phases(options: argparse.Namespace) -> list[list[Command]]:
@@ -178,14 +175,10 @@ def table(content: dict) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/families"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose table to update")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
+    parser = options_of(__doc__, "families")
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 800, "validation": 60, "test": 300})
     parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

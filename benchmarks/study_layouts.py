@@ -14,7 +14,6 @@ Writes the results and the figure; `--document` also updates the document's tabl
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,9 @@ from studies import (
     SAMPLES,
     Command,
     each_seed,
+    finish,
     measure_yardsticks,
-    publish,
+    options_of,
     run_phases,
     score_over_seeds,
     slug,
@@ -83,11 +83,9 @@ def main() -> None:
         **results,
         "recall_by_time": recall,
     }
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    finish(options, content, sections(content))
     draw(recall, options.output / "recall-by-time.png")
-    print(layouts_table(content), pads_table(content), sep="\n\n")
     if options.document:
-        publish(options.document, sections(content), content)
         draw(recall, options.document.with_name("layouts-recall.png"))
 
 
@@ -210,10 +208,7 @@ def draw(recall: dict[str, list[dict]], path: Path) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/layouts"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
+    parser = options_of(__doc__, "layouts")
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "test": 500})
     parser.add_argument("--epochs", type=int, default=12)
@@ -221,7 +216,6 @@ def _options() -> argparse.Namespace:
         "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="run only these variants"
     )
     parser.add_argument("--fewest-events", type=int, default=10, help="leave out bins of the figure with fewer events")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

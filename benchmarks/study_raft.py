@@ -9,7 +9,6 @@ rounds. All results are on the layout study's test split.
 
 import argparse
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from studies import (
     Command,
     differences,
     each_seed,
-    publish,
+    finish,
+    options_of,
     run_phases,
     score_over_seeds,
     signed,
@@ -76,11 +76,9 @@ def main() -> None:
     systems = yardsticks_of(options.layouts / "eval" / "yardsticks") | systems
     content = {"layout": options.layout, "seeds": options.seeds, "clips": options.clips, "systems": systems,
                "rounds": {name: _rounds(options, name) for name in ARMS}}  # fmt: skip
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
+    finish(options, content, sections(content))
     draw(systems, options.output / "raft.png")
-    print("\n\n".join(sections(content).values()))
     if options.document:
-        publish(options.document, sections(content), content)
         draw(systems, options.document.with_name("raft.png"))
 
 
@@ -224,15 +222,11 @@ def _error(measure: dict) -> list[list[float]]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, "raft")
     parser.add_argument("--layouts", type=Path, default=Path("runs/studies/layouts"), help="the finished layout study")
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/raft"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
     parser.add_argument("--layout", default="deferred")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--corpus-seed", type=int, default=12)
     parser.add_argument("--clips", type=int, default=1200, help="number of clips that RAFT samples on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

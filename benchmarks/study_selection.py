@@ -17,7 +17,6 @@ Writes the results; `--document` also updates the document's tables.
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,9 +28,10 @@ from studies import (
     Command,
     differences,
     each_seed,
+    finish,
     measure_yardsticks,
+    options_of,
     over_seeds,
-    publish,
     run_phases,
     score_over_seeds,
     signed,
@@ -80,10 +80,10 @@ def main() -> None:
         _system(*key): score_over_seeds(rows) | {"against_sft": _against(predictions[SFT, key[1]], rows)}
         for key, rows in predictions.items()
     }
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
-    print("\n\n".join(sections(content).values()))
+    finish(options, content, sections(content))
+    draw(content, options.output / "selection.png")
     if options.document:
-        publish(options.document, sections(content), content)
+        draw(content, options.document.with_name("selection.png"))
 
 
 def _system(name: str, calibrated: bool) -> str:
@@ -250,15 +250,40 @@ def sections(content: dict) -> dict[str, str]:
     }
 
 
+def draw(content: dict, path: Path) -> None:
+    """Each arm's differences from SFT with 95% intervals over clips, as it is and with thresholds on both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), dpi=150, sharey=True)
+    titles = ("micro F1 (right: better)", "false tags per untagged clip (left: better)")
+    for axes, measure, title in zip(panels, MEASURES, titles, strict=True):
+        for calibrated, colour in ((False, "#30638e"), (True, "#d1495b")):
+            changes = [content["systems"][_system(name, calibrated)]["against_sft"][measure] for name in ARMS]
+            values = [change["value"] for change in changes]
+            error = np.abs([[change[end] - change["value"] for change in changes] for end in ("low", "high")])
+            at = [place + (0.15 if calibrated else -0.15) for place in range(len(ARMS))]
+            label = "with thresholds" if calibrated else "as trained"
+            axes.errorbar(values, at, xerr=error, fmt="o", color=colour, capsize=3, markersize=5, label=label)
+        axes.axvline(0, color="#777777", linewidth=1)
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(ARMS)), list(ARMS))
+    panels[0].invert_yaxis()
+    panels[0].legend(frameon=False, fontsize=8, loc="upper right")
+    figure.supxlabel("difference from SFT, 95% intervals over clips", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/selection"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = options_of(__doc__, "selection")
     parser.add_argument("--corpus-seed", type=int, default=13)
     parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 300, "raft": 2000, "test": 1500})
     parser.add_argument("--epochs", type=int, default=12, help="epochs of SFT")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

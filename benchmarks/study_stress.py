@@ -12,8 +12,6 @@ Writes the results; `--document` also updates the document's tables.
 """
 
 import argparse
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +22,9 @@ from studies import (
     Command,
     differences,
     each_seed,
+    finish,
     measure_yardsticks,
-    publish,
+    options_of,
     run_phases,
     score_over_seeds,
     signed,
@@ -97,10 +96,7 @@ def main() -> None:
             evaluated.append(Command.of("eval", DEMO / "eval-raft.yaml", _evaluation(options, name, seed), **settings))
     run_phases([[pack], evaluated], options.jobs, options.output / "logs")
     content = {"seeds": options.seeds, "clips": options.clips, "conditions": _results(options, scripts)}
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
-    print("\n\n".join(sections(content).values()))
-    if options.document:
-        publish(options.document, sections(content), content)
+    finish(options, content, sections(content))
 
 
 def _adapters(options: argparse.Namespace, seed: int) -> dict[str, Path]:
@@ -185,16 +181,12 @@ def sections(content: dict) -> dict[str, str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, "stress")
     parser.add_argument("--study", type=Path, default=Path("runs/studies/selection"), help="finished study_selection.py")
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/stress"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
     parser.add_argument("--arms", nargs="*", default=["verifier"], help="arms of study_selection.py to measure beside SFT")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--grammar", type=Path, default=Path("data/scripts/grammar.yaml"))
     parser.add_argument("--corpus-seed", type=int, default=17)
     parser.add_argument("--clips", type=int, default=400, help="test scripts; each is spoken under every condition")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

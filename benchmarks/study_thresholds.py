@@ -7,11 +7,10 @@ not; a limit on false tags; and the same on the split `raft`, five times as many
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from studies import DEMO, Command, differences, each_seed, publish, run_phases, score_over_seeds, systems_of
+from studies import DEMO, Command, differences, each_seed, finish, options_of, run_phases, score_over_seeds, systems_of
 
 from evoxtral_train.records import Prediction, read_rows
 from evoxtral_train.reporting.tables import interval, markdown_table
@@ -60,10 +59,7 @@ def main() -> None:
             for split, fits_of in (("validation", {seed: fit(rows) for seed, rows in validation.items()}), ("raft", fits))
         },
     }  # fmt: skip
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
-    print("\n\n".join(sections(content).values()))
-    if options.document:
-        publish(options.document, sections(content), content)
+    finish(options, content, sections(content))
 
 
 def phases(options: argparse.Namespace) -> list[list[Command]]:
@@ -137,12 +133,8 @@ def _tested(measure: dict) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/thresholds"))
+    parser = options_of(__doc__, "thresholds")
     parser.add_argument("--clips", type=json.loads, default={"train": 1200, "validation": 120, "test": 200, "raft": 600})
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

@@ -15,7 +15,6 @@ Writes the results; `--document` also updates the document's tables.
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,9 @@ from studies import (
     Command,
     differences,
     each_seed,
+    finish,
     measure_yardsticks,
-    publish,
+    options_of,
     run_phases,
     score_over_seeds,
     signed,
@@ -98,10 +98,7 @@ def main() -> None:
     content["test"] = yardsticks_of(options.output / "eval/yardsticks") | scores(
         {name: systems_of(options.output / "eval" / slug(name)) for name in options.only}
     )
-    (options.output / "results.json").write_text(json.dumps(content, indent=1), "utf-8")
-    print(*sections(content).values(), sep="\n\n")
-    if options.document:
-        publish(options.document, sections(content), content)
+    finish(options, content, sections(content))
 
 
 def tags_last(row: dict, duration_s: float) -> dict:
@@ -259,15 +256,11 @@ def _signed(report: dict, name: str) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies/words"))
-    parser.add_argument("--document", type=Path, help="Markdown file whose tables to update")
+    parser = options_of(__doc__, "words")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=VARIANTS, help=f"variants; {PLAIN!r} must be one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of adapter initialisation and row order")
     parser.add_argument("--corpus-seed", type=int, default=11)
     parser.add_argument("--clips", type=json.loads, default={"train": 640, "validation": 60, "test": 300})
     parser.add_argument("--steps", type=int, default=280, help="optimizer steps of each training")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands to run at a time; use 1 on a GPU")
     return parser.parse_args()
 
 

@@ -289,6 +289,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path], "nor does it leave a part"
 
 
 SYNTH = [

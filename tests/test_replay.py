@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPO, TINY_BASE, TINY_OFFLINE_BASE, launch
+from conftest import CARD, REPO, TINY_BASE, TINY_OFFLINE_BASE, launch
 from evoxtral_train.config.data import Layout, PackConfig
 from evoxtral_train.config.loader import load_config
 from evoxtral_train.config.sections import Tracking
@@ -347,3 +347,24 @@ def test_a_gate_without_words_or_split_is_refused(words):
     with pytest.raises(UsageError, match="the dataset's target 'tags' has no words, so there is no WER to limit"):
         raft_run._check(config.model_copy(update={"dataset": words["tags"]}))
     raft_run._check(config.model_copy(update={"dataset": words["aligned"]}))
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_two_processes_is_that_on_one(call, words, replayed, tmp_path):
+    """The rounds, with the gate's reward and WER, and the adapter. The second process has no row in the last of three steps."""
+    settings = (
+        *CARD, f"dataset={words['aligned']}", f"adapter={replayed}", "rounds=[{}]", "generate.candidates=2",
+        "generate.max_new_tokens=65", "gate.min_gain=-9", "gate.wer_regression_max=9", "train.batch_size=2",
+        "train.gradient_accumulation=2", "train.warmup_steps=1", "model.device=cpu", "tracking.mode=disabled",
+    )  # fmt: skip
+    for run, count in ((call, "one"), (launch, "two")):
+        sets = [part for each in (*settings, f"output={tmp_path}/{count}") for part in ("--set", each)]
+        done = run("raft", "run", "configs/demo/raft.yaml", *sets)
+        assert done.exit_code == 0, done.stderr
+        assert done.stdout.count("the adapter of round 1") == 1, "the first process speaks for all"
+    one, two = (metrics_of(tmp_path / count / "result") for count in ("one", "two"))
+    assert (one["rounds"][1]["curated"], one["rounds"][1]["steps"]) == (10, 3)
+    assert one["rounds"] == two["rounds"]
+    first, second = (load_file(tmp_path / count / "result/adapter/adapter_model.safetensors") for count in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-4)

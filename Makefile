@@ -8,7 +8,7 @@
 # make scaling     pack 20,000 rows: time, memory, disk (about 8 minutes on 2 cores)
 # make soak        30 minutes of live clients against a server: memory, step time, every utterance (docs/benchmarks.md)
 # make configs     rewrite the comments in configs/ and docs/configuration.md from the config models
-# make study       the studies in docs/studies, with three seeds each (about 4 hours on 2 cores)
+# make study       the studies in docs/studies, with three seeds each (about 5 hours on 2 cores)
 # make page        fetch wavesurfer.js for the server's web page, if the installation could not (needs npm)
 # make chaos       random kills, full disks and concurrent runs against every stage (about 8 minutes): docs/reliability.md
 # Every target first installs what is missing into .venv. The demo skips finished steps; `make clean-demo` starts over.
@@ -114,6 +114,7 @@ study: .venv/installed $(DEMO)/eval-sft/complete.json
 	$(BIN)/python benchmarks/study_raft.py --document docs/studies/raft.md
 	$(BIN)/python benchmarks/study_selection.py --document docs/studies/selection.md
 	$(BIN)/python benchmarks/study_stress.py --document docs/studies/stress.md
+	$(BIN)/python benchmarks/study_adapters.py --document docs/studies/adapters.md
 	$(BIN)/python benchmarks/study_words.py --document docs/studies/words.md
 	$(BIN)/python benchmarks/study_families.py --document docs/studies/families.md
 	$(BIN)/python benchmarks/study_thresholds.py --document docs/studies/thresholds.md

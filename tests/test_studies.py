@@ -1,5 +1,6 @@
 """The studies: their own arithmetic by hand, a small one through the command line, and documents that show their results."""
 
+import doctest
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from conftest import REPO
 sys.path.insert(0, str(REPO / "benchmarks"))
 
 import studies  # noqa: E402
+import study_adapters  # noqa: E402
 import study_families  # noqa: E402
 import study_layouts  # noqa: E402
 import study_raft  # noqa: E402
@@ -26,6 +28,7 @@ from evoxtral_train.records import Prediction  # noqa: E402
 from evoxtral_train.synthesis.synthesizer import Style  # noqa: E402
 
 DOCUMENTS = {
+    "adapters": study_adapters.sections,
     "families": study_families.sections,
     "layouts": study_layouts.sections,
     "raft": study_raft.sections,
@@ -47,6 +50,10 @@ def test_recall_by_the_time_of_the_event():
     # Clip a has two sighs; seed 0 wrote one, which counts for the earlier. Found at 1 s: both; 2 s: one; 3 s: one; 4 s: one.
     assert (first["from_s"], first["mean_s"], first["events"], first["value"]) == (0, 1.5, 2, 3 / 4)
     assert (second["to_s"], second["mean_s"], second["events"], second["value"]) == (4.5, 3.5, 2, 2 / 4)
+
+
+def test_the_rate_is_searched_until_both_neighbours_are_worse():
+    assert doctest.testmod(study_adapters) == (0, 1)
 
 
 def test_half_strength_is_halfway_to_neutral_speech():

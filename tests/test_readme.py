@@ -24,12 +24,14 @@ RUN_HERE = {
     "evoxtral sft configs/sft.yaml --dry-run": (),
     "evoxtral data synth configs/synth.yaml": ("--set", "clips.train=8", "--set", "clips.validation=1", "--set", "clips.test=1"),
     "evoxtral data import configs/import.yaml": ("--set", "source.path={table}"),
-    "evoxtral data stats configs/stats.yaml": ("--set", "manifest={corpus}/manifest.jsonl"),
-}
+    "evoxtral data stats configs/stats.yaml --set manifest=data/imported/corpus/manifest.jsonl": (
+        "--set", "manifest={corpus}/manifest.jsonl",
+    ),
+}  # fmt: skip
 
 
 def test_every_command_is_run_or_says_what_it_needs():
-    assert len(COMMANDS) == 30
+    assert len(COMMANDS) == 27
     for command, comment in COMMANDS.items():
         if "needs a GPU" not in comment and "needs the network" not in comment:
             assert command in RUN_ELSEWHERE or command in RUN_HERE, command

@@ -308,6 +308,17 @@ def test_audio_and_transcripts_leave_only_when_asked(uploads, evaluate, packed, 
     assert run.settings["name"] == "eval: eval"
 
 
+@pytest.mark.parametrize("upload_media", [False, True])
+def test_a_probe_leaves_and_what_it_heard_only_when_asked(uploads, call, one_tag, tmp_path, upload_media):
+    settings = (f"dataset={one_tag('deferred')}", f"output={tmp_path}/probe", "probabilities=[raft]", "bootstrap.samples=10",
+                f"tracking.upload_media={upload_media}", "tracking.mode=auto")  # fmt: skip
+    result = call("probe", "configs/demo/probe.yaml", *(part for setting in settings for part in ("--set", setting)))
+    assert result.exit_code == 0, result.stderr
+    [run] = uploads
+    assert "probe.safetensors" in run.files
+    assert ("report.html" in run.files, "raft.jsonl" in run.files) == (upload_media, upload_media)
+
+
 def test_texts_of_candidates_stay_here(uploads, tmp_path):
     for upload_media in (False, True):
         with Tracker(Tracking(upload_media=upload_media), "raft score", tmp_path / "scores", Section()) as tracker:

@@ -172,8 +172,8 @@ def _write(config: ProbeConfig, work: Work, heard: _Heard, split: PackedSplit, t
     tracker.table("probe/per_tag", columns, table)
     tracker.artifact(f"{name}-tables", "report", [work.path / "table.md", *pictures])
     tracker.media_artifact(f"{name}-page", "report", [work.path / "report.html"])
-    probabilities = sorted(work.path.glob("probabilities/*.jsonl"))
-    tracker.artifact(f"{name}-probabilities", "probe", [work.path / _PROBE, *probabilities])
+    tracker.artifact(f"{name}-probe", "probe", [work.path / _PROBE])
+    tracker.media_artifact(f"{name}-probabilities", "probe", sorted(work.path.glob("probabilities/*.jsonl")))
     work.done(metrics, fingerprint_files(probe_files(work.path)))
     files = [config.output / name for name in ("table.md", "metrics.json", "report.html")]
     return f"{tag_table(by_tag)}\n\n{last_lines(evaluation, files)}"

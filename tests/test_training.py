@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 
 from conftest import REPO, TINY_BASE, load_tiny
 from evoxtral_train.config.loader import load_config
@@ -182,3 +184,19 @@ def test_what_fills_up_the_last_batches_has_no_labels():
     sampler = StepSampler([1, 2, 3], rows_per_step=2, seed=0, extra=1)
     assert sorted(sampler) == list(range(len(sampler))) == [0, 1, 2, 3]
     assert list(sampler)[-1] == 3
+
+
+def test_a_process_that_resumes_within_an_epoch_has_that_epochs_order():
+    """Accelerate then wraps the loader of a process so that it no longer finds the sampler."""
+    def batches(resumed: bool) -> list[list[int]]:
+        even = EvenRows([{"labels": torch.tensor([row])} for row in range(13)], 4)
+        even.sampler = StepSampler([1] * 13, rows_per_step=4, seed=0, extra=3)
+        loader = DataLoader(even, 2, sampler=even.sampler, collate_fn=lambda items: [int(each["labels"]) for each in items])
+        shard = prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False)
+        shard = skip_first_batches(shard, 1) if resumed else shard
+        shard.set_epoch(1)
+        return list(shard)[0 if resumed else 1 :]
+
+    whole = batches(resumed=False)
+    assert len(whole) == 3
+    assert batches(resumed=True) == whole

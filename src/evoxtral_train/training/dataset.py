@@ -117,11 +117,16 @@ class TrainingSet(Dataset):
 
 
 class EvenRows(Dataset):
-    """`rows`, and after them rows without labels, until their number is a multiple of `multiple`: each process then has as many,
-    and no row counts twice."""
+    """`rows`, and after them rows without labels, until their number is a multiple of `multiple`: so all processes get equally
+    many, and no row counts twice. `sampler`: the order of the rows."""
 
     def __init__(self, rows: TrainingSet, multiple: int):
-        self.rows, self._length = rows, -(-len(rows) // multiple) * multiple
+        self.rows, self.sampler, self._length = rows, None, -(-len(rows) // multiple) * multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate where it does not find the sampler: on several processes, in the epoch where a run resumes."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return self._length
@@ -142,7 +147,7 @@ class StepSampler(Sampler[int]):
         batches of 2 rows, longest first                             9 8, 5 3 | 9 5, 4 3
 
     `weights`: how often each row is drawn in an epoch; None: once. `on_epoch` is called with each epoch before it begins.
-    `extra`: so many further rows, which come last (`EvenRows`).
+    `extra`: the number of rows without labels, which come last in each epoch (`EvenRows`).
     """
 
     def __init__(

@@ -321,7 +321,9 @@ class _Trainer(Trainer):
         rows, arguments = self.train_dataset.rows, self.args
         rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         extra = len(self.train_dataset) - len(rows)
-        return StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch, extra)
+        order = StepSampler(rows.needed_tokens, rows_per_step, arguments.seed, self.weights, rows.set_epoch, extra)
+        self.train_dataset.sampler = order
+        return order
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
         """The sum of the label weights of an optimizer step, on all processes."""
